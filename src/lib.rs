@@ -1,0 +1,1 @@
+//! day0 decides whether a quantized language model may be published.

@@ -1,0 +1,2 @@
+//! The `day0` command.
+fn main() {}

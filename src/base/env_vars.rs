@@ -1,0 +1,55 @@
+//! Every environment variable that day0 reads, as one constant each.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Directory of cached units, models and digests. Default `$XDG_CACHE_HOME/day0`, else `$HOME/.cache/day0`.
+pub const DAY0_CACHE: &str = "DAY0_CACHE";
+/// `1`: a test that needs a GPU fails instead of skipping when there is none.
+pub const DAY0_REQUIRE_GPU: &str = "DAY0_REQUIRE_GPU";
+/// Base of the cache directory by the XDG specification.
+pub const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
+/// The user's home directory.
+pub const HOME: &str = "HOME";
+/// Hugging Face home directory; the hub cache is `$HF_HOME/hub`.
+pub const HF_HOME: &str = "HF_HOME";
+/// Access token for the hub.
+pub const HF_TOKEN: &str = "HF_TOKEN";
+/// Address of the hub; default `https://huggingface.co`.
+pub const HF_ENDPOINT: &str = "HF_ENDPOINT";
+/// `1`, `true`, `yes` or `on`: never open a connection to the hub.
+pub const HF_HUB_OFFLINE: &str = "HF_HUB_OFFLINE";
+/// CPUs given to each task of a Slurm job.
+pub const SLURM_CPUS_PER_TASK: &str = "SLURM_CPUS_PER_TASK";
+/// CPUs of this node given to a Slurm job.
+pub const SLURM_CPUS_ON_NODE: &str = "SLURM_CPUS_ON_NODE";
+/// Set and not empty: no colours.
+pub const NO_COLOR: &str = "NO_COLOR";
+/// Thread count of rayon, set by day0 for libraries that read it.
+pub const RAYON_NUM_THREADS: &str = "RAYON_NUM_THREADS";
+
+/// The value of a variable, if it is set and not empty.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn get_os(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|v| !v.is_empty())
+}
+
+/// The value of a variable as text, if it is set, not empty and valid Unicode.
+pub fn get(name: &str) -> Option<String> {
+    get_os(name)?.into_string().ok()
+}
+
+/// Whether a variable is set to one of the spellings of yes that huggingface_hub accepts.
+pub fn is_true(name: &str) -> bool {
+    get(name).is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"))
+}
+
+/// The cache directory: `$DAY0_CACHE`, else `$XDG_CACHE_HOME/day0`, else `$HOME/.cache/day0`, else under the
+/// system's temporary directory.
+pub fn cache_dir() -> PathBuf {
+    get_os(DAY0_CACHE)
+        .map(PathBuf::from)
+        .or_else(|| get_os(XDG_CACHE_HOME).map(|d| PathBuf::from(d).join("day0")))
+        .or_else(|| get_os(HOME).map(|d| PathBuf::from(d).join(".cache/day0")))
+        .unwrap_or_else(|| std::env::temp_dir().join("day0-cache"))
+}

@@ -1,0 +1,1 @@
+//! Layer 5: work graph, append-only ledger, leases, executors. Knows only units.

@@ -1,0 +1,1 @@
+//! Layer 4: decoder graph, architectures, quantized linears, tokenizer, chat template.

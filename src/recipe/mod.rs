@@ -1,0 +1,1 @@
+//! Layer 3: recipes: versioned YAML, validated into typed schemes.

@@ -1,0 +1,131 @@
+//! What one arm's evaluation produced: every item's log-likelihoods and the metrics over them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::provenance::Provenance;
+use super::score::EngineIdentity;
+use crate::base::digest::Digest;
+
+/// Result of evaluating one arm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// Schema of this record.
+    pub schema_version: u32,
+    /// `baseline` or `candidate`; free text for a single evaluation.
+    pub arm: String,
+    /// What answered.
+    pub identity: EngineIdentity,
+    /// Results per task, by task name.
+    pub tasks: BTreeMap<String, TaskRecord>,
+    /// Whether item scores came from an earlier run with the same key.
+    pub reused: bool,
+    /// Origin.
+    pub provenance: Provenance,
+}
+
+/// State of a task's run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum TaskStatus {
+    /// All items were visited.
+    Success,
+    /// Some items are still to be scored.
+    Running,
+    /// The task could not be run.
+    Failed,
+}
+
+/// One task of one arm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Task name.
+    pub task: String,
+    /// Task version from its YAML.
+    pub version: String,
+    /// Digest of the task definition (YAML after includes) and the data it reads.
+    pub task_digest: Digest,
+    /// State.
+    pub status: TaskStatus,
+    /// Items that had to be scored under the limit.
+    pub expected: usize,
+    /// Items of the full split.
+    pub full_split: usize,
+    /// Why the number of items is what it is, e.g. `--limit 40`; empty for the full split.
+    pub limited_by: String,
+    /// Items in ascending `doc_id`.
+    pub items: Vec<ItemRecord>,
+    /// The one metric that decides.
+    pub primary_metric: MetricInfo,
+    /// Aggregated metrics, e.g. `acc`, `acc_norm`.
+    pub metrics: BTreeMap<String, Metric>,
+}
+
+impl TaskRecord {
+    /// Items with a valid score.
+    pub fn scored(&self) -> usize {
+        self.items.iter().filter(|i| i.error.is_none()).count()
+    }
+
+    /// Items that failed with a reason.
+    pub fn failed(&self) -> usize {
+        self.items.len() - self.scored()
+    }
+}
+
+/// The metric that decides, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricInfo {
+    /// Name, e.g. `acc`, `acc_norm`, `bits_per_byte`.
+    pub name: String,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+    /// Full scale: 1 for 0/1 metrics; `None` for unbounded ones, whose margin is relative.
+    pub scale: Option<f64>,
+}
+
+/// An aggregated metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// Estimate.
+    pub value: f64,
+    /// Standard error; `None` where lm-eval says N/A.
+    pub stderr: Option<f64>,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+}
+
+/// One document of a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ItemRecord {
+    /// Index in the split.
+    pub doc_id: usize,
+    /// Digest of the rendered requests (context and continuation texts).
+    pub prompt_digest: Digest,
+    /// Digest of the requests' token ids and context lengths.
+    pub token_digest: Digest,
+    /// Summed log-likelihood of each request (choice), in request order; empty when the item failed.
+    pub loglikelihoods: Vec<f64>,
+    /// Whether each request's continuation is greedy.
+    pub is_greedy: Vec<bool>,
+    /// Value of each metric on this item: 0/1 for accuracies.
+    pub values: BTreeMap<String, f64>,
+    /// For bits_per_byte and the like: the weight (bytes or words) of the item; 1 otherwise.
+    pub weight: f64,
+    /// Cluster the item belongs to (subject), if the task declares one.
+    pub cluster: Option<String>,
+    /// Why the item has no score.
+    pub error: Option<ItemError>,
+}
+
+/// Why an item has no score.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemError {
+    /// HTTP status, for endpoints.
+    pub status: Option<u16>,
+    /// Whether a retry could help (connection lost, 5xx, timeout).
+    pub transient: bool,
+    /// In words.
+    pub message: String,
+}

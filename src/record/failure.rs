@@ -1,0 +1,86 @@
+//! How errors of any module become exit codes, messages and findings.
+
+use std::error::Error;
+use std::fmt;
+
+use super::finding::FailureClass;
+
+/// An error that knows what it means for the release.
+pub trait Classified: Error {
+    /// The class, which decides exit code and verdict.
+    fn failure_class(&self) -> FailureClass;
+
+    /// How to avoid it, in one sentence.
+    fn hint(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Any [`Classified`] error, flattened: what crosses module borders upwards.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    /// The class.
+    pub class: FailureClass,
+    /// The error and its sources, joined by `: `.
+    pub message: String,
+    /// How to avoid it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without an underlying error value.
+    pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
+        Self { class, message: message.into(), hint: None }
+    }
+
+    /// A usage or configuration error.
+    pub fn config(message: impl Into<String>) -> Self {
+        Self::new(FailureClass::UserConfigError, message)
+    }
+
+    /// Sets the hint.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// An I/O error on `what`: a full disk is transient, everything else a configuration error.
+    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind as K;
+        let class = match error.kind() {
+            K::StorageFull
+            | K::QuotaExceeded
+            | K::WriteZero
+            | K::Interrupted
+            | K::TimedOut
+            | K::StaleNetworkFileHandle => FailureClass::InfraTransient,
+            _ => FailureClass::UserConfigError,
+        };
+        Self::new(class, format!("{what}: {error}"))
+    }
+}
+
+impl<E: Classified> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { class: error.failure_class(), message: chain(&error), hint: error.hint() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// An error and its sources in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,67 @@
+//! What the quantizer wrote.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::provenance::Provenance;
+use crate::base::digest::Digest;
+
+/// Result of stage `quantize`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuantizeRecord {
+    /// Schema of this record.
+    pub schema_version: u32,
+    /// Recipe name.
+    pub recipe: String,
+    /// Recipe version.
+    pub recipe_version: u32,
+    /// Digest of the source checkpoint.
+    pub source_digest: Digest,
+    /// Digest of the written checkpoint.
+    pub output_digest: Digest,
+    /// Sum of the source's tensor bytes.
+    pub source_tensor_bytes: u64,
+    /// Tensor bytes predicted from headers and recipe before anything was written.
+    pub predicted_tensor_bytes: u64,
+    /// Sum of the written tensor bytes.
+    pub output_tensor_bytes: u64,
+    /// Written shards.
+    pub shards: Vec<ShardRecord>,
+    /// Quantized modules.
+    pub quantized_modules: usize,
+    /// Modules left as they were, with the reason.
+    pub excluded_modules: BTreeMap<String, String>,
+    /// Origin.
+    pub provenance: Provenance,
+}
+
+/// One written shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// File name.
+    pub file: String,
+    /// Digest of its content.
+    pub digest: Digest,
+    /// File size in bytes.
+    pub bytes: u64,
+    /// Names of the tensors in it.
+    pub tensors: Vec<String>,
+    /// Sum of their bytes.
+    pub tensor_bytes: u64,
+    /// Quantized modules in it.
+    pub modules: Vec<ModuleRecord>,
+}
+
+/// Error of one quantized module.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModuleRecord {
+    /// Module name, without `.weight`.
+    pub module: String,
+    /// Precision, e.g. `fp8_e4m3`, `int4_g128`.
+    pub precision: String,
+    /// Signal-to-quantization-noise ratio 10·log10(Σw² / Σ(w − ŵ)²) in dB; `None` when lossless or all zero.
+    pub sqnr_db: Option<f64>,
+}
+
+impl Eq for ModuleRecord {}

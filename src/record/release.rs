@@ -1,0 +1,60 @@
+//! The index of a run directory: the verdict with everything it rests on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::finding::{FailureClass, Finding};
+use super::gate::GateReport;
+use super::provenance::Provenance;
+use super::verdict::Verdict;
+
+/// `release.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReleaseRecord {
+    /// Schema of this record.
+    pub schema_version: u32,
+    /// Identifier of the run: the directory's default name.
+    pub run_id: String,
+    /// Model as the user named it.
+    pub model: String,
+    /// Recipe name.
+    pub recipe: String,
+    /// Suites or tasks.
+    pub suites: Vec<String>,
+    /// Verdict; `None` when infrastructure failed first.
+    pub verdict: Option<Verdict>,
+    /// The class that decided.
+    pub failure_class: Option<FailureClass>,
+    /// The deciding findings in one line.
+    pub detail: String,
+    /// May the checkpoint be published? One sentence.
+    pub recommendation: String,
+    /// Stages in order, those that did not run included.
+    pub stages: Vec<StageRecord>,
+    /// Gates in order.
+    pub gates: Vec<GateReport>,
+    /// All findings.
+    pub findings: Vec<Finding>,
+    /// What was not tested, in words.
+    pub not_tested: Vec<String>,
+    /// Whether the baseline arm's scores came from an earlier run with the same key.
+    pub baseline_reused: bool,
+    /// Artifacts of the run, relative path → digest.
+    pub artifacts: BTreeMap<String, crate::base::digest::Digest>,
+    /// Origin.
+    pub provenance: Provenance,
+}
+
+/// One stage of the chain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageRecord {
+    /// Stage name: `quantize`, `scan`, `serve`, `eval`, `compare`.
+    pub stage: String,
+    /// Verdict of its gate; `None` when it did not run or ended without one.
+    pub verdict: Option<Verdict>,
+    /// Why it did not run; empty when it did.
+    pub skipped: String,
+    /// Duration in seconds.
+    pub elapsed_s: f64,
+}

@@ -1,0 +1,88 @@
+//! How an engine came up, what it claims to be, and whether it can be trusted with log-probs.
+
+use serde::{Deserialize, Serialize};
+
+use super::provenance::Provenance;
+use super::score::EngineIdentity;
+use crate::base::digest::Digest;
+
+/// Result of serving one arm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServeRecord {
+    /// Schema of this record.
+    pub schema_version: u32,
+    /// `baseline` or `candidate`.
+    pub arm: String,
+    /// Address of the endpoint.
+    pub url: String,
+    /// Whether day0 started the engine itself.
+    pub launched: bool,
+    /// Start attempts made (a failed start is tried once more).
+    pub attempts: u32,
+    /// Status of `/health`, or the error.
+    pub health: ProbeResult,
+    /// Digest of the checkpoint this arm must serve.
+    pub expected_digest: Digest,
+    /// What the engine says it is.
+    pub identity: Option<EngineIdentity>,
+    /// Mechanical canary: 16 greedy tokens, twice.
+    pub canary: Option<Canary>,
+    /// Log-prob self-test.
+    pub self_test: Option<SelfTest>,
+    /// Whether the engine was still healthy, with the same identity, after the last request.
+    pub stayed_up: Option<ProbeResult>,
+    /// Last lines of the engine's log, or of the client's errors.
+    pub log_excerpt: String,
+    /// Command that reproduces the start.
+    pub command: String,
+    /// Origin.
+    pub provenance: Provenance,
+}
+
+/// Result of one probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeResult {
+    /// Whether it succeeded.
+    pub ok: bool,
+    /// HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Greedy generation, done twice.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Canary {
+    /// Text of the first generation.
+    pub text: String,
+    /// Number of generated tokens.
+    pub tokens: usize,
+    /// Whether every generated token had a finite log-prob.
+    pub finite: bool,
+    /// Whether the second generation was the same.
+    pub repeatable: bool,
+}
+
+/// Checks of echoed prompt log-probs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfTest {
+    /// Entries = prompt tokens (+ generated).
+    pub entry_count_ok: bool,
+    /// The first entry is null.
+    pub first_is_null: bool,
+    /// All other entries are finite, not clamped and not all zero.
+    pub rest_finite: bool,
+    /// The greedy token of the canary is the top token of the echoed log-probs.
+    pub greedy_consistent: bool,
+    /// HTTP status when the test was refused, e.g. 401.
+    pub refused_status: Option<u16>,
+    /// What failed, in words.
+    pub detail: String,
+}
+
+impl SelfTest {
+    /// Whether all parts passed.
+    pub fn pass(&self) -> bool {
+        self.entry_count_ok && self.first_is_null && self.rest_finite && self.greedy_consistent
+    }
+}

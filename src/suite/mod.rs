@@ -1,0 +1,1 @@
+//! Layer 6: suites: tasks, prompts, data sets.

@@ -12,3 +12,10 @@ pub mod microkernel;
 pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
+// Codecs and weight quantization.
+pub mod e8m0;
+pub mod fp4;
+pub mod fp8;
+#[cfg(test)]
+pub(crate) mod golden;
+pub mod int_pack;

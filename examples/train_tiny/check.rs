@@ -98,8 +98,10 @@ struct Scores {
 
 impl Scores {
     fn of(model: &Model, tokenizer: &Tokenizer, suite: &Suite) -> Result<Self> {
-        let chosen = suite.tasks.iter().map(|items| choose(model, tokenizer, items)).collect::<Result<_>>()?;
-        let bits = suite.documents.par_iter().map(|d| document_bits(model, tokenizer, d)).collect::<Result<_>>()?;
+        let chosen =
+            suite.tasks.iter().map(|items| choose(model, tokenizer, items)).collect::<Result<_>>()?;
+        let bits =
+            suite.documents.par_iter().map(|d| document_bits(model, tokenizer, d)).collect::<Result<_>>()?;
         Ok(Self { chosen, bits })
     }
 

@@ -59,7 +59,13 @@ impl CustomOp2 for RmsNorm {
     }
 
     /// With n = x·r: dx = r · (g·w − n · mean(g·w·n)), dw = Σ g·n.
-    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (xs, ws, gs) = (values(x)?, values(w)?, values(g)?);
         let c = ws.len();
         let (mut dx, mut dw) = (Vec::with_capacity(xs.len()), vec![0.0; c]);
@@ -98,7 +104,13 @@ impl CustomOp2 for SwiGlu {
         Ok(result(y, l1))
     }
 
-    fn bwd(&self, a: &Tensor, b: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (mut gate, mut up, grad) = (values(a)?, values(b)?, values(g)?);
         for ((gate, up), d) in gate.iter_mut().zip(&mut up).zip(&grad) {
             let s = 1.0 / (1.0 + (-*gate).exp());
@@ -124,8 +136,7 @@ impl Rope {
     fn turn(&self, x: &[f32], t: usize, d: usize) -> Vec<f32> {
         let half = d / 2;
         let angle = |row: usize, i: usize| row as f32 * self.theta.powf(-2.0 * i as f32 / d as f32);
-        let table: Vec<(f32, f32)> =
-            (0..t * half).map(|at| angle(at / half, at % half).sin_cos()).collect();
+        let table: Vec<(f32, f32)> = (0..t * half).map(|at| angle(at / half, at % half).sin_cos()).collect();
         let mut y = vec![0.0; x.len()];
         for (row, (from, to)) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).enumerate() {
             let turns = &table[row % t * half..][..half];

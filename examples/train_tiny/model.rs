@@ -42,7 +42,14 @@ const INIT_STD: f32 = 0.02;
 impl Config {
     /// The sizes of day0-tiny: 3.0 M parameters at a vocabulary of 1,024.
     pub fn tiny(vocab_size: usize) -> Self {
-        Self { vocab_size, hidden_size: 256, intermediate_size: 640, num_layers: 4, num_heads: 4, num_kv_heads: 2 }
+        Self {
+            vocab_size,
+            hidden_size: 256,
+            intermediate_size: 640,
+            num_layers: 4,
+            num_heads: 4,
+            num_kv_heads: 2,
+        }
     }
 
     /// Every tensor's name and shape, in the order of the graph.
@@ -62,7 +69,9 @@ impl Config {
         ];
         let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, c])];
         for n in 0..self.num_layers {
-            all.extend(layer.iter().map(|(name, dims)| (format!("model.layers.{n}.{name}.weight"), dims.clone())));
+            all.extend(
+                layer.iter().map(|(name, dims)| (format!("model.layers.{n}.{name}.weight"), dims.clone())),
+            );
         }
         all.push(("model.norm.weight".to_owned(), vec![c]));
         all
@@ -199,7 +208,8 @@ impl Model {
         let scale = 1.0 / (HEAD_DIM as f32).sqrt();
         let y = scores.apply_op1(CausalSoftmax { scale })?.matmul(&v)?;
         // [B, H, T, D] → [B·T, H·D]
-        let y = y.reshape((b, h, t, HEAD_DIM))?.transpose(1, 2)?.contiguous()?.reshape((b * t, h * HEAD_DIM))?;
+        let y =
+            y.reshape((b, h, t, HEAD_DIM))?.transpose(1, 2)?.contiguous()?.reshape((b * t, h * HEAD_DIM))?;
         self.linear(&self.input(y)?, &format!("{layer}.self_attn.o_proj.weight"))
     }
 

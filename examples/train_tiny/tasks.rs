@@ -159,7 +159,10 @@ impl Suite {
         for document in &self.documents {
             total += encode(tokenizer, &document.page)?.len();
         }
-        ensure!(total <= MAX_TOKENS_PER_ARM, "an arm forwards {total} tokens, more than {MAX_TOKENS_PER_ARM}");
+        ensure!(
+            total <= MAX_TOKENS_PER_ARM,
+            "an arm forwards {total} tokens, more than {MAX_TOKENS_PER_ARM}"
+        );
         Ok(total)
     }
 }

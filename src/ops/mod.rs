@@ -1,6 +1,7 @@
 //! Layer 3: one operation a file, with its reference and the test that compares them.
 
 // Codecs and weight quantization.
+pub mod dequantize;
 pub mod e8m0;
 pub mod float_dtype;
 pub mod fp4;

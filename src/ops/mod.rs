@@ -13,9 +13,15 @@ pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
 // Codecs and weight quantization.
+pub mod dequantize;
 pub mod e8m0;
+pub mod float_dtype;
 pub mod fp4;
 pub mod fp8;
 #[cfg(test)]
 pub(crate) mod golden;
 pub mod int_pack;
+pub mod qparams;
+mod quantize_rows;
+pub mod quantize_weight;
+pub mod weight_layout;

@@ -68,7 +68,8 @@ fn continuation(tokens: &[u32], cached: usize) -> RaggedBatch {
     if cached > 0 {
         segments.insert(0, Segment { source: Source::Cache, first_tile: 0, first_row: 0, len: cached });
     }
-    let sequence = Sequence { rows: 0..len, first_position: cached, first_tile: 0, segments: 0..segments.len() };
+    let sequence =
+        Sequence { rows: 0..len, first_position: cached, first_tile: 0, segments: 0..segments.len() };
     RaggedBatch {
         tokens: tokens.to_vec(),
         positions: (cached as u32..(cached + len) as u32).collect(),

@@ -107,8 +107,7 @@ impl<'a> Planner<'a> {
         }
         self.cached = 0;
         if let Some(following) = self.order.get(self.next) {
-            let (last, following) =
-                (self.requests[self.order[self.next - 1]], self.requests[*following]);
+            let (last, following) = (self.requests[self.order[self.next - 1]], self.requests[*following]);
             self.cached = common_prefix(last.input(), following.input()).min(following.first_scored());
         }
         filling.batch.kept = filling.keep(self.cached);
@@ -130,8 +129,12 @@ impl Filling {
         if input.len() > shared {
             self.batch.tokens.extend_from_slice(&input[shared..]);
             self.batch.positions.extend(shared as u32..input.len() as u32);
-            let own =
-                Segment { source: Source::Batch, first_tile: self.tiles, first_row, len: input.len() - shared };
+            let own = Segment {
+                source: Source::Batch,
+                first_tile: self.tiles,
+                first_row,
+                len: input.len() - shared,
+            };
             self.path.push(Piece { segment: own, start: shared });
             let first_segment = self.batch.segments.len();
             self.batch.segments.extend(self.path.iter().map(|p| p.segment));
@@ -162,9 +165,11 @@ impl Filling {
 
     /// The first `len` positions of the path: how many are in the cache already, and the rows of the others.
     fn keep(&self, len: usize) -> (usize, Vec<Range<usize>>) {
-        let rows = self.path.iter().filter(|p| p.segment.source == Source::Batch && p.start < len).map(|p| {
-            p.segment.first_row..p.segment.first_row + p.segment.len.min(len - p.start)
-        });
+        let rows = self
+            .path
+            .iter()
+            .filter(|p| p.segment.source == Source::Batch && p.start < len)
+            .map(|p| p.segment.first_row..p.segment.first_row + p.segment.len.min(len - p.start));
         (self.cached().min(len), rows.collect())
     }
 
@@ -225,9 +230,8 @@ mod tests {
     #[test]
     fn a_shared_header_crosses_batches_in_the_cache() {
         let header: Vec<u32> = (0..50).collect();
-        let requests: Vec<_> = (0..10u32)
-            .map(|i| ([header.clone(), vec![100 + i, 7, 8, 9]].concat(), 52))
-            .collect();
+        let requests: Vec<_> =
+            (0..10u32).map(|i| ([header.clone(), vec![100 + i, 7, 8, 9]].concat(), 52)).collect();
         let batches = plan(&requests, 60);
         let rows: usize = batches.iter().map(|b| b.batch.tokens.len()).sum();
         assert!(batches.len() > 1);

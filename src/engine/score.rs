@@ -29,10 +29,8 @@ impl Engine {
         for (index, request) in requests.iter().enumerate() {
             self.check(request).map_err(|source| EngineError::Request { index, source })?;
         }
-        let planned: Vec<PlanRequest<'_>> = requests
-            .iter()
-            .map(|r| PlanRequest { tokens: &r.tokens, context_len: r.context_len })
-            .collect();
+        let planned: Vec<PlanRequest<'_>> =
+            requests.iter().map(|r| PlanRequest { tokens: &r.tokens, context_len: r.context_len }).collect();
         let mut results: Vec<ScoreResult> = requests
             .iter()
             .map(|r| {

@@ -45,7 +45,13 @@ impl KvCache {
     }
 
     /// Keeps positions 0..`kept` of layer `layer` and appends those of `rows` of qkv \[T, qkv_columns\].
-    pub fn update(&mut self, layer: usize, kept: usize, qkv: &Buffer, rows: impl Iterator<Item = usize> + Clone) {
+    pub fn update(
+        &mut self,
+        layer: usize,
+        kept: usize,
+        qkv: &Buffer,
+        rows: impl Iterator<Item = usize> + Clone,
+    ) {
         let (shape, columns) = (self.shape, self.columns());
         let Layer { keys, values } = &mut self.layers[layer];
         let len = kept + rows.clone().count();

@@ -1,7 +1,7 @@
 //! How Python writes values: `json.dumps`, `repr`, `str`, and how it reads literals back.
 //!
 //! lm-eval hashes `json.dumps` texts and passes lists through templates as their `repr`, so prompts and hashes are
-//! only the same as its own where this is exact. Sources: CPython 3.12 `json/encoder.py`, `Objects/unicodeobject.c`
+//! only the same as its own where this is exact. Sources: CPython 3.11 `json/encoder.py`, `Objects/unicodeobject.c`
 //! (`unicode_repr`), `Python/pystrtod.c` (`float_repr_style`).
 
 use std::fmt::Write;
@@ -405,7 +405,7 @@ mod tests {
 
     use super::*;
 
-    /// Reference: CPython 3.12, `repr(x)` of each.
+    /// Reference: CPython 3.11, `repr(x)` of each.
     #[test]
     fn repr_as_cpython() {
         assert_eq!(
@@ -423,7 +423,7 @@ mod tests {
         );
     }
 
-    /// Reference: CPython 3.12, `json.dumps(x, indent=2, ensure_ascii=False)`.
+    /// Reference: CPython 3.11, `json.dumps(x, indent=2, ensure_ascii=False)`.
     #[test]
     fn json_as_cpython() {
         let value =

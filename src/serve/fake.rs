@@ -153,6 +153,10 @@ impl TextCodec for ByteCodec {
         self.decode(&[id])
     }
 
+    fn vocab_size(&self) -> usize {
+        VOCAB_SIZE
+    }
+
     fn eos_ids(&self) -> Vec<u32> {
         vec![EOS]
     }

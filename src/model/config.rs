@@ -385,8 +385,16 @@ mod tests {
         }
     }
 
-    const LLAMA3: [f32; 8] =
-        [1.0, 1.939_227_6e-1, 3.760_603e-2, 7.292_665e-3, 4.295_567e-4, 8.570_256e-6, 1.661_967_4e-6, 3.222_933e-7];
+    const LLAMA3: [f32; 8] = [
+        1.0,
+        1.939_227_6e-1,
+        3.760_603e-2,
+        7.292_665e-3,
+        4.295_567e-4,
+        8.570_256e-6,
+        1.661_967_4e-6,
+        3.222_933e-7,
+    ];
 
     #[test]
     fn unsupported_options_are_named() {
@@ -397,7 +405,11 @@ mod tests {
             ("sliding_window", json!(4096), "sliding_window"),
             ("rope_scaling", json!({"type": "yarn", "factor": 2.0}), "rope_scaling.type"),
             ("rope_parameters", json!({"rope_type": "linear"}), "rope_parameters.rope_type"),
-            ("rope_parameters", json!({"partial_rotary_factor": 0.5}), "rope_parameters.partial_rotary_factor"),
+            (
+                "rope_parameters",
+                json!({"partial_rotary_factor": 0.5}),
+                "rope_parameters.partial_rotary_factor",
+            ),
             ("architectures", json!(["GemmaForCausalLM"]), "GemmaForCausalLM"),
         ] {
             let error = with(field, value).unwrap_err();

@@ -8,6 +8,7 @@
 use rayon::prelude::*;
 
 use super::elementary::LANES;
+use super::fp8;
 use super::kernel_path::{KernelPath, per_path};
 
 /// Element type of quantized activations.
@@ -79,27 +80,10 @@ per_path! {
     fn max_abs(x: &[f32]) -> f32 = max_abs_body
 }
 
-/// v rounded to E4M3 for |v| ≤ 448, ties to even.
-#[inline(always)]
-fn round_e4m3(v: f32) -> f32 {
-    /// Smallest normal number.
-    const MIN_NORMAL: f32 = 0.015_625;
-    /// 1.5·2^14: its last bit is worth 2^−9, the step of the subnormal numbers, so that adding it rounds to that.
-    const SUBNORMAL: f32 = 24_576.0;
-    // Normal: keep 3 of 23 mantissa bits; adding just under half of the step, plus 1 if the kept part is odd, rounds
-    // ties to even and carries into the exponent.
-    let bits = v.to_bits();
-    let normal = f32::from_bits((bits + 0x7_FFFF + ((bits >> 20) & 1)) & 0xFFF0_0000);
-    let subnormal = (v + SUBNORMAL) - SUBNORMAL;
-    if v.abs() < MIN_NORMAL { subnormal } else { normal }
-}
-
 #[inline(always)]
 fn fp8_row_body<const FMA: bool>(x: &[f32], scale: f32, multiplier: f32, out: &mut [f32]) {
     for (out, x) in out.iter_mut().zip(x) {
-        let v = (*x / scale).clamp(-448.0, 448.0);
-        // NaN would be rounded to another number's bits.
-        *out = if v.is_nan() { v } else { round_e4m3(v) * multiplier };
+        *out = fp8::e4m3_code_and_value(*x / scale).1 * multiplier;
     }
 }
 

@@ -1,5 +1,7 @@
 //! The float types weights are stored in: decoding rows, rounding, and the constants that quantization needs of them.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -129,29 +131,33 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        #[test]
-        fn bf16_rounding_as_half(x in any::<f32>().prop_filter("no NaN", |x| !x.is_nan())) {
-            prop_assert_eq!(round_bf16(x).to_bits(), bf16::from_f32(x).to_f32().to_bits());
-        }
+           #[test]
+           fn bf16_rounding_as_half(x in any::<f32>().prop_filter("no NaN", |x| !x.is_nan())) {
+               prop_assert_eq!(round_bf16(x).to_bits(), bf16::from_f32(x).to_f32().to_bits());
+           }
 
-        #[test]
-        fn amax_is_the_largest_magnitude(values in proptest::collection::vec(-1e4f32..1e4, 0..200)) {
-            for dtype in [FloatDtype::Bf16, FloatDtype::F16, FloatDtype::F32] {
-                let mut bytes = Vec::new();
-                values.iter().for_each(|x| dtype.write(*x, &mut bytes));
-                let mut decoded = vec![0.0; values.len()];
-                dtype.decode(&bytes, &mut decoded);
-                let expected = decoded.iter().fold(0f32, |a, x| a.max(x.abs()));
-                prop_assert_eq!(dtype.amax(&bytes), expected);
-            }
-        }
+           #[test]
+           fn amax_is_the_largest_magnitude(values in proptest::collection::vec(-1e4f32..1e4, 0..200)) {
+               for dtype in [FloatDtype::Bf16, FloatDtype::F16, FloatDtype::F32] {
+                   let mut bytes = Vec::new();
+                   for x in &values {
+    dtype.write(*x, &mut bytes);
     }
+                   let mut decoded = vec![0.0; values.len()];
+                   dtype.decode(&bytes, &mut decoded);
+                   let expected = decoded.iter().fold(0f32, |a, x| a.max(x.abs()));
+                   prop_assert_eq!(dtype.amax(&bytes), expected);
+               }
+           }
+       }
 
     #[test]
     fn amax_shows_non_finite_elements() {
         for bad in [f32::NAN, f32::INFINITY, -f32::INFINITY] {
             let mut bytes = Vec::new();
-            [1.0, bad, -2.0].iter().for_each(|x| FloatDtype::Bf16.write(*x, &mut bytes));
+            for x in [1.0, bad, -2.0] {
+                FloatDtype::Bf16.write(x, &mut bytes);
+            }
             assert!(!FloatDtype::Bf16.amax(&bytes).is_finite());
         }
     }

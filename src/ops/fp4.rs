@@ -3,6 +3,8 @@
 //! Source: OCP Microscaling Formats v1.0 §5.3.3; conversion as compressed-tensors' `cast_to_fp4` after a clamp to ±6:
 //! ties to even. Two codes share a byte, the even column in the low nibble.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 /// Largest value.
 pub const MAX: f32 = 6.0;
 

@@ -4,6 +4,8 @@
 //! `torch.clamp(x, -448, 448).to(torch.float8_e4m3fn)`: saturating, ties to even. Branch-free, so that loops over it
 //! vectorize.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 /// Largest finite value.
 pub const MAX: f32 = 448.0;
 

@@ -13,6 +13,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
 // Codecs and weight quantization.
+pub mod dequantize;
 pub mod e8m0;
 pub mod float_dtype;
 pub mod fp4;

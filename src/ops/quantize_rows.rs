@@ -4,6 +4,9 @@
 //! [`LANES`] elements, which compilers turn into vector instructions; on x86-64 the same code is compiled a second
 //! time for AVX2. Both give the same bits: no operation is fused or reordered.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
+use super::float_dtype::{FloatDtype, round_bf16};
 use super::quantize_weight::{Preset, RowJob, TileOut};
 use super::weight_layout::{Element, Packing, ScaleKind};
 use super::{e8m0, fp4, fp8, int_pack, qparams};
@@ -21,6 +24,39 @@ pub(super) trait Codec: Copy {
 pub(super) trait Quotient: Copy {
     /// The rounded quotient.
     fn round(self, x: f32) -> f32;
+}
+
+/// The quotient as f32 division gives it.
+#[derive(Clone, Copy)]
+pub(super) struct Exact;
+
+impl Quotient for Exact {
+    #[inline(always)]
+    fn round(self, x: f32) -> f32 {
+        x
+    }
+}
+
+/// Rounded to bfloat16.
+#[derive(Clone, Copy)]
+pub(super) struct ToBf16;
+
+impl Quotient for ToBf16 {
+    #[inline(always)]
+    fn round(self, x: f32) -> f32 {
+        round_bf16(x)
+    }
+}
+
+/// Rounded to half precision.
+#[derive(Clone, Copy)]
+pub(super) struct ToF16;
+
+impl Quotient for ToF16 {
+    #[inline(always)]
+    fn round(self, x: f32) -> f32 {
+        FloatDtype::F16.round(x)
+    }
 }
 
 /// FP8 E4M3.
@@ -272,13 +308,6 @@ fn append_codes(job: &RowJob, codes: &[u8], packed: &mut Vec<u8>) {
 /// The path of processors without the vector instructions, for comparison.
 #[cfg(test)]
 pub(super) fn portable(job: &RowJob, bytes: &[u8], k: usize) -> Option<TileOut> {
-    #[derive(Clone, Copy)]
-    struct Exact;
-    impl Quotient for Exact {
-        fn round(self, x: f32) -> f32 {
-            x
-        }
-    }
     match job.layout.element {
         Element::Int(_) => rows(job, Int::new(job.layout.element), Exact, bytes, k),
         Element::E4m3 => rows(job, E4m3, Exact, bytes, k),

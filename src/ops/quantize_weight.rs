@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::float_dtype::{FloatDtype, round_bf16};
-use super::quantize_rows::{Codec, E2m1, E4m3, Int, Quotient, quantize_rows};
+use super::float_dtype::FloatDtype;
+use super::quantize_rows::{Codec, E2m1, E4m3, Exact, Int, ToBf16, ToF16, quantize_rows};
 use super::weight_layout::{Element, ScaleKind, WeightLayout};
 use super::{int_pack, qparams};
 use crate::checkpoint::quant_args::Strategy;
@@ -188,31 +188,6 @@ struct Rest {
 
 /// Chooses the monomorphic loop; `None` when an element is not finite.
 fn quantize_tile(job: &RowJob, arithmetic: Arithmetic, bytes: &[u8], k: usize) -> Option<TileOut> {
-    /// The quotient as it is.
-    #[derive(Clone, Copy)]
-    struct Exact;
-    impl Quotient for Exact {
-        #[inline(always)]
-        fn round(self, x: f32) -> f32 {
-            x
-        }
-    }
-    #[derive(Clone, Copy)]
-    struct ToBf16;
-    impl Quotient for ToBf16 {
-        #[inline(always)]
-        fn round(self, x: f32) -> f32 {
-            round_bf16(x)
-        }
-    }
-    #[derive(Clone, Copy)]
-    struct ToF16;
-    impl Quotient for ToF16 {
-        #[inline(always)]
-        fn round(self, x: f32) -> f32 {
-            FloatDtype::F16.round(x)
-        }
-    }
     fn by_quotient<C: Codec>(
         job: &RowJob,
         codec: C,
@@ -288,4 +263,4 @@ fn first_non_finite(weight: Weight<'_>, rows: Range<usize>) -> QuantizeWeightErr
 
 #[cfg(test)]
 #[path = "quantize_weight_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -4,7 +4,8 @@ use sha2::{Digest, Sha256};
 
 /// SHA-256 in hexadecimal, as the scripts print it.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    let digits = |b: &u8| [b >> 4, b & 15].map(|d| char::from_digit(u32::from(d), 16).unwrap());
+    Sha256::digest(bytes).iter().flat_map(digits).collect()
 }
 
 /// A digest of `codecs.json`, made by `codecs.py`.

@@ -3,14 +3,17 @@
 
 Reference checkpoints of one small weight under every scheme, made by compressed-tensors' own observers and compressors on
 CPU (its eager path: quotients rounded to the weight's type). Values: the weight's bytes in hexadecimal, and
-SHA-256 of each tensor's bytes. Made with torch 2.10.0, compressed-tensors 0.19.0, llmcompressor 0.14.0.1.
+SHA-256 of each tensor's bytes and of the decompressed weight. Made with torch 2.10.0, compressed-tensors 0.19.0, llmcompressor 0.14.0.1.
 """
 import hashlib
 import json
 
 import torch
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.mx_utils import decompress_mx_scale
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
 
@@ -49,7 +52,23 @@ def quantize(w, fmt, **arguments):
     state["weight_scale"] = scale
     state["weight_zero_point"] = zero_point
     compressed = BaseCompressor.get_value_from_registry(fmt).compress(state, scheme)
-    return {name: hashlib.sha256(raw(t)).hexdigest() for name, t in sorted(compressed.items()) if t is not None}
+    digests = {name: hashlib.sha256(raw(t)).hexdigest() for name, t in sorted(compressed.items()) if t is not None}
+    digests["dense_f32"] = hashlib.sha256(raw(decompress(fmt, dict(compressed), scheme))).hexdigest()
+    return digests
+
+
+def decompress(fmt, state, scheme):
+    """The package's own decompression, with everything it would do in bf16 done in f32."""
+    if fmt in ("nvfp4-pack-quantized", "mxfp4-pack-quantized"):
+        packed, scale = state["weight_packed"], state["weight_scale"]
+        if fmt.startswith("mx"):
+            scale = decompress_mx_scale(scale)
+        codes = unpack_fp4_from_uint8(packed, packed.shape[0], packed.shape[1] * 2, dtype=torch.float32)
+        return dequantize(
+            codes, scale.float(), args=scheme.weights, global_scale=state.get("weight_global_scale"), dtype=torch.float32
+        )
+    state["weight_scale"] = state["weight_scale"].float()
+    return BaseCompressor.get_value_from_registry(fmt).decompress(state, scheme)["weight"]
 
 
 generator = torch.Generator().manual_seed(0)

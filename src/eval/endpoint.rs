@@ -5,6 +5,8 @@
 
 pub(crate) mod answer;
 mod client;
+#[cfg(test)]
+mod engine_tests;
 mod http;
 mod scorer;
 #[cfg(test)]

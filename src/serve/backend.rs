@@ -1,18 +1,8 @@
 //! What the server needs from an engine.
 
+use crate::engine::{Engine, EngineError, TokenLogprobs};
+use crate::record::failure::chain;
 use crate::record::score::EngineIdentity;
-
-/// Log-probabilities at one position.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    /// The token that stands at this position.
-    pub token: u32,
-    /// ln p of that token.
-    pub logprob: f32,
-    /// The most likely tokens at this position, best first. A value that belongs to `token` is the same f32 as
-    /// `logprob`.
-    pub top: Vec<(u32, f32)>,
-}
 
 /// An engine that could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -46,4 +36,42 @@ pub trait Backend: Send + Sync {
 
     /// Number of token ids.
     fn vocab_size(&self) -> usize;
+}
+
+impl From<EngineError> for BackendError {
+    fn from(error: EngineError) -> Self {
+        Self(chain(&error))
+    }
+}
+
+impl Backend for Engine {
+    fn prompt_logprobs(
+        &self,
+        tokens: &[u32],
+        top_n: usize,
+    ) -> Result<Vec<Option<TokenLogprobs>>, BackendError> {
+        Ok(Self::prompt_logprobs(self, tokens, top_n)?)
+    }
+
+    fn generate_greedy(
+        &self,
+        prompt: &[u32],
+        max_tokens: usize,
+        stop_ids: &[u32],
+        top_n: usize,
+    ) -> Result<Vec<TokenLogprobs>, BackendError> {
+        Ok(Self::generate_greedy(self, prompt, max_tokens, stop_ids, top_n)?)
+    }
+
+    fn identity(&self) -> EngineIdentity {
+        Self::identity(self).clone()
+    }
+
+    fn max_len(&self) -> usize {
+        Self::max_len(self)
+    }
+
+    fn vocab_size(&self) -> usize {
+        Self::vocab_size(self)
+    }
 }

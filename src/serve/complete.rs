@@ -1,8 +1,9 @@
 //! Runs one prompt of a request on the engine.
 
-use super::backend::{Backend, BackendError, TokenLogprobs};
+use super::backend::{Backend, BackendError};
 use super::request::{Completion, TokenizedPrompt};
 use super::text::TextCodec;
+use crate::engine::TokenLogprobs;
 
 /// Why a generation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

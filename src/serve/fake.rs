@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::backend::{Backend, BackendError, TokenLogprobs};
+use super::backend::{Backend, BackendError};
 use super::text::TextCodec;
 use crate::base::digest::Digest;
+use crate::engine::TokenLogprobs;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
 
 pub(crate) const BOS: u32 = 256;

@@ -15,6 +15,6 @@ pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Backend, BackendError, TokenLogprobs};
+pub use backend::{Backend, BackendError};
 pub use server::{ServeError, Server, ServerHandle, ServerOptions};
 pub use text::TextCodec;

@@ -7,10 +7,10 @@
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
-use super::backend::TokenLogprobs;
 use super::complete::{Finish, Output};
 use super::request::{Completion, TokenizedPrompt};
 use super::text::TextCodec;
+use crate::engine::TokenLogprobs;
 
 /// What stands for −∞ (OpenAI's and vLLM's value; JSON has no infinity).
 const LOGPROB_FLOOR: f64 = -9999.0;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::EndpointError;
 use crate::base::{env_vars, interrupt};
+use crate::checkpoint::http::install_crypto;
 use crate::record::eval::ItemError;
 use crate::record::failure::chain;
 
@@ -133,16 +134,18 @@ impl Http {
         timeout: Duration,
     ) -> Result<Self, EndpointError> {
         let root = root_of(url)?;
-        // reqwest is built without a TLS provider of its own; an error means that one is installed already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(redirect::Policy::none())
-            .user_agent(concat!("day0/", env!("CARGO_PKG_VERSION")));
-        if is_loopback(&root) {
-            builder = builder.no_proxy();
-        }
-        let client = builder.build().map_err(|source| EndpointError::Client { source })?;
+        install_crypto();
+        let builder = || {
+            let builder = Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                // A redirected POST becomes a GET, and the key would go to another server.
+                .redirect(redirect::Policy::none())
+                .user_agent(concat!("day0/", env!("CARGO_PKG_VERSION")));
+            if is_loopback(&root) { builder.no_proxy() } else { builder }
+        };
+        // A machine without root certificates can still speak plain HTTP, to a server of its own for example.
+        let client = builder().build().or_else(|_| builder().tls_certs_only([]).build());
+        let client = client.map_err(|source| EndpointError::Client { source })?;
         Ok(Self { client, root: root.as_str().trim_end_matches('/').to_owned(), key, retry, timeout })
     }
 

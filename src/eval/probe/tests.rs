@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{ProbeTarget, probe, require_usable, still_up};
 use crate::base::digest::Digest;
 use crate::base::threads;
+use crate::checkpoint::http::install_crypto;
 use crate::eval::endpoint::stand_in::{Call, Reply, StandIn};
 use crate::eval::endpoint::{ApiKey, EndpointOptions, RetryPolicy};
 use crate::record::serve::ServeRecord;
@@ -156,9 +157,8 @@ const ASCII_SEED: u64 = 5;
 fn bent(bend: impl Fn(&Call, &mut Value) + Send + Sync + 'static) -> (StandIn, ServerHandle) {
     let (honest, _) = server(ASCII_SEED, |_| {});
     let url = honest.url();
-    let client = reqwest::blocking::Client::builder().no_proxy();
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = client.build().unwrap();
+    install_crypto();
+    let client = reqwest::blocking::Client::builder().no_proxy().build().unwrap();
     let stand_in = StandIn::start(move |call| {
         let url = format!("{url}{}", call.path);
         let request = if call.body.is_null() { client.get(url) } else { client.post(url).json(&call.body) };
@@ -273,7 +273,7 @@ fn a_server_that_dies_midway() {
     let die = Arc::clone(&dead);
     let (honest, digest) = server(1, |_| {});
     let url = honest.url();
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    install_crypto();
     let client = reqwest::blocking::Client::builder().no_proxy().build().unwrap();
     let server = StandIn::start(move |call| {
         if die.load(Ordering::Relaxed) || (call.path == "/v1/completions" && call.number >= 2) {

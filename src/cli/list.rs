@@ -16,8 +16,9 @@ pub(super) struct Arguments {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum What {
     Recipes,
+    /// Tasks and groups.
+    #[value(alias = "tasks")]
     Suites,
-    Tasks,
     Architectures,
 }
 
@@ -30,9 +31,8 @@ struct Row {
 pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
     let rows = match arguments.what {
         What::Recipes => recipes()?,
-        What::Suites => rows(suite::builtin_suites()),
-        What::Tasks => rows(suite::builtin_tasks()),
-        What::Architectures => rows(model::config::ARCHITECTURES.iter().map(|a| ((*a).to_owned(), String::new()))),
+        What::Suites => names(suite::builtin_names()),
+        What::Architectures => names(model::config::ARCHITECTURES.iter().map(|a| (*a).to_owned())),
     };
     if settings.json {
         output::json(&rows)?;
@@ -52,6 +52,6 @@ fn recipes() -> Result<Vec<Row>, Failure> {
     recipe::builtin_names().iter().map(describe).collect()
 }
 
-fn rows(pairs: impl IntoIterator<Item = (String, String)>) -> Vec<Row> {
-    pairs.into_iter().map(|(name, description)| Row { name, description }).collect()
+fn names(names: impl IntoIterator<Item = String>) -> Vec<Row> {
+    names.into_iter().map(|name| Row { name, description: String::new() }).collect()
 }

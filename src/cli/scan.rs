@@ -24,13 +24,13 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
     let provenance = Provenance::new(settings.threads.clone());
+    let recipe = arguments.recipe.as_ref().map(|r| recipe::load(r)).transpose()?;
     let record = if arguments.model.starts_with("http://") || arguments.model.starts_with("https://") {
-        scan::scan_remote(&arguments.model, provenance)?
+        scan::scan_remote(&arguments.model, None, recipe.as_ref(), provenance)?
     } else {
         let cache = env_vars::cache_dir();
         let model = source::resolve(&arguments.model, &cache)?;
         let against = arguments.against.as_ref().map(|m| source::resolve(m, &cache)).transpose()?;
-        let recipe = arguments.recipe.as_ref().map(|r| recipe::load(r)).transpose()?;
         scan::scan(&model.dir, against.as_ref().map(|m| m.dir.as_path()), recipe.as_ref(), provenance)?
     };
     if settings.json {

@@ -4,6 +4,7 @@ pub mod dir;
 pub mod error;
 pub mod file_digest;
 pub mod files;
+pub mod gguf;
 pub mod header;
 pub mod http;
 pub mod hub_env;

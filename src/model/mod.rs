@@ -10,6 +10,9 @@ pub mod linear;
 pub mod tokenizer;
 pub mod weights;
 
+#[cfg(test)]
+mod linear_oracle_tests;
+
 pub use config::ModelConfig;
 pub use decoder::{Decoder, RaggedBatch};
 pub use error::ModelError;

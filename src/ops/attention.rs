@@ -16,7 +16,7 @@ use super::buffer::Buffer;
 use super::elementary;
 use super::kernel_path::KernelPath;
 use super::linear::SharedOut;
-use super::microkernel::{self, MR, NR, Tile};
+use super::microkernel::{self, Former, MR, NR, Tile};
 
 /// Query rows per parallel task.
 const ROWS: usize = 64;
@@ -312,7 +312,7 @@ impl Head<'_> {
                     ldb: NR,
                     c: scratch.scores.as_mut_ptr().wrapping_add(position + tile * NR),
                     ldc: stride,
-                    accumulate: false,
+                    former: Former::Ignore,
                 };
                 // SAFETY: queries are packed [D][count], the tile is [D][32], rows of scores have 2·32 floats beyond
                 // the last key.
@@ -348,7 +348,7 @@ impl Head<'_> {
                     ldb,
                     c: scratch.result.as_mut_ptr().wrapping_add(column),
                     ldc: result_stride,
-                    accumulate: position > 0,
+                    former: if position > 0 { Former::Continue } else { Former::Ignore },
                 };
                 // SAFETY: rows of values exist (`check`); reading 32 columns may run past the last head of the last
                 // row into the slack of the buffer, whose products land in columns that nobody reads.

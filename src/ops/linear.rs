@@ -1,6 +1,7 @@
 //! y = x · Wᵀ in f32: x \[T, K\], W \[N, K\], y \[T, N\], with W packed once at load.
 //!
-//! Each output is one chain of multiply-adds over k ([`super::microkernel`]): batch-invariant by construction.
+//! Each output is a sum over fixed blocks of k, each a chain of multiply-adds ([`super::microkernel`]): batch-invariant
+//! by construction.
 //! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with the packed
 //! block of x in the second-level cache and panels of W streaming by.
 
@@ -10,12 +11,13 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::kernel_path::KernelPath;
-use super::microkernel::{self, MR, NR, Tile};
+use super::microkernel::{self, Former, MR, NR, Tile};
 
 /// Rows of x in one task: enough to use each loaded panel of W eight times.
 const ROW_BLOCK: usize = 8 * MR;
-/// Inner block: 96 rows of 512 floats are 192 KiB, a fraction of a second-level cache.
-const K_BLOCK: usize = 512;
+/// Inner block: 96 rows of 256 floats are 96 KiB, a fraction of a second-level cache. Blocks are summed apart, which
+/// keeps rounding errors of long sums down; they begin at multiples of this size, whatever the batch.
+const K_BLOCK: usize = 256;
 
 /// W in panels of 32 rows (output features): \[N/32\]\[K\]\[32\], the last panel padded with zeros.
 pub struct PackedMatrix {
@@ -152,6 +154,7 @@ pub(super) unsafe fn multiply_block(
         packed.ensure(rows * K_BLOCK.min(w.k));
         for k0 in (0..w.k).step_by(K_BLOCK) {
             let k = K_BLOCK.min(w.k - k0);
+            let former = if k0 > 0 { Former::Add } else { Former::Ignore };
             for row in (0..rows).step_by(MR) {
                 let count = MR.min(rows - row);
                 microkernel::pack_rows(&x[row * w.k + k0..], w.k, count, k, &mut packed[row * k..]);
@@ -166,7 +169,7 @@ pub(super) unsafe fn multiply_block(
                     // local tile where the last panel is cut.
                     unsafe {
                         let c = c.add(row * ldc + panel * NR);
-                        let tile = Tile { k, a, b, ldb: NR, c, ldc, accumulate: k0 > 0 };
+                        let tile = Tile { k, a, b, ldb: NR, c, ldc, former };
                         if columns == NR {
                             microkernel::compute(path, count, tile);
                         } else {
@@ -187,7 +190,7 @@ unsafe fn cut_tile(path: KernelPath, rows: usize, columns: usize, tile: Tile) {
     let mut local = [0.0f32; MR * NR];
     // SAFETY: the local tile is large enough; C is touched in `columns` columns only.
     unsafe {
-        if tile.accumulate {
+        if tile.former != Former::Ignore {
             for r in 0..rows {
                 std::ptr::copy_nonoverlapping(
                     tile.c.add(r * tile.ldc),

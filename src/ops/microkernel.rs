@@ -1,7 +1,7 @@
 //! The one matrix kernel: C\[MR, 32\] (+)= A\[MR, K\] · B\[K, 32\], for linear layers and for both products of attention.
 //!
-//! Every element of C is one chain of multiply-adds in ascending k. So its bits depend on its row of A and its column
-//! of B alone: not on the other rows of the tile, not on how K is cut into blocks.
+//! Every element of C is a chain of multiply-adds in ascending k. So its bits depend on its row of A and its column of
+//! B alone, not on the other rows of the tile.
 
 use super::kernel_path::{Isa, KernelPath};
 
@@ -25,8 +25,19 @@ pub struct Tile {
     pub c: *mut f32,
     /// Distance of C's rows in floats.
     pub ldc: usize,
-    /// Whether to continue from what C holds instead of from 0.
-    pub accumulate: bool,
+    /// What C's former content does.
+    pub former: Former,
+}
+
+/// What happens to the former content of C.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Former {
+    /// It is overwritten.
+    Ignore,
+    /// The chain of multiply-adds continues from it: cutting K anywhere gives the same bits.
+    Continue,
+    /// The product is added to it at the end: shorter chains round less, and bits depend on where K is cut.
+    Add,
 }
 
 /// Computes a tile of `rows` ≤ [`MR`] rows.
@@ -69,12 +80,12 @@ pub unsafe fn compute(path: KernelPath, rows: usize, tile: Tile) {
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512<const ROWS: usize>(t: Tile) {
     use std::arch::x86_64::{
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
     // SAFETY: the caller promises k rows of A and B and ROWS rows of C.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
-        if t.accumulate {
+        if t.former == Former::Continue {
             for (r, acc) in acc.iter_mut().enumerate() {
                 let c = t.c.add(r * t.ldc);
                 *acc = [_mm512_loadu_ps(c), _mm512_loadu_ps(c.add(16))];
@@ -89,8 +100,12 @@ unsafe fn avx512<const ROWS: usize>(t: Tile) {
                 acc[1] = _mm512_fmadd_ps(a, b1, acc[1]);
             }
         }
-        for (r, acc) in acc.iter().enumerate() {
+        for (r, acc) in acc.iter_mut().enumerate() {
             let c = t.c.add(r * t.ldc);
+            if t.former == Former::Add {
+                acc[0] = _mm512_add_ps(_mm512_loadu_ps(c), acc[0]);
+                acc[1] = _mm512_add_ps(_mm512_loadu_ps(c.add(16)), acc[1]);
+            }
             _mm512_storeu_ps(c, acc[0]);
             _mm512_storeu_ps(c.add(16), acc[1]);
         }
@@ -127,12 +142,12 @@ unsafe fn avx2<const ROWS: usize>(t: Tile) {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2_part<const ROWS: usize>(t: Tile, lda: usize) {
     use std::arch::x86_64::{
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+        _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
     };
     // SAFETY: the caller promises k rows of A and B and ROWS rows of 16 columns of C.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); 2]; ROWS];
-        if t.accumulate {
+        if t.former == Former::Continue {
             for (r, acc) in acc.iter_mut().enumerate() {
                 let c = t.c.add(r * t.ldc);
                 *acc = [_mm256_loadu_ps(c), _mm256_loadu_ps(c.add(8))];
@@ -147,8 +162,12 @@ unsafe fn avx2_part<const ROWS: usize>(t: Tile, lda: usize) {
                 acc[1] = _mm256_fmadd_ps(a, b1, acc[1]);
             }
         }
-        for (r, acc) in acc.iter().enumerate() {
+        for (r, acc) in acc.iter_mut().enumerate() {
             let c = t.c.add(r * t.ldc);
+            if t.former == Former::Add {
+                acc[0] = _mm256_add_ps(_mm256_loadu_ps(c), acc[0]);
+                acc[1] = _mm256_add_ps(_mm256_loadu_ps(c.add(8)), acc[1]);
+            }
             _mm256_storeu_ps(c, acc[0]);
             _mm256_storeu_ps(c.add(8), acc[1]);
         }
@@ -161,12 +180,17 @@ unsafe fn portable<const ROWS: usize>(t: Tile) {
     unsafe {
         for r in 0..ROWS {
             let c = t.c.add(r * t.ldc).cast::<[f32; NR]>();
-            let mut acc = if t.accumulate { c.read_unaligned() } else { [0.0; NR] };
+            let mut acc = if t.former == Former::Continue { c.read_unaligned() } else { [0.0; NR] };
             for i in 0..t.k {
                 let a = *t.a.add(i * ROWS + r);
                 let b = t.b.add(i * t.ldb).cast::<[f32; NR]>().read_unaligned();
                 for (acc, b) in acc.iter_mut().zip(b) {
                     *acc = if cfg!(target_arch = "aarch64") { a.mul_add(b, *acc) } else { *acc + a * b };
+                }
+            }
+            if t.former == Former::Add {
+                for (acc, c) in acc.iter_mut().zip(c.read_unaligned()) {
+                    *acc += c;
                 }
             }
             c.write_unaligned(acc);

@@ -217,7 +217,10 @@ fn metrics(out: &mut Collector, name: &str, task: &TaskRecord) {
         out.add(failure().observed(format!("{} is {}", metric.name, reported.value)));
         return;
     }
-    // Unscaled metrics need not be means (a perplexity is not).
+    // With failed items there is no metric to check; unscaled metrics need not be means (a perplexity is not).
+    if task.failed() > 0 {
+        return;
+    }
     let (Some(scale), Some(mean)) = (metric.scale, weighted_mean(task)) else { return };
     if (mean - reported.value).abs() > METRIC_TOLERANCE * scale.abs() {
         out.add(

@@ -155,6 +155,8 @@ fn items(task: &str, a: &ItemRecord, b: &ItemRecord) -> Option<Finding> {
             ("prompts", show(&a.prompt_digest), show(&b.prompt_digest))
         }
         () if a.token_digest != b.token_digest => ("tokens", show(&a.token_digest), show(&b.token_digest)),
+        // A failed item has no answers to compare; the accounting names it.
+        () if a.error.is_some() || b.error.is_some() => return None,
         () if a.loglikelihoods.len() != b.loglikelihoods.len() => {
             let requests = |item: &ItemRecord| format!("{} requests", item.loglikelihoods.len());
             ("requests", requests(a), requests(b))

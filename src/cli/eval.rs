@@ -129,7 +129,7 @@ fn scorer(
         options: &options,
         launched: false,
         attempts: 1,
-        command: format!("curl {url}/health"),
+        command: "",
         startup_timeout: std::time::Duration::from_secs(5),
         expected_digest: &checkpoint.digest()?,
         text: &**tokenizer,

@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         Dtype::Bf16 => ImportDtype::Bf16,
         Dtype::F32 => ImportDtype::F32,
     };
-    let summary = gguf::import(&arguments.file, &arguments.out, &ImportOptions { dtype })?;
+    let summary = gguf::import(&arguments.file, &arguments.out, ImportOptions { dtype })?;
     if settings.json {
         output::json(&summary)?;
     } else {

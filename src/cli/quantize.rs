@@ -9,7 +9,7 @@ use super::{Settings, output};
 use crate::base::env_vars;
 use crate::base::units::human_bytes;
 use crate::checkpoint::{Checkpoint, source};
-use crate::exec::{Executor, Graph, Ledger, LocalExecutor};
+use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::record::quantize::QuantizeRecord;
 use crate::record::verdict::exit_code;

@@ -92,6 +92,8 @@ pub struct Arm {
     checkpoint: PathBuf,
     engine: ArmEngine,
     threads: Threads,
+    /// Command that reproduces the start.
+    command: String,
     running: Mutex<Option<Arc<Running>>>,
 }
 
@@ -108,7 +110,11 @@ pub struct Running {
 impl Arm {
     /// An arm that is not started.
     pub fn new(name: ArmName, checkpoint: PathBuf, engine: ArmEngine, threads: Threads) -> Self {
-        Self { name, checkpoint, engine, threads, running: Mutex::new(None) }
+        let command = match &engine {
+            ArmEngine::Local => format!("day0 serve {}", checkpoint.display()),
+            ArmEngine::Endpoint { url, .. } => format!("curl {url}/health"),
+        };
+        Self { name, checkpoint, engine, threads, command, running: Mutex::new(None) }
     }
 
     /// What answers score requests; starts the arm if it is not running.
@@ -195,19 +201,12 @@ impl Arm {
             options: &running.options,
             launched: running.server.is_some(),
             attempts,
-            command: self.command(),
+            command: &self.command,
             startup_timeout: STARTUP_TIMEOUT,
             expected_digest: &running.expected_digest,
             text: &*running.tokenizer,
             tokenizer_digest: Some(running.tokenizer.digest()),
             provenance,
-        }
-    }
-
-    fn command(&self) -> String {
-        match &self.engine {
-            ArmEngine::Local => format!("day0 serve {}", self.checkpoint.display()),
-            ArmEngine::Endpoint { url, .. } => format!("curl {url}/health"),
         }
     }
 
@@ -229,7 +228,7 @@ impl Arm {
             fingerprint: None,
             stayed_up: None,
             log_excerpt: failure.message.clone(),
-            command: self.command(),
+            command: self.command.clone(),
             provenance: provenance.clone(),
         }
     }

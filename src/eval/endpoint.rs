@@ -1,7 +1,7 @@
 //! Scoring over any OpenAI-compatible `/v1/completions` that returns log-probs of echoed prompts (day0, vLLM, SGLang).
 //!
 //! A request is sent as lm-eval's `local-completions` sends it: token ids, `echo`, `logprobs` 1, `max_tokens` 1; the
-//! generated token is dropped. Every answer is checked before it counts ([`answer`]).
+//! generated token is dropped. Every answer is checked before it counts (`answer`).
 
 pub(crate) mod answer;
 mod client;
@@ -111,6 +111,16 @@ pub enum EndpointError {
         /// What it lists.
         served: Vec<String>,
     },
+}
+
+impl EndpointError {
+    /// HTTP status, if the endpoint answered.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Unreachable { status, .. } => *status,
+            _ => None,
+        }
+    }
 }
 
 impl Classified for EndpointError {

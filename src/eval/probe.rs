@@ -1,7 +1,7 @@
 //! Whether an endpoint can be trusted with log-probs, found out before a single item is scored.
 //!
 //! Health, identity, a mechanical canary (16 greedy tokens, twice; it never judges quality), the log-prob self-test,
-//! and for endpoints whose identity is only declared the scores of eight fixed prompts, taken again at the end.
+//! and the scores of eight fixed prompts, taken again at the end: a model swapped behind the same address changes them.
 
 mod checks;
 mod fixed;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::digest::Digest;
 use crate::base::interrupt;
-use crate::eval::endpoint::{CallError, EndpointClient, EndpointError, EndpointOptions};
+use crate::eval::endpoint::{EndpointClient, EndpointOptions};
 use crate::record::failure::chain;
 use crate::record::serve::{Fingerprint, ProbeResult, SelfTest, ServeRecord};
 use crate::record::{Classified, FailureClass, Provenance, SCHEMA_VERSION};
@@ -32,7 +32,7 @@ pub struct ProbeTarget<'a> {
     /// Start attempts made so far, this one included.
     pub attempts: u32,
     /// Command that reproduces the start; empty for endpoints the user named.
-    pub command: &'a str,
+    pub command: String,
     /// How long the engine may take to become healthy.
     pub startup_timeout: Duration,
     /// Digest of the checkpoint this arm must serve.
@@ -65,27 +65,30 @@ pub fn probe(target: &ProbeTarget<'_>) -> ServeRecord {
 
 /// Looks again after the last request: healthy, the same identity, the same fingerprint.
 pub fn still_up(target: &ProbeTarget<'_>, record: &mut ServeRecord) {
-    let seen = EndpointClient::new(target.options).map_err(|e| down(chain(&e))).and_then(|client| {
-        let health = wait_until_healthy(&client, Duration::ZERO);
-        if !health.ok {
-            return Err(health);
+    record.stayed_up = Some(look_again(target, record).unwrap_or_else(|problem| problem));
+}
+
+/// Health at the end; an engine that answers (status 200) but is another one is a problem too.
+fn look_again(target: &ProbeTarget<'_>, record: &mut ServeRecord) -> Result<ProbeResult, ProbeResult> {
+    let changed = |detail: &str| ProbeResult { ok: false, status: Some(200), detail: detail.to_owned() };
+    let client = EndpointClient::new(target.options).map_err(|e| down(None, chain(&e)))?;
+    let health = wait_until_healthy(&client, Duration::ZERO);
+    if !health.ok {
+        return Err(health);
+    }
+    let model = client.served_model().map_err(|e| down(e.status(), chain(&e)))?;
+    if record.identity.as_ref().is_some_and(|before| *before != checks::identity(target, &model)) {
+        return Err(changed("the engine's identity changed during the run"));
+    }
+    if let Some(fingerprint) = &mut record.fingerprint {
+        let end = checks::fingerprint(target, &client, &model).map_err(|e| down(e.status, e.message))?.0;
+        let agrees = fingerprint.start.agrees_with(&end);
+        fingerprint.end = Some(end);
+        if !agrees {
+            return Err(changed("fixed prompts score differently than at the start"));
         }
-        let model = client.served_model().map_err(|e| down(chain(&e)))?;
-        let now = checks::identity(target, &model);
-        if record.identity.as_ref().is_some_and(|before| *before != now) {
-            return Err(down("the endpoint's identity changed during the run".to_owned()));
-        }
-        if let Some(fingerprint) = &mut record.fingerprint {
-            let end = checks::fingerprint(target, &client, &model).map_err(|e| down(e.message))?.0;
-            let agrees = fingerprint.start.agrees_with(&end);
-            fingerprint.end = Some(end);
-            if !agrees {
-                return Err(down("fixed prompts score differently than at the start".to_owned()));
-            }
-        }
-        Ok(health)
-    });
-    record.stayed_up = Some(seen.unwrap_or_else(|problem| problem));
+    }
+    Ok(health)
 }
 
 /// An endpoint that must not be scored with.
@@ -164,7 +167,7 @@ fn empty_record(target: &ProbeTarget<'_>) -> ServeRecord {
         url: target.options.url.clone(),
         launched: target.launched,
         attempts: target.attempts,
-        health: down("not asked".to_owned()),
+        health: down(None, "not asked".to_owned()),
         expected_digest: target.expected_digest.clone(),
         identity: None,
         canary: None,
@@ -172,13 +175,13 @@ fn empty_record(target: &ProbeTarget<'_>) -> ServeRecord {
         fingerprint: None,
         stayed_up: None,
         log_excerpt: String::new(),
-        command: target.command.to_owned(),
+        command: target.command.clone(),
         provenance: target.provenance.clone(),
     }
 }
 
-fn down(detail: String) -> ProbeResult {
-    ProbeResult { ok: false, status: None, detail }
+fn down(status: Option<u16>, detail: String) -> ProbeResult {
+    ProbeResult { ok: false, status, detail }
 }
 
 /// Asks until the engine is healthy, refuses, or the time is over.
@@ -195,7 +198,7 @@ fn wait_until_healthy(client: &EndpointClient, timeout: Duration) -> ProbeResult
         // An engine that is starting refuses connections or answers 5xx; anything else will not change.
         if !error.retryable || start.elapsed() >= timeout || interrupt::received().is_some() {
             let detail = format!("{} after {:.1} s", error.message, start.elapsed().as_secs_f64());
-            return ProbeResult { ok: false, status: error.status, detail };
+            return down(error.status, detail);
         }
         std::thread::sleep(POLL_INTERVAL);
     }
@@ -205,7 +208,7 @@ fn wait_until_healthy(client: &EndpointClient, timeout: Duration) -> ProbeResult
 fn examine(target: &ProbeTarget<'_>, client: &EndpointClient, record: &mut ServeRecord) {
     let model = match client.served_model() {
         Ok(model) => model,
-        Err(e) => return give_up(record, endpoint_status(&e), chain(&e)),
+        Err(e) => return give_up(record, refused(e.status()), chain(&e)),
     };
     record.identity = Some(checks::identity(target, &model));
     if let (Some(theirs), Some(ours)) = (&model.tokenizer_digest, target.tokenizer_digest)
@@ -217,20 +220,20 @@ fn examine(target: &ProbeTarget<'_>, client: &EndpointClient, record: &mut Serve
     let prompt = fixed::canary_prompt(target.text);
     let canary = match checks::canary(client, &model, &prompt) {
         Ok(canary) => canary,
-        Err(e) => return give_up(record, refusal(&e), format!("canary: {}", e.message)),
+        Err(e) => return give_up(record, refused(e.status), format!("canary: {}", e.message)),
     };
     record.canary = Some(canary.record);
     match checks::self_test(client, &model, target.text, &prompt, canary.first.as_ref()) {
         Ok(test) => record.self_test = Some(test),
-        Err(e) => return give_up(record, refusal(&e), format!("self-test: {}", e.message)),
+        Err(e) => return give_up(record, refused(e.status), format!("self-test: {}", e.message)),
     }
     let passed = record.self_test.as_ref().is_some_and(SelfTest::pass);
-    if !target.launched && passed {
+    if passed {
         match checks::fingerprint(target, client, &model) {
             Ok((start, token_ids_echoed)) => {
                 record.fingerprint = Some(Fingerprint { start, end: None, token_ids_echoed });
             }
-            Err(e) => give_up(record, refusal(&e), format!("fingerprint: {}", e.message)),
+            Err(e) => give_up(record, refused(e.status), format!("fingerprint: {}", e.message)),
         }
     }
 }
@@ -248,13 +251,7 @@ fn give_up(record: &mut ServeRecord, refused_status: Option<u16>, detail: String
     });
 }
 
-fn refusal(error: &CallError) -> Option<u16> {
-    error.status.filter(|_| error.is_refusal())
-}
-
-fn endpoint_status(error: &EndpointError) -> Option<u16> {
-    match error {
-        EndpointError::Unreachable { status: Some(status @ (401 | 403 | 429)), .. } => Some(*status),
-        _ => None,
-    }
+/// A status that refuses this client.
+fn refused(status: Option<u16>) -> Option<u16> {
+    status.filter(|s| matches!(s, 401 | 403 | 429))
 }

@@ -29,7 +29,7 @@ pub struct ServeRecord {
     pub canary: Option<Canary>,
     /// Log-prob self-test.
     pub self_test: Option<SelfTest>,
-    /// What eight fixed prompts score, for endpoints whose identity is only declared.
+    /// What eight fixed prompts score; `None` when an earlier check failed.
     pub fingerprint: Option<Fingerprint>,
     /// Whether the engine was still healthy, with the same identity, after the last request.
     pub stayed_up: Option<ProbeResult>,

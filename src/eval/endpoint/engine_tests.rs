@@ -40,7 +40,7 @@ fn scores_over_http_are_the_engines_bit_for_bit() {
         options: &options,
         launched: false,
         attempts: 1,
-        command: "",
+        command: String::new(),
         startup_timeout: std::time::Duration::ZERO,
         expected_digest: &digest,
         text: &*tokenizer,

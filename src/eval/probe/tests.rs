@@ -46,7 +46,7 @@ fn with_target<T>(
         options,
         launched,
         attempts: 1,
-        command: "day0 serve x",
+        command: "day0 serve x".to_owned(),
         startup_timeout: Duration::from_millis(300),
         expected_digest: digest,
         text: &ByteCodec,
@@ -71,14 +71,15 @@ fn a_good_server_passes_and_stays_up() {
         let canary = record.canary.clone().unwrap();
         assert!(canary.tokens == 16 && canary.finite && canary.repeatable, "{canary:?}");
         assert!(record.self_test.as_ref().unwrap().pass(), "{record:?}");
-        assert_eq!(record.fingerprint, None, "an engine that day0 launched needs none");
+        assert!(record.fingerprint.is_some());
         require_usable(&record).unwrap();
 
         still_up(target, &mut record);
         assert!(record.stayed_up.as_ref().unwrap().ok);
         server.shutdown();
         still_up(target, &mut record);
-        assert!(!record.stayed_up.as_ref().unwrap().ok);
+        let gone = record.stayed_up.clone().unwrap();
+        assert_eq!((gone.ok, gone.status), (false, None), "{gone:?}");
     });
 }
 
@@ -96,11 +97,15 @@ fn a_model_swapped_behind_a_declared_endpoint_is_noticed() {
 
     let (server_b, _) = server(2, |_| {});
     with_target(&options(&server_b.url()), &digest, false, |t| still_up(t, &mut record));
-    assert!(record.stayed_up.as_ref().unwrap().detail.contains("identity"), "{record:?}");
+    let seen = record.stayed_up.clone().unwrap();
+    assert_eq!((seen.ok, seen.status), (false, Some(200)), "it answers, but is another one");
+    assert!(seen.detail.contains("identity"), "{seen:?}");
     // The same claim, other scores.
     record.identity.as_mut().unwrap().checkpoint_digest = Some(Digest::of(&2u64.to_le_bytes()));
     with_target(&options(&server_b.url()), &digest, false, |t| still_up(t, &mut record));
-    assert!(record.stayed_up.as_ref().unwrap().detail.contains("fixed prompts"), "{record:?}");
+    let seen = record.stayed_up.clone().unwrap();
+    assert_eq!((seen.ok, seen.status), (false, Some(200)));
+    assert!(seen.detail.contains("fixed prompts"), "{seen:?}");
 }
 
 #[test]

@@ -1,3 +1,18 @@
 //! Layer 2: checkpoints on disk and on the hub: headers, shards, GGUF import, quantization dialects.
 
+pub mod dir;
+pub mod error;
+pub mod file_digest;
+pub mod files;
+pub mod header;
+pub mod index;
+pub mod name_match;
 pub mod quant_args;
+pub mod quantization_config;
+pub mod tensor;
+pub mod writer;
+
+pub use dir::{Checkpoint, ShardInfo, TensorLocation};
+pub use error::CheckpointError;
+pub use quantization_config::{ConfigGroup, QuantConfigError, QuantizationConfig};
+pub use tensor::TensorView;

@@ -1,0 +1,278 @@
+//! A Hugging Face checkpoint directory: `config.json`, weights in one or more safetensors files, tokenizer files.
+//!
+//! Everything is validated when the directory is opened: headers, the index against the shards, the config. After
+//! that, tensors are slices of the mapped files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use memmap2::{Mmap, UncheckedAdvice};
+use serde_json::Value;
+
+use super::error::CheckpointError;
+use super::files::{self, CONFIG, INDEX, SINGLE};
+use super::header::{self, Header, TensorInfo};
+use super::quantization_config::QuantizationConfig;
+use super::tensor::TensorView;
+use super::{file_digest, index};
+use crate::base::closest::closest;
+use crate::base::digest::{Digest, DigestBuilder};
+
+/// An opened and validated checkpoint directory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: Value,
+    files: Vec<String>,
+    shards: Vec<ShardInfo>,
+    maps: Vec<Mapped>,
+    /// Tensor name to (shard, tensor within the shard's header).
+    tensors: BTreeMap<String, (usize, usize)>,
+    digest: OnceLock<Digest>,
+}
+
+/// One weight file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardInfo {
+    /// File name within the directory.
+    pub file: String,
+    /// The tensors in the order of their data.
+    pub tensors: Vec<String>,
+}
+
+/// Where the bytes of a tensor lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorLocation {
+    /// The file.
+    pub path: PathBuf,
+    /// Position of the first byte in the file.
+    pub offset: u64,
+    /// Number of bytes.
+    pub num_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Mapped {
+    header: Header,
+    map: Mmap,
+}
+
+impl Checkpoint {
+    /// Opens a directory that holds `model.safetensors`, or shards with `model.safetensors.index.json`.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let files = files::list(dir)?;
+        let (shard_names, weight_map) = weight_files(dir, &files)?;
+        let config = read_config(dir, &files)?;
+        let maps = shard_names.iter().map(|name| map_file(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+        let shards: Vec<ShardInfo> = shard_names
+            .into_iter()
+            .zip(&maps)
+            .map(|(file, m)| ShardInfo {
+                file,
+                tensors: m.header.tensors.iter().map(|t| t.name.clone()).collect(),
+            })
+            .collect();
+        if let Some(map) = weight_map {
+            let held =
+                shards.iter().map(|s| (s.file.as_str(), s.tensors.iter().map(String::as_str).collect()));
+            index::check(&map, held)?;
+        }
+        let tensors = shards
+            .iter()
+            .enumerate()
+            .flat_map(|(s, shard)| shard.tensors.iter().enumerate().map(move |(t, n)| (n.clone(), (s, t))))
+            .collect();
+        Ok(Self { dir: dir.to_path_buf(), config, files, shards, maps, tensors, digest: OnceLock::new() })
+    }
+
+    /// The directory, as it was given.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `config.json` verbatim; always an object.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The weight files, in the order of their names.
+    pub fn shards(&self) -> &[ShardInfo] {
+        &self.shards
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        let (mapped, info) = self.find(name)?;
+        let start = mapped.header.data_start;
+        // The header was validated against the length of this very map.
+        let data = &mapped.map[(start + info.begin) as usize..(start + info.end) as usize];
+        Some(TensorView { dtype: info.dtype, shape: info.shape.clone(), data })
+    }
+
+    /// The tensor of this name; its absence is an error.
+    pub fn require(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
+        self.get(name).ok_or_else(|| CheckpointError::MissingTensor {
+            dir: self.dir.clone(),
+            tensor: name.to_owned(),
+            closest: closest(name, self.names()).map(str::to_owned),
+        })
+    }
+
+    /// The values of a floating-point tensor; errors name file and tensor.
+    pub fn require_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let path = || self.location(name).map(|l| l.path).unwrap_or_default();
+        self.require(name)?.to_f32().map_err(|source| CheckpointError::Tensor {
+            path: path(),
+            tensor: name.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Dtype, shape and offsets without touching the data.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.find(name).map(|(_, info)| info)
+    }
+
+    /// Where the bytes of a tensor lie, for readers that must not map them.
+    pub fn location(&self, name: &str) -> Option<TensorLocation> {
+        let (shard, tensor) = *self.tensors.get(name)?;
+        let header = &self.maps[shard].header;
+        let info = &header.tensors[tensor];
+        let path = self.dir.join(&self.shards[shard].file);
+        Some(TensorLocation { path, offset: header.data_start + info.begin, num_bytes: info.num_bytes() })
+    }
+
+    /// Lets the system take back the memory of a tensor's pages. They are read again when touched again.
+    pub fn release(&self, name: &str) {
+        let Some((mapped, info)) = self.find(name) else { return };
+        let begin = (mapped.header.data_start + info.begin) as usize;
+        let len = info.num_bytes() as usize;
+        // SAFETY: the map is a read-only file mapping, whose pages are refilled from the file: nothing can be lost.
+        // Failure only means that the memory stays in use.
+        let _ = unsafe { mapped.map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, len) };
+    }
+
+    /// The quantization that `config.json` declares, if any.
+    pub fn quantization_config(&self) -> Result<Option<QuantizationConfig>, CheckpointError> {
+        let declared =
+            self.config.get("quantization_config").or_else(|| self.config.get("compression_config"));
+        match declared {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => QuantizationConfig::parse(value)
+                .map(Some)
+                .map_err(|error| error.in_file(self.dir.join(CONFIG))),
+        }
+    }
+
+    /// Every regular file that holds no weights (hidden files left out), sorted.
+    pub fn metadata_files(&self) -> Vec<PathBuf> {
+        self.files.iter().filter(|n| !files::is_weights(n)).map(|n| self.dir.join(n)).collect()
+    }
+
+    /// BLAKE3 over the sorted (file name, file digest) of weights, config and tokenizer files. Computed once; digests
+    /// of large files are kept in the cache directory.
+    pub fn digest(&self) -> Result<Digest, CheckpointError> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(digest.clone());
+        }
+        let weights: BTreeSet<&str> = self.shards.iter().map(|s| s.file.as_str()).collect();
+        let names: Vec<&str> = self
+            .files
+            .iter()
+            .map(String::as_str)
+            .filter(|n| weights.contains(n) || files::is_identity(n))
+            .collect();
+        let mut all = DigestBuilder::default();
+        for (name, digest) in names.iter().zip(file_digest::of_files(&self.dir, &names)?) {
+            all.field(name.as_bytes()).field(digest.as_str().as_bytes());
+        }
+        Ok(self.digest.get_or_init(|| all.finish()).clone())
+    }
+
+    fn find(&self, name: &str) -> Option<(&Mapped, &TensorInfo)> {
+        let (shard, tensor) = *self.tensors.get(name)?;
+        let mapped = &self.maps[shard];
+        Some((mapped, &mapped.header.tensors[tensor]))
+    }
+}
+
+/// The names of the weight files, sorted, and the index's map when there is one.
+fn weight_files(
+    dir: &Path,
+    files: &[String],
+) -> Result<(Vec<String>, Option<index::WeightMap>), CheckpointError> {
+    let has = |name: &str| files.iter().any(|f| f == name);
+    if has(INDEX) {
+        let path = dir.join(INDEX);
+        let map = index::parse(&path, &read(&path)?)?;
+        let shards: BTreeSet<&String> = map.values().collect();
+        if has(SINGLE) && !shards.contains(&SINGLE.to_owned()) {
+            return Err(CheckpointError::Ambiguous { dir: dir.to_path_buf() });
+        }
+        if let Some((tensor, shard)) = map.iter().find(|(_, shard)| !has(shard)) {
+            let index = INDEX.to_owned();
+            return Err(CheckpointError::MissingShard {
+                path: dir.join(shard),
+                index,
+                tensor: tensor.clone(),
+            });
+        }
+        return Ok((shards.into_iter().cloned().collect(), Some(map)));
+    }
+    if has(SINGLE) {
+        return Ok((vec![SINGLE.to_owned()], None));
+    }
+    // A stray safetensors file is more interesting than a pickle beside it.
+    if let Some(found) = files.iter().find(|f| f.ends_with(".safetensors")) {
+        return Err(CheckpointError::NoWeights { dir: dir.to_path_buf(), found: Some(found.clone()) });
+    }
+    if let Some(pickle) = files.iter().find(|f| files::is_pickle(f)) {
+        return Err(CheckpointError::Pickle { path: dir.join(pickle) });
+    }
+    let found = files.iter().find(|f| files::is_weights(f)).cloned();
+    Err(CheckpointError::NoWeights { dir: dir.to_path_buf(), found })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_path_buf(), source })
+}
+
+fn read_config(dir: &Path, files: &[String]) -> Result<Value, CheckpointError> {
+    if !files.iter().any(|f| f == CONFIG) {
+        return Err(CheckpointError::NoConfig { dir: dir.to_path_buf() });
+    }
+    let path = dir.join(CONFIG);
+    let config: Value = serde_json::from_slice(&read(&path)?)
+        .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
+    if config.is_object() {
+        return Ok(config);
+    }
+    Err(CheckpointError::Field {
+        path,
+        field: "the whole file".to_owned(),
+        expected: "an object".to_owned(),
+        found: super::quantization_config::kind(&config).to_owned(),
+    })
+}
+
+fn map_file(path: &Path) -> Result<Mapped, CheckpointError> {
+    let failed = |source| CheckpointError::Read { path: path.to_path_buf(), source };
+    let file = File::open(path).map_err(failed)?;
+    // SAFETY: the map is only read. Another process that shortens the file meanwhile would end this one by SIGBUS, as
+    // it would any program that maps its model; the digest shows other changes.
+    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    let header = header::parse_file(&map)
+        .map_err(|source| CheckpointError::Header { path: path.to_path_buf(), source })?;
+    Ok(Mapped { header, map })
+}
+
+#[cfg(test)]
+#[path = "dir_tests.rs"]
+mod tests;

@@ -14,6 +14,9 @@ mod rolling;
 mod score;
 mod scorer;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::{EvalError, RequestProblem};
 pub use metrics::{aggregate, aggregate_group, argmax, item_values};
 pub use outputs::{OutputInfo, results, sample, write_outputs};

@@ -94,8 +94,7 @@ impl ChatTemplate {
             .iter()
             .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
             .collect();
-        let tokens: Value =
-            self.tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str()))).collect();
+        let tokens = Value::from_pairs(self.tokens.iter().map(|(name, text)| (name.as_str(), text.as_str())));
         let arguments = context! {
             messages => turns,
             add_generation_prompt => add_generation_prompt,
@@ -154,4 +153,49 @@ fn strftime(unix_seconds: u64, format: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::failure::chain;
+
+    fn template(source: &str) -> Result<ChatTemplate, ChatTemplateError> {
+        ChatTemplate::new(source.to_owned(), vec![("bos_token".to_owned(), "<s>".to_owned())])
+    }
+
+    /// Reference: transformers 5.17, `_compile_jinja_template(source).render(…)`.
+    #[test]
+    fn as_transformers() {
+        let source = "{%- set ns = namespace(n=0) -%}\n{% for message in messages %}\n    {% if message.role == 'system' %}{% continue %}{% endif %}\n    {%- set ns.n = ns.n + 1 %}\n{{ bos_token }}[{{ message['role'] | upper }}] {{ message.content.strip() }}\n    {% if ns.n > 2 %}{% break %}{% endif %}\n{% endfor %}\n{{ messages[0] | tojson }} {{ tools is none }} {{ undefined_thing }}{{ messages | length }}\n{% if add_generation_prompt %}\nGO\n{% endif %}\nend";
+        let messages = [
+            ChatMessage::new("system", "<é> 'q'"),
+            ChatMessage::new("user", " hi\n"),
+            ChatMessage::new("assistant", "yo"),
+            ChatMessage::new("user", "a"),
+            ChatMessage::new("user", "never"),
+        ];
+        assert_eq!(
+            template(source).unwrap().render(&messages, true).unwrap(),
+            "<s>[USER] hi\n<s>[ASSISTANT] yo\n<s>[USER] a\n{\"role\": \"system\", \"content\": \"<é> 'q'\"} True 5\nGO\nend"
+        );
+    }
+
+    #[test]
+    fn errors_say_why() {
+        assert!(chain(&template("{% for %}").err().unwrap()).starts_with("not a valid Jinja template: "));
+        let refusing = template("{{ raise_exception('no system role') }}").unwrap();
+        assert!(chain(&refusing.render(&[], false).unwrap_err()).contains("no system role"));
+        let endless = template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").unwrap();
+        assert!(endless.render(&[], false).is_err());
+    }
+
+    /// Reference: `date -u -d @1795248930`.
+    #[test]
+    fn dates() {
+        assert_eq!(
+            strftime(1_795_248_930, "%d %b %Y %A %B %H:%M:%S %y%m %% %q"),
+            "21 Nov 2026 Saturday November 08:15:30 2611 % %q"
+        );
+    }
 }

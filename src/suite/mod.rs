@@ -16,6 +16,9 @@ pub mod python_random;
 mod task;
 mod template;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::{FewshotConfig, FieldSource, Sampler, TaskConfig};
 pub use error::{Place, SuiteError};
 pub use function::{RowFunction, ValueFunction};

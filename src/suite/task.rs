@@ -48,7 +48,7 @@ pub struct Task {
     pub(super) source: DataSource,
     environment: Environment<'static>,
     description: Template,
-    gen_prefix: Option<Template>,
+    own: FieldTemplates,
     fewshot: FieldTemplates,
     pool: OnceLock<Vec<Doc>>,
 }
@@ -76,8 +76,7 @@ impl Task {
         let rows = processed(&config, source.read(&split)?)?;
         let mut task = Self::compile(config, source, split, &rows, place)?;
         task.notes = notes;
-        let own = task.own_templates(&rows.columns, place)?;
-        task.docs = task.render_rows(&own, &rows)?;
+        task.docs = task.render_rows(&task.own, &rows)?;
         Ok(task)
     }
 
@@ -95,18 +94,25 @@ impl Task {
             Template::compile(&mut environment, name, source, columns).map_err(|e| invalid(name, e))
         };
         let text = |text: &String| FieldSource::Text(text.clone());
-        let fewshot = &config.fewshot;
-        let choice = fewshot.doc_to_choice.as_ref();
-        let prefix = fewshot.gen_prefix.as_ref().map(text);
+        let examples = &config.fewshot;
+        let choice = examples.doc_to_choice.as_ref();
+        let prefix = examples.gen_prefix.as_ref().map(text);
         let own_prefix = config.gen_prefix.as_ref().map(text);
-        let templates = FieldTemplates {
-            text: compile("fewshot doc_to_text", &fewshot.doc_to_text, columns)?,
-            target: compile("fewshot doc_to_target", &fewshot.doc_to_target, columns)?,
+        let own = FieldTemplates {
+            text: compile("doc_to_text", &config.doc_to_text, columns)?,
+            target: compile("doc_to_target", &config.doc_to_target, columns)?,
+            choice: (config.doc_to_choice.as_ref())
+                .map(|s| compile("doc_to_choice", s, columns))
+                .transpose()?,
+            gen_prefix: own_prefix.map(|s| compile("gen_prefix", &s, columns)).transpose()?,
+        };
+        let fewshot = FieldTemplates {
+            text: compile("fewshot doc_to_text", &examples.doc_to_text, columns)?,
+            target: compile("fewshot doc_to_target", &examples.doc_to_target, columns)?,
             choice: choice.map(|s| compile("fewshot doc_to_choice", s, columns)).transpose()?,
             gen_prefix: prefix.map(|s| compile("fewshot gen_prefix", &s, columns)).transpose()?,
         };
         let description = compile("description", &text(&config.description), columns)?;
-        let gen_prefix = own_prefix.map(|s| compile("gen_prefix", &s, columns)).transpose()?;
         let digest = task_digest(&config, &rows.digest);
         Ok(Self {
             config,
@@ -117,23 +123,9 @@ impl Task {
             source,
             environment,
             description,
-            gen_prefix,
-            fewshot: templates,
+            own,
+            fewshot,
             pool: OnceLock::new(),
-        })
-    }
-
-    fn own_templates(&mut self, columns: &[String], place: &Place) -> Result<FieldTemplates, SuiteError> {
-        let config = &self.config;
-        let environment = &mut self.environment;
-        let mut compile = |name: &'static str, source: &FieldSource| {
-            Template::compile(environment, name, source, columns).map_err(|e| template_error(place, name, e))
-        };
-        Ok(FieldTemplates {
-            text: compile("doc_to_text", &config.doc_to_text)?,
-            target: compile("doc_to_target", &config.doc_to_target)?,
-            choice: config.doc_to_choice.as_ref().map(|s| compile("doc_to_choice", s)).transpose()?,
-            gen_prefix: None,
         })
     }
 
@@ -144,7 +136,7 @@ impl Task {
 
     /// `gen_prefix` for a document.
     pub fn gen_prefix(&self, doc: &Doc) -> Result<Option<String>, SuiteError> {
-        self.gen_prefix.as_ref().map(|t| self.render_text("gen_prefix", t, doc)).transpose()
+        self.own.gen_prefix.as_ref().map(|t| self.render_text("gen_prefix", t, doc)).transpose()
     }
 
     /// `gen_prefix` for an example.

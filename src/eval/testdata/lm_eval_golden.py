@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""lm_eval_golden.py DATA_DIR TOKENIZER_DIR... > lm_eval_golden.json
+"""lm_eval_golden.py DATA_DIR TOKENIZER_DIR... > lm_eval_golden.jsonl
 
 What lm-eval (0.4.13) makes of the tasks that day0 ships, with a bigram in place of a model: hashes of prompts,
 documents, targets, request texts and token ids over whole splits, and the metrics. TOKENIZER_DIR is NAME=DIR.
@@ -100,9 +100,10 @@ def sha(value):
 
 
 def main():
+    # lm-eval prints to standard output, too.
+    lines, sys.stdout = sys.stdout, sys.stderr
     data = os.path.abspath(sys.argv[1])
     tokenizers = dict(a.split("=", 1) for a in sys.argv[2:])
-    golden = []
     with tempfile.TemporaryDirectory() as out:
         for task, (official, splits) in TASKS.items():
             files = "".join(f"    {split}: {data}/{name}.jsonl\n" for split, name in splits.items())
@@ -132,9 +133,8 @@ def main():
             }
             if task.startswith("edges"):
                 entry["all_tokens"] = model.seen
-            golden.append(entry)
+            print(json.dumps(entry), file=lines, flush=True)
             print(tokenizer, task, shots, metrics, file=sys.stderr)
-    print("[\n" + ",\n".join(json.dumps(g) for g in golden) + "\n]")
 
 
 main()

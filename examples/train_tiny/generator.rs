@@ -19,7 +19,7 @@ use super::words::{
 pub mod truth {
     /// Attributes of people.
     pub const FACTS: f64 = 0.85;
-    /// Who holds which container, repeated from the same document.
+    /// Whose container has which colour, repeated from the same document.
     pub const RECALL: f64 = 0.80;
     /// The fourth number of a count.
     pub const ORDER: f64 = 0.75;
@@ -115,43 +115,42 @@ impl World {
         text
     }
 
-    /// Who has which container, and then each holder asked for again.
-    fn holdings(&self, rng: &mut ChaCha8Rng) -> (String, Vec<Question>) {
-        let count = rng.random_range(2..=3);
+    /// Whose container has which colour, and then each owner asked for again.
+    fn colours(&self, rng: &mut ChaCha8Rng) -> (String, Vec<Question>) {
+        let count = rng.random_range(3..=5);
         let people = self.people(count, rng);
         let colours = sample(ATTRIBUTES[0].values, count, rng);
-        let container = pick(CONTAINERS, rng);
-        let mut text = pick(OPENERS, rng).to_owned();
-        for (&person, colour) in people.iter().zip(&colours) {
-            let _ = write!(text, " {} has the {colour} {container}.", self.names[person]);
-        }
+        let list: Vec<String> =
+            people.iter().zip(&colours).map(|(&p, colour)| format!("{} {colour}", self.names[p])).collect();
+        let text = format!("{} {} colours: {}.", pick(OPENERS, rng), pick(CONTAINERS, rng), list.join(", "));
         let mut questions: Vec<Question> = (0..count)
             .map(|i| Question {
-                context: format!("{} has the", self.names[people[i]]),
+                context: self.names[people[i]].clone(),
                 answer: colours[i],
                 lures: without(&colours, colours[i]),
                 others: without(ATTRIBUTES[0].values, colours[i]),
-                ending: container,
+                ending: "",
             })
             .collect();
         questions.shuffle(rng);
         (text, questions)
     }
 
-    /// `Now Dora has the red box. Miko has the blue box. Dora has the`.
+    /// `Now box colours: Dora red, Miko blue, Gila tan. Miko`.
     pub fn recall_question(&self, rng: &mut ChaCha8Rng) -> Question {
-        let (text, mut questions) = self.holdings(rng);
+        let (text, mut questions) = self.colours(rng);
         let mut question = questions.swap_remove(0);
         question.context = format!("{text} {}", question.context);
         question
     }
 
-    /// Holdings, repeated in another order.
+    /// A list of colours, repeated twice in other orders.
     pub fn recall_document(&self, rng: &mut ChaCha8Rng) -> String {
-        let (mut text, questions) = self.holdings(rng);
-        for question in &questions {
-            let word = question.noisy(truth::RECALL, rng);
-            let _ = write!(text, " {} {word} {}.", question.context, question.ending);
+        let (mut text, mut questions) = self.colours(rng);
+        for _ in 0..2 {
+            questions.shuffle(rng);
+            let list: Vec<String> = questions.iter().map(|q| q.stated(truth::RECALL, rng)).collect();
+            let _ = write!(text, " {}.", list.join(", "));
         }
         text
     }

@@ -22,7 +22,7 @@ pub struct Kind {
 pub const FIRST_SYLLABLES: &[&str] =
     &["Ba", "Do", "Fe", "Gi", "Ka", "Lo", "Mi", "Nu", "Pa", "Ra", "Si", "Ta", "Vo", "Zu", "He", "Jo"];
 /// How names end.
-pub const LAST_SYLLABLES: &[&str] = &["ko", "la", "mi", "na", "po", "ra", "ri", "sa", "ti", "vo", "ne", "lu"];
+pub const LAST_SYLLABLES: &[&str] = &["ko", "la", "mi", "na", "ra", "ti"];
 
 /// First words of documents.
 pub const OPENERS: &[&str] = &["Today", "Now", "Here", "Still", "Often", "Again"];

@@ -143,9 +143,8 @@ fn recall_golds_follow_the_rule_as_often_as_declared() {
     let rule = items
         .iter()
         .filter(|item| {
-            let name = item.context.split(' ').rev().nth(2).unwrap();
-            let held = item.context.split(&format!("{name} has the ")).nth(1).unwrap();
-            held.starts_with(&format!("{} ", item.choices[item.label]))
+            let (list, name) = item.context.rsplit_once(' ').unwrap();
+            list.contains(&format!(" {name} {}", item.choices[item.label]))
         })
         .count();
     let share = rule as f64 / items.len() as f64;

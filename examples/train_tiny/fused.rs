@@ -209,7 +209,9 @@ impl CustomOp1 for CausalSoftmax {
                 *v = ((*v - max) * self.scale).exp();
                 sum += *v;
             }
-            row.iter_mut().for_each(|v| *v /= sum);
+            for v in row {
+                *v /= sum;
+            }
         });
         Ok(result(y, layout))
     }
@@ -222,7 +224,9 @@ impl CustomOp1 for CausalSoftmax {
             let dot: f32 = seen.clone().map(|i| p[i] * g[i]).sum();
             g[..seen.start].fill(0.0);
             g[seen.end..].fill(0.0);
-            seen.for_each(|i| g[i] = self.scale * p[i] * (g[i] - dot));
+            for i in seen {
+                g[i] = self.scale * p[i] * (g[i] - dot);
+            }
         });
         Ok(Some(like(grad, x)?))
     }
@@ -258,7 +262,9 @@ impl CustomOp1 for CrossEntropy {
         let each = g.to_scalar::<f32>()? / self.targets.len() as f32;
         for (row, &t) in logits.chunks_exact_mut(x.dim(1)?).zip(&self.targets) {
             let lse = log_sum_exp(row);
-            row.iter_mut().for_each(|v| *v = (*v - lse).exp() * each);
+            for v in row.iter_mut() {
+                *v = (*v - lse).exp() * each;
+            }
             row[t as usize] -= each;
         }
         Ok(Some(like(logits, x)?))

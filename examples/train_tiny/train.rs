@@ -71,7 +71,6 @@ impl Schedule {
 }
 
 /// Trains from random weights; `progress` gets one line at a time, `look` describes the model so far.
-#[expect(clippy::too_many_arguments, reason = "each argument is a stage's output")]
 pub fn train(
     config: &Config,
     vars: &BTreeMap<String, Var>,

@@ -50,7 +50,7 @@ pub fn render(run: &Run<'_>, report: &Report) -> String {
         run.options.seed,
     );
     for task in TASKS {
-        let _ = writeln!(text, "| {} | {} | {:.0} % |", task.name, task.description, 100.0 * task.truth);
+        let _ = writeln!(text, "| {} | {} | {:.0} % |", task.name, task.description, 100.0 * task.truth());
     }
     let tokens = s.steps * s.batch * s.seq_len;
     let _ = write!(

@@ -5,11 +5,16 @@ pub mod error;
 pub mod file_digest;
 pub mod files;
 pub mod header;
+pub mod http;
+pub mod hub_env;
 pub mod index;
 pub mod name_match;
 pub mod quant_args;
 pub mod quantization_config;
+pub mod remote;
 pub mod tensor;
+#[cfg(test)]
+pub(crate) mod test_server;
 pub mod writer;
 
 pub use dir::{Checkpoint, ShardInfo, TensorLocation};

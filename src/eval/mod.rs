@@ -1,5 +1,9 @@
 //! Layer 7: requests to log-likelihoods to metrics to sample files.
 
+pub mod endpoint;
+pub mod local;
+pub mod probe;
+
 mod encode;
 mod error;
 mod metrics;

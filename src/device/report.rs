@@ -1,0 +1,31 @@
+//! Everything about this machine that decides which kernels run: for `day0 doctor` and for provenance.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Cpu, Cuda, cpu, gpu};
+
+/// CPU, memory and GPUs of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// The CPU and its memory.
+    pub cpu: Cpu,
+    /// CUDA devices, or why there are none.
+    pub cuda: Cuda,
+}
+
+/// Probes the machine. Takes milliseconds without a GPU, up to a second with one.
+pub fn report() -> DeviceReport {
+    DeviceReport { cpu: cpu::probe(), cuda: gpu::probe() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serializes_and_comes_back() {
+        let report = report();
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<DeviceReport>(&text).unwrap(), report);
+    }
+}

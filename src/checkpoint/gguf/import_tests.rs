@@ -118,6 +118,8 @@ fn malformed_models_are_named() {
         (tiny().u32("llama.attention.head_count", 0), "llama.attention.head_count"),
         (tiny().u32("llama.attention.head_count_kv", 3), "llama.attention.head_count_kv"),
         (tiny().u32("llama.vocab_size", 9), "llama.vocab_size"),
+        (tiny().f32_tensor("token_embd.weight", &[0, 8], 0.0), "token_embd.weight"),
+        (tiny().u32("llama.attention.head_count_kv", 0), "llama.attention.head_count_kv"),
         (tiny().f32("llama.attention.layer_norm_rms_epsilon", f32::NAN), "layer_norm_rms_epsilon"),
         (
             tiny().without_tensor("blk.0.ffn_up.weight").f32_tensor("output.weight", &[8, 8], 0.0),
@@ -169,4 +171,32 @@ fn llama3_factors_are_recognised() {
     let mut other = factors;
     other[31] *= 1.01;
     assert!(super::super::llama::llama3_scaling(&other, 500_000.0).is_err());
+}
+
+/// Golden: the file that shared/oracle/convert_smollm2.py writes for the same GGUF (gguf-py 0.19, torch 2.10,
+/// safetensors), and the tokens of shared/data/README.md.
+#[test]
+fn smollm2_equals_the_reference_conversion() {
+    const BF16_DIGEST: &str = "26952486d351680e1d588bec3370d3f75ed7cae59de7d40c144b28f6323423fc";
+    const TEXT: &str = "Hello world! In 2024, it's 3.14 <|im_start|>user\n  naïve café 你好";
+    const TOKENS: [u32; 29] = [
+        19556, 905, 17, 533, 216, 34, 32, 34, 36, 28, 357, 506, 216, 35, 30, 33, 36, 216, 1, 4093, 3805,
+        15486, 46494, 37366, 216, 18645, 250, 48392, 138,
+    ];
+    let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !gguf.is_file() {
+        println!("skipped: {} is not there", gguf.display());
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let summary = import(&gguf, &out, ImportOptions::default()).unwrap();
+    assert_eq!(summary.weights_digest.as_str(), BF16_DIGEST);
+    let tokenizer = tokenizers::Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
+    let encoded = tokenizer.encode(TEXT, true).unwrap();
+    assert_eq!(encoded.get_ids(), TOKENS);
+    let config = Checkpoint::open(&out).unwrap().config().clone();
+    assert_eq!(config["rms_norm_eps"], 1e-5);
+    assert_eq!(config["rope_theta"], 100_000.0);
+    assert_eq!(config["tie_word_embeddings"], true);
 }

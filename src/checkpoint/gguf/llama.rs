@@ -86,6 +86,9 @@ impl LlamaConfig {
         let (rope_theta, rope_scaling) = rope(gguf, file, head_dim)?;
         let embedding = tensor(gguf, "token_embd.weight")?;
         let vocab_size = embedding.shape.first().copied().unwrap_or(0);
+        if vocab_size == 0 {
+            return Err(GgufProblem::tensor("token_embd.weight", "at least one row", "none"));
+        }
         if let Some(declared) = optional(meta, "llama.vocab_size")?
             && declared != vocab_size
         {

@@ -103,3 +103,126 @@ fn merges(vocab: &Vocab<'_>, scores: &[f32]) -> Result<Vec<Json>, GgufProblem> {
     let token = |id: usize| vocab.tokens[id];
     Ok(pieces.iter().flat_map(|(_, splits)| splits).map(|(l, r)| json!([token(*l), token(*r)])).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+    use std::path::Path;
+
+    use tokenizers::Tokenizer;
+
+    use super::super::tokenizer;
+    use super::super::value::{Metadata, Value};
+    use super::*;
+
+    /// The tokenizer of stories260k (Llama 2's kind, 512 pieces), as llama.cpp would store it: piece 259 + i has the
+    /// score −i, as SentencePiece numbers what it learns.
+    fn stories() -> Option<(Json, Metadata)> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/stories260k/tokenizer.json");
+        let Ok(text) = std::fs::read(path) else {
+            println!("skipped: ../shared is not there");
+            return None;
+        };
+        let original: Json = serde_json::from_slice(&text).unwrap();
+        let mut tokens: Vec<(String, i64)> = original["model"]["vocab"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(token, id)| (token.clone(), id.as_i64().unwrap()))
+            .collect();
+        tokens.sort_by_key(|(_, id)| *id);
+        let kind = |id: i64| match id {
+            0 => 2,
+            1 | 2 => 3,
+            3..259 => 6,
+            _ => 1,
+        };
+        let ids = || tokens.iter().map(|(_, id)| *id);
+        let list = |values: Vec<Value>| Value::List(values);
+        let meta = BTreeMap::from([
+            ("tokenizer.ggml.model", Value::Text("llama".to_owned())),
+            ("tokenizer.ggml.tokens", list(tokens.iter().map(|(t, _)| Value::Text(t.clone())).collect())),
+            ("tokenizer.ggml.scores", list(ids().map(|id| Value::F32(259.0 - id.max(259) as f32)).collect())),
+            ("tokenizer.ggml.token_type", list(ids().map(|id| Value::Int(kind(id))).collect())),
+            ("tokenizer.ggml.bos_token_id", Value::Int(1)),
+            ("tokenizer.ggml.eos_token_id", Value::Int(2)),
+            ("tokenizer.ggml.unknown_token_id", Value::Int(0)),
+        ]);
+        Some((original, Metadata(meta.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())))
+    }
+
+    #[test]
+    fn same_as_the_original_conversion() {
+        let Some((original, meta)) = stories() else { return };
+        let built = tokenizer::read(&meta, 512).unwrap().tokenizer;
+        for part in ["added_tokens", "normalizer", "pre_tokenizer", "decoder"] {
+            assert_eq!(built[part], original[part], "{part}");
+        }
+        assert_eq!(built["post_processor"]["single"], original["post_processor"]["single"]);
+        assert_eq!(built["model"]["merges"], original["model"]["merges"]);
+        assert_eq!(built["model"]["vocab"], original["model"]["vocab"]);
+    }
+
+    /// Against SentencePiece's own algorithm, written down naively: join the best-scored neighbours, leftmost first;
+    /// characters that are no pieces become bytes (llama2.c `encode`, llama.cpp `llm_tokenizer_spm`).
+    #[test]
+    fn same_tokens_as_sentencepiece() {
+        let Some((_, meta)) = stories() else { return };
+        let built = tokenizer::read(&meta, 512).unwrap();
+        let tokenizer = Tokenizer::from_bytes(built.tokenizer.to_string()).unwrap();
+        let tokens = meta.texts("tokenizer.ggml.tokens").unwrap().unwrap();
+        let scores = meta.floats("tokenizer.ggml.scores").unwrap().unwrap();
+        let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, t)| (*t, id)).collect();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/calibration/tiny.utf8");
+        let stories = std::fs::read_to_string(path).unwrap_or_default();
+        let odd = ["", " ", "  a   b", "naïve café 你好\n\n\ttab", "aaaa bbbbbbb       x", "1,234.5!?"];
+        for text in stories.split("<|endoftext|>").take(200).chain(odd) {
+            let expected = sentencepiece(text, &ids, &scores);
+            let found = tokenizer.encode(text, false).unwrap();
+            let found: Vec<usize> = found.get_ids().iter().map(|id| *id as usize).collect();
+            assert_eq!(found, expected, "{text:?}");
+        }
+    }
+
+    fn sentencepiece(text: &str, ids: &HashMap<&str, usize>, scores: &[f32]) -> Vec<usize> {
+        let text = text.replace(' ', SPACE);
+        let text = if text.is_empty() { text } else { format!("{SPACE}{text}") };
+        let mut symbols: Vec<String> = text.chars().map(String::from).collect();
+        loop {
+            let mut best: Option<(f32, usize)> = None;
+            for i in 1..symbols.len() {
+                let joined = format!("{}{}", symbols[i - 1], symbols[i]);
+                if let Some(score) = ids.get(joined.as_str()).map(|id| scores[*id])
+                    && best.is_none_or(|(found, _)| score > found)
+                {
+                    best = Some((score, i));
+                }
+            }
+            let Some((_, i)) = best else { break };
+            let right = symbols.remove(i);
+            symbols[i - 1].push_str(&right);
+        }
+        let byte = |b: &u8| ids[format!("<0x{b:02X}>").as_str()];
+        let encode = |s: &String| {
+            ids.get(s.as_str()).map_or_else(|| s.as_bytes().iter().map(byte).collect(), |id| vec![*id])
+        };
+        symbols.iter().flat_map(encode).collect()
+    }
+
+    #[test]
+    fn what_cannot_be_exact_is_refused() {
+        let Some((_, meta)) = stories() else { return };
+        let refused = |key: &str, at: usize, value: Value| {
+            let mut meta = meta.clone();
+            let Some(Value::List(items)) = meta.0.get_mut(key) else { panic!() };
+            items[at] = value;
+            tokenizer::read(&meta, 512).unwrap_err().to_string()
+        };
+        // Pieces 259 and 260 are the two best.
+        assert!(refused("tokenizer.ggml.scores", 260, Value::F32(0.0)).contains("distinct finite scores"));
+        assert!(
+            refused("tokenizer.ggml.scores", 260, Value::F32(f32::NAN)).contains("distinct finite scores")
+        );
+        assert!(refused("tokenizer.ggml.token_type", 3, Value::Int(1)).contains("256 byte tokens"));
+    }
+}

@@ -85,9 +85,10 @@ impl Engine {
                 let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
                 let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
                 for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
-                    for i in bounds[0]..bounds[1] {
-                        let (request, slot) = planned.slots[i];
-                        each(request, slot, row, planned.targets[i], logits[i]);
+                    let range = bounds[0]..bounds[1];
+                    let answers = planned.slots[range.clone()].iter().zip(&planned.targets[range.clone()]);
+                    for (((request, slot), token), logit) in answers.zip(&logits[range]) {
+                        each(*request, *slot, row, *token, *logit);
                     }
                 }
                 done += planned.requests;

@@ -180,7 +180,7 @@ pub fn attention(path: KernelPath, batch: &Batch<'_>, out: &mut [f32]) {
         let sequence = &batch.sequences[sequence];
         let rows = first..(first + ROWS).min(sequence.rows.len());
         SCRATCH.with_borrow_mut(|scratch| {
-            let head = Head { path, batch, sequence, kv_head: task % shape.kv_heads };
+            let head = KvHead { path, batch, sequence, index: task % shape.kv_heads };
             // SAFETY: each task writes its own rows and heads of `out`; `check` has compared segments with storage.
             unsafe { head.run(rows, target, scratch) };
         });
@@ -222,14 +222,14 @@ thread_local! {
 }
 
 /// One key-value head of one sequence, with the query heads of its group.
-struct Head<'a> {
+struct KvHead<'a> {
     path: KernelPath,
     batch: &'a Batch<'a>,
     sequence: &'a Sequence,
-    kv_head: usize,
+    index: usize,
 }
 
-impl Head<'_> {
+impl KvHead<'_> {
     /// Rows `rows` of the sequence, in tiles of up to 12 (row, head) pairs.
     ///
     /// # Safety
@@ -259,7 +259,7 @@ impl Head<'_> {
         for (i, pair) in pairs.clone().enumerate() {
             let row = self.sequence.rows.start + pair / group;
             let query =
-                &self.batch.qkv[row * shape.qkv_columns() + (self.kv_head * group + pair % group) * d..][..d];
+                &self.batch.qkv[row * shape.qkv_columns() + (self.index * group + pair % group) * d..][..d];
             for (slot, x) in scratch.packed[i..].iter_mut().step_by(count).zip(query) {
                 *slot = *x;
             }
@@ -283,7 +283,7 @@ impl Head<'_> {
 
         for (i, pair) in pairs.enumerate() {
             let row = self.sequence.rows.start + pair / group;
-            let head = self.kv_head * group + pair % group;
+            let head = self.index * group + pair % group;
             let to = out.at(row * shape.heads * d + head * d);
             for (j, x) in scratch.result[i * result_stride..][..d].iter().enumerate() {
                 // SAFETY: the caller alone writes this row and head.
@@ -304,7 +304,7 @@ impl Head<'_> {
             };
             let len = segment.len.min(keys.saturating_sub(position));
             for tile in 0..tiles_for(len) {
-                let at = (segment.first_tile + tile) * shape.tile_len() + self.kv_head * shape.head_dim * NR;
+                let at = (segment.first_tile + tile) * shape.tile_len() + self.index * shape.head_dim * NR;
                 let tile = Tile {
                     k: shape.head_dim,
                     a: scratch.packed.as_ptr(),
@@ -340,7 +340,7 @@ impl Head<'_> {
                 if len == 0 {
                     break;
                 }
-                let at = segment.first_row * ldb + first + self.kv_head * shape.head_dim + column;
+                let at = segment.first_row * ldb + first + self.index * shape.head_dim + column;
                 let tile = Tile {
                     k: len,
                     a: scratch.packed.as_ptr().wrapping_add(position * count),

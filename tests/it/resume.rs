@@ -12,7 +12,7 @@ use super::common::{command, day0, ran, read_json, serial};
 
 const LIMIT: &str = "300";
 
-fn release_args<'a>(run: &'a str) -> Vec<&'a str> {
+fn release_args(run: &str) -> Vec<&str> {
     vec!["release", "--limit", LIMIT, "--recipe", "w8a8", "--out", run]
 }
 

@@ -85,10 +85,10 @@ impl Engine {
                 let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
                 let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
                 for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
-                    let range = bounds[0]..bounds[1];
-                    let answers = planned.slots[range.clone()].iter().zip(&planned.targets[range.clone()]);
-                    for (((request, slot), token), logit) in answers.zip(&logits[range]) {
-                        each(*request, *slot, row, *token, *logit);
+                    let of_row = bounds[0]..bounds[1];
+                    let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
+                    for ((&(request, slot), &target), &logit) in scored.zip(&logits[of_row]) {
+                        each(request, slot, row, target, logit);
                     }
                 }
                 done += planned.requests;

@@ -136,7 +136,8 @@ impl Decoder {
         let mut rows = batch.tokens.len();
         work.reserve(self, rows);
         self.embed(&batch.tokens, &mut work.x);
-        let positions = batch.positions.iter().max().map_or(0, |p| *p as usize + 1);
+        let positions = batch.positions.iter().map(|p| *p as usize);
+        let positions = positions.clone().min().unwrap_or(0)..positions.max().map_or(0, |p| p + 1);
         let table = RopeTable::new(&self.inverse_frequencies, positions);
         for (i, layer) in self.layers.iter().enumerate() {
             // The sum of the layer before is added here, in the pass that reads x anyway.

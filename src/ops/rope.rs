@@ -12,29 +12,31 @@ use super::kernel_path::{KernelPath, per_path};
 /// Rows per parallel task.
 const ROWS: usize = 64;
 
-/// cos and sin for positions 0..P: \[P, D\], cos in the first half of a row, sin in the second.
+/// cos and sin for P consecutive positions: \[P, D\], cos in the first half of a row, sin in the second.
 pub struct RopeTable {
     data: Vec<f32>,
+    first: usize,
     head_dim: usize,
 }
 
 impl RopeTable {
     /// Angles are products in f32, as transformers computes them; their cosine and sine are correctly rounded.
-    pub fn new(inverse_frequencies: &[f32], positions: usize) -> Self {
+    pub fn new(inverse_frequencies: &[f32], positions: std::ops::Range<usize>) -> Self {
+        let first = positions.start;
         let head_dim = 2 * inverse_frequencies.len();
-        let mut data = vec![0.0; positions * head_dim];
+        let mut data = vec![0.0; positions.len() * head_dim];
         data.par_chunks_exact_mut(head_dim).enumerate().for_each(|(p, row)| {
             let (cos, sin) = row.split_at_mut(head_dim / 2);
             for (i, frequency) in inverse_frequencies.iter().enumerate() {
-                let angle = f64::from(p as f32 * frequency);
+                let angle = f64::from((first + p) as f32 * frequency);
                 (cos[i], sin[i]) = (angle.cos() as f32, angle.sin() as f32);
             }
         });
-        Self { data, head_dim }
+        Self { data, first, head_dim }
     }
 
     fn at(&self, position: u32) -> &[f32] {
-        &self.data[position as usize * self.head_dim..][..self.head_dim]
+        &self.data[(position as usize - self.first) * self.head_dim..][..self.head_dim]
     }
 }
 
@@ -80,7 +82,7 @@ mod tests {
     /// (angles 7 and 0.07).
     #[test]
     fn golden() {
-        let table = RopeTable::new(&[1.0, 0.01], 8);
+        let table = RopeTable::new(&[1.0, 0.01], 0..8);
         let mut x = vec![1.0, 2.0, 3.0, 4.0, 9.0, 1.0, 2.0, 3.0, 4.0, 9.0];
         rope(KernelPath::detect(), &mut x, 5, 1, &[0, 7], &table);
         assert_eq!(&x[..5], &[1.0, 2.0, 3.0, 4.0, 9.0]);

@@ -5,6 +5,7 @@ mod generate;
 mod plan;
 mod run;
 mod score;
+mod support;
 
 #[cfg(test)]
 mod tests;
@@ -12,3 +13,4 @@ mod tests;
 pub use error::{EngineError, RequestError};
 pub use run::{Engine, EngineOptions};
 pub use score::TokenLogprobs;
+pub use support::{check_supported, kernel_path, max_len, memory_bytes};

@@ -53,6 +53,8 @@ pub struct LocalExecutor<'a> {
     pub shared: Option<&'a Ledger>,
     /// How often a stage may repeat a unit after a transient fault.
     pub retries_per_stage: usize,
+    /// Told of every node that is done, in order.
+    pub observer: &'a (dyn Fn(&Node<'_>, &Done) + Sync),
 }
 
 impl Executor for LocalExecutor<'_> {
@@ -75,6 +77,7 @@ impl Executor for LocalExecutor<'_> {
                 Ok(done) => {
                     stopped |= done.flow == Flow::Halt;
                     *summary.stage_seconds.entry(node.stage).or_default() += done.elapsed_s;
+                    (self.observer)(node, &done);
                     if done.reused {
                         summary.reused.insert(node.name.clone());
                     }
@@ -176,24 +179,8 @@ impl LocalExecutor<'_> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::super::unit::{KeyBuilder, Output, Unit, UnitKey};
+    use super::super::unit::{FnUnit, KeyBuilder, Output};
     use super::*;
-
-    struct Counting<'a> {
-        key: UnitKey,
-        runs: &'a AtomicUsize,
-        result: Box<dyn Fn(usize) -> Result<Output, Failure> + Send + Sync>,
-    }
-
-    impl Unit for Counting<'_> {
-        fn key(&self) -> &UnitKey {
-            &self.key
-        }
-
-        fn run(&self, _: &Context<'_>) -> Result<Output, Failure> {
-            (self.result)(self.runs.fetch_add(1, Ordering::SeqCst))
-        }
-    }
 
     fn node<'a>(
         name: &str,
@@ -207,11 +194,9 @@ mod tests {
             after: after.iter().map(|s| (*s).to_owned()).collect(),
             always: false,
             shared: true,
-            unit: Box::new(Counting {
-                key: KeyBuilder::new("test/1").part("name", name).finish(),
-                runs,
-                result: Box::new(result),
-            }),
+            unit: Box::new(FnUnit::new(KeyBuilder::new("test/1").part("name", name).finish(), move |_| {
+                result(runs.fetch_add(1, Ordering::SeqCst))
+            })),
         }
     }
 
@@ -229,7 +214,7 @@ mod tests {
         graph.add(node("b", &["a"], &runs, ok));
         for (run, reused) in [("one", 0), ("one", 0), ("two", 2)] {
             let ledger = Ledger::open(&dir.path().join(run)).unwrap();
-            let executor = LocalExecutor { ledger: &ledger, shared: Some(&shared), retries_per_stage: 0 };
+            let executor = LocalExecutor { ledger: &ledger, shared: Some(&shared), retries_per_stage: 0, observer: &|_, _| () };
             let summary = executor.run(&graph).unwrap();
             assert_eq!(summary.outputs.len(), 2);
             assert_eq!(summary.reused.len(), reused);
@@ -246,7 +231,7 @@ mod tests {
         graph.add(node("next", &["gate"], &runs, ok));
         graph.add(Node { always: true, ..node("closeout", &[], &runs, ok) });
         let ledger = Ledger::open(&dir.path().join("l")).unwrap();
-        let executor = LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0 };
+        let executor = LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
         let summary = executor.run(&graph).unwrap();
         assert_eq!(summary.skipped, ["next"]);
         assert_eq!(summary.outputs.len(), 2);
@@ -261,7 +246,7 @@ mod tests {
             let mut graph = Graph::default();
             graph.add(node("a", &[], &runs, move |n| if n < faults { fault() } else { Output::of(&1) }));
             let ledger = Ledger::open(&dir.path().join(format!("{budget}-{faults}"))).unwrap();
-            let executor = LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: budget };
+            let executor = LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: budget, observer: &|_, _| () };
             assert_eq!(executor.run(&graph).unwrap().failure.is_none(), succeeds);
         }
     }

@@ -13,4 +13,4 @@ pub use graph::{Graph, Node};
 pub use lease::Owner;
 pub use ledger::{Claim, Done, Ledger, LedgerError};
 pub use local::{Executor, LocalExecutor, RunSummary};
-pub use unit::{Context, Flow, KeyBuilder, Output, Unit, UnitKey};
+pub use unit::{Context, Flow, FnUnit, KeyBuilder, Output, Unit, UnitKey};

@@ -118,3 +118,45 @@ pub trait Unit: Send + Sync {
         true
     }
 }
+
+/// A unit made of closures.
+pub struct FnUnit<R, V> {
+    key: UnitKey,
+    run: R,
+    verify: V,
+}
+
+impl<R> FnUnit<R, fn(&Value) -> bool>
+where
+    R: Fn(&Context<'_>) -> Result<Output, Failure> + Send + Sync,
+{
+    /// A unit whose recorded output always holds.
+    pub fn new(key: UnitKey, run: R) -> Self {
+        Self { key, run, verify: |_| true }
+    }
+}
+
+impl<R, V> FnUnit<R, V> {
+    /// Sets the check of recorded outputs.
+    pub fn verified_by<W: Fn(&Value) -> bool + Send + Sync>(self, verify: W) -> FnUnit<R, W> {
+        FnUnit { key: self.key, run: self.run, verify }
+    }
+}
+
+impl<R, V> Unit for FnUnit<R, V>
+where
+    R: Fn(&Context<'_>) -> Result<Output, Failure> + Send + Sync,
+    V: Fn(&Value) -> bool + Send + Sync,
+{
+    fn key(&self) -> &UnitKey {
+        &self.key
+    }
+
+    fn run(&self, context: &Context<'_>) -> Result<Output, Failure> {
+        (self.run)(context)
+    }
+
+    fn verify(&self, output: &Value) -> bool {
+        (self.verify)(output)
+    }
+}

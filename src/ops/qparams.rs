@@ -35,13 +35,15 @@ pub fn asymmetric_qparams(min: f32, max: f32, element: Element, dtype: FloatDtyp
     (scale, zero_point.clamp(q_min, q_max).round_ties_even() as i8)
 }
 
-/// NVFP4's global scale, a divisor: 2688 / amax over the whole fused set, rounded to the weight's type.
+/// NVFP4's global scale, a divisor: 2688 · (1 / amax) over the whole fused set.
 ///
-/// In f16 the quotient would overflow to infinity, and so to 1, for every amax below 0.041; there it stays in f32.
-/// An all-zero set gets 1.
+/// Reciprocal and product are each rounded to the weight's type, because that is how torch divides a number by a
+/// tensor. In f16 the product would overflow to infinity, and so to 1, for every amax below 0.041; there both stay in
+/// f32. An all-zero set gets 1.
 pub fn nvfp4_global_scale(amax: f32, dtype: FloatDtype) -> f32 {
-    let quotient = NVFP4_RANGE / amax.max(f32::MIN_POSITIVE);
-    let global = if dtype == FloatDtype::Bf16 { dtype.round(quotient) } else { quotient };
+    let dtype = if dtype == FloatDtype::F16 { FloatDtype::F32 } else { dtype };
+    let reciprocal = dtype.round(1.0 / amax.max(f32::MIN_POSITIVE));
+    let global = dtype.round(reciprocal * NVFP4_RANGE);
     if global.is_finite() { global } else { 1.0 }
 }
 
@@ -77,6 +79,8 @@ mod tests {
         assert_eq!(asymmetric_qparams(-1.0, 2.0, int4, FloatDtype::F32).0, 0.2);
         assert_eq!(symmetric_scale(0.0, Element::E4m3, FloatDtype::Bf16), 0.0078125);
         assert_eq!(nvfp4_global_scale(0.091_308_594, FloatDtype::Bf16), 29440.0);
+        // 537.6, which one rounding would make 536.
+        assert_eq!(nvfp4_global_scale(5.0, FloatDtype::Bf16), 540.0);
         assert_eq!(nvfp4_global_scale(0.0, FloatDtype::Bf16), 1.0);
         assert_eq!(fp8::e4m3_to_f32(nvfp4_local_scale(0.0, 1.0, FloatDtype::Bf16)), 0.125);
         assert_eq!(mxfp4_scale(0.0), 0);

@@ -6,11 +6,23 @@ macro_rules! files {
     };
 }
 
+macro_rules! data {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../suites/day0-tiny/data/", $name)))),*]
+    };
+}
+
 /// Task and group files by their path under `suites/`.
 const DEFINITIONS: &[(&str, &str)] = files![
     "arc_challenge.yaml",
     "arc_easy.yaml",
     "boolq.yaml",
+    "day0-tiny/day0-tiny.yaml",
+    "day0-tiny/tiny_colours.yaml",
+    "day0-tiny/tiny_homes.yaml",
+    "day0-tiny/tiny_jobs.yaml",
+    "day0-tiny/tiny_pets.yaml",
+    "day0-tiny/tiny_stories.yaml",
     "hellaswag.yaml",
     "lambada_openai.yaml",
     "openbookqa.yaml",
@@ -21,7 +33,13 @@ const DEFINITIONS: &[(&str, &str)] = files![
 ];
 
 /// Rows by file name, `<data_stem>.<split>.jsonl`.
-const DATA: &[(&str, &str)] = &[];
+const DATA: &[(&str, &str)] = data![
+    "tiny_colours.test.jsonl",
+    "tiny_homes.test.jsonl",
+    "tiny_jobs.test.jsonl",
+    "tiny_pets.test.jsonl",
+    "tiny_stories.test.jsonl",
+];
 
 /// Paths of all task and group files.
 pub(super) fn definition_names() -> Vec<&'static str> {

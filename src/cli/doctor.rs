@@ -39,12 +39,18 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Failure> {
     row("day0", &format!("{} ({})", report.version, report.git_hash));
     row("cpu", &format!("{} ({})", cpu.model.as_deref().unwrap_or("unknown"), cpu.arch));
     row("features", &cpu.features.names().join(" "));
-    row("memory", &format!("{} available of {}", bytes(cpu.memory.available_bytes), bytes(cpu.memory.total_bytes)));
+    row(
+        "memory",
+        &format!("{} available of {}", bytes(cpu.memory.available_bytes), bytes(cpu.memory.total_bytes)),
+    );
     row("threads", &format!("{} (from {})", report.threads.count, report.threads.origin));
     row("kernel path", &report.kernel_path);
     for gpu in &report.device.cuda.devices {
         let (major, minor) = gpu.compute_capability;
-        row("gpu", &format!("{} {} sm_{major}{minor}, {}", gpu.ordinal, gpu.name, human_bytes(gpu.total_bytes)));
+        row(
+            "gpu",
+            &format!("{} {} sm_{major}{minor}, {}", gpu.ordinal, gpu.name, human_bytes(gpu.total_bytes)),
+        );
     }
     if let Some(why) = &report.device.cuda.unavailable {
         row("gpu", &format!("none: {why}"));
@@ -67,7 +73,8 @@ fn gather(settings: &Settings) -> Report {
         kernel_path: engine::kernel_path().to_owned(),
         threads: settings.threads.clone(),
         device: device::report(),
-        cache_writable: std::fs::create_dir_all(&cache_dir).is_ok() && tempfile::tempfile_in(&cache_dir).is_ok(),
+        cache_writable: std::fs::create_dir_all(&cache_dir).is_ok()
+            && tempfile::tempfile_in(&cache_dir).is_ok(),
         cache_dir,
         hub_cache: home.or(default_home).unwrap_or_default().join("hub"),
         hub_offline: env_vars::is_true(env_vars::HF_HUB_OFFLINE),

@@ -105,7 +105,8 @@ fn execute(job: &EvalJob<'_>) -> Result<(), Failure> {
         graph.add(job.wave_node(wave, Vec::new()));
     }
     graph.add(job.merge_node("eval".to_owned(), job.wave_names()));
-    let executor = LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 1, observer: &|_, _| () };
+    let executor =
+        LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 1, observer: &|_, _| () };
     super::run_graph(&executor, &graph).map(|_| ())
 }
 
@@ -151,11 +152,18 @@ fn report(record: &EvalRecord, settings: &Settings) -> Result<(), Failure> {
     if settings.json {
         return output::json(record);
     }
-    output::line(&format!("{:<24} {:>7}  {:<18} {:>10}  {:>8}", "task", "items", "metric", "value", "stderr"));
+    output::line(&format!(
+        "{:<24} {:>7}  {:<18} {:>10}  {:>8}",
+        "task", "items", "metric", "value", "stderr"
+    ));
     for (name, task) in &record.tasks {
         for (metric, value) in &task.metrics {
             let stderr = value.stderr.map_or_else(|| "N/A".to_owned(), |s| format!("{s:.4}"));
-            output::line(&format!("{name:<24} {:>7}  {metric:<18} {:>10.4}  {stderr:>8}", task.scored(), value.value));
+            output::line(&format!(
+                "{name:<24} {:>7}  {metric:<18} {:>10.4}  {stderr:>8}",
+                task.scored(),
+                value.value
+            ));
         }
     }
     Ok(())

@@ -120,14 +120,19 @@ fn is_record(value: &Value) -> bool {
 fn decide_run(path: &Path) -> Result<GateReport, Failure> {
     let path = record_path(path);
     let value: Value = json::read(&path)?;
-    if is_record(&value) { Ok(gate::run(&json::read::<EvalRecord>(&path)?)) } else { Ok(upstream::run_summary(&value)) }
+    if is_record(&value) {
+        Ok(gate::run(&json::read::<EvalRecord>(&path)?))
+    } else {
+        Ok(upstream::run_summary(&value))
+    }
 }
 
 fn decide_compare(compare: &Compare) -> Result<GateReport, Failure> {
     let (baseline_path, candidate_path) = (record_path(&compare.baseline), record_path(&compare.candidate));
     let (baseline, candidate): (Value, Value) = (json::read(&baseline_path)?, json::read(&candidate_path)?);
     if is_record(&baseline) && is_record(&candidate) {
-        let file = compare.config.as_ref().map_or_else(|| Ok(ConfigFile::default()), |p| ConfigFile::read(p))?;
+        let file =
+            compare.config.as_ref().map_or_else(|| Ok(ConfigFile::default()), |p| ConfigFile::read(p))?;
         let margin = file.margin.unwrap_or(compare.threshold);
         let config = ConfigFile { policy: Some(compare.policy), margin: Some(margin), ..file }.validate()?;
         let baseline = json::read(&baseline_path)?;
@@ -135,5 +140,11 @@ fn decide_compare(compare: &Compare) -> Result<GateReport, Failure> {
         return Ok(gate::compare(&baseline, &candidate, &config.compare_options(&baseline)));
     }
     let scales: Option<Value> = compare.scales.as_ref().map(|p| json::read(p)).transpose()?;
-    Ok(upstream::compare_summaries(&baseline, &candidate, compare.threshold, compare.relative, scales.as_ref()))
+    Ok(upstream::compare_summaries(
+        &baseline,
+        &candidate,
+        compare.threshold,
+        compare.relative,
+        scales.as_ref(),
+    ))
 }

@@ -21,7 +21,9 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let path = &arguments.path;
     if path.exists() && !arguments.force {
-        return Err(Failure::config(format!("{}: exists already", path.display())).with_hint("--force replaces it"));
+        return Err(
+            Failure::config(format!("{}: exists already", path.display())).with_hint("--force replaces it")
+        );
     }
     crate::base::atomic::write(path, TEMPLATE.as_bytes()).map_err(|e| Failure::io(path.display(), &e))?;
     output::line(&path.display().to_string());

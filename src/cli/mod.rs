@@ -23,8 +23,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::base::interrupt;
 use crate::base::progress::{self, Verbosity};
 use crate::base::threads::{self, Threads};
-use crate::gate::Policy;
 use crate::exec::{Executor, Graph, RunSummary};
+use crate::gate::Policy;
 use crate::record::Failure;
 use crate::record::verdict::exit_code;
 

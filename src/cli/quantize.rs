@@ -11,10 +11,10 @@ use crate::base::units::human_bytes;
 use crate::checkpoint::{Checkpoint, source};
 use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::quantize::{Arithmetic, QuantizePlan};
+use crate::recipe;
 use crate::record::quantize::QuantizeRecord;
 use crate::record::verdict::exit_code;
 use crate::record::{Failure, Provenance};
-use crate::recipe;
 use crate::release::quantize_units::{self, QuantizeJob};
 use crate::release::{keys, program_digest};
 
@@ -47,7 +47,9 @@ enum ArithmeticFlag {
 pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
     let out = &arguments.out;
     if out.exists() {
-        return Err(Failure::config(format!("{}: exists already", out.display())).with_hint("choose a new --out"));
+        return Err(
+            Failure::config(format!("{}: exists already", out.display())).with_hint("choose a new --out")
+        );
     }
     let recipe = recipe::load(&arguments.recipe)?;
     let model = source::resolve(&arguments.model, &env_vars::cache_dir())?;
@@ -86,7 +88,8 @@ fn execute(job: &QuantizeJob<'_>) -> Result<QuantizeRecord, Failure> {
     let ledger = Ledger::open(&ledger_path)?;
     let mut graph = Graph::default();
     quantize_units::add_quantize(&mut graph, job);
-    let executor = LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
+    let executor =
+        LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
     let summary = super::run_graph(&executor, &graph)?;
     let record = summary
         .output("quantize/finish")

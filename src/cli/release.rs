@@ -70,7 +70,9 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
             say(&record.verdict.map_or_else(|| "no verdict".to_owned(), |v| v.to_string()));
             if let Some(class) = record.failure_class {
                 say(&format!("{class}: {}", record.detail));
-                for finding in record.findings.iter().filter(|f| f.decides() && f.failure_class == class).take(1) {
+                for finding in
+                    record.findings.iter().filter(|f| f.decides() && f.failure_class == class).take(1)
+                {
                     say(&format!("next: {}", finding.hint));
                 }
             }

@@ -21,7 +21,8 @@ pub fn max_len(config: &Value) -> usize {
 
 /// Memory of the loaded weights in bytes: every element in f32.
 pub fn memory_bytes(checkpoint: &Checkpoint) -> u64 {
-    let elements = checkpoint.names().filter_map(|name| checkpoint.info(name)).map(|t| t.num_elements() as u64);
+    let elements =
+        checkpoint.names().filter_map(|name| checkpoint.info(name)).map(|t| t.num_elements() as u64);
     elements.sum::<u64>() * 4
 }
 

@@ -45,7 +45,9 @@ impl Scorer for LocalScorer {
             Err(error) => return requests.iter().map(|_| Err(failed(chain(&error)))).collect(),
         };
         let answer = |check: Result<(), ItemError>| {
-            check.and_then(|()| scored.next().ok_or_else(|| failed("the engine left the request out".to_owned())))
+            check.and_then(|()| {
+                scored.next().ok_or_else(|| failed("the engine left the request out".to_owned()))
+            })
         };
         checks.into_iter().map(answer).collect()
     }

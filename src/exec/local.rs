@@ -214,7 +214,12 @@ mod tests {
         graph.add(node("b", &["a"], &runs, ok));
         for (run, reused) in [("one", 0), ("one", 0), ("two", 2)] {
             let ledger = Ledger::open(&dir.path().join(run)).unwrap();
-            let executor = LocalExecutor { ledger: &ledger, shared: Some(&shared), retries_per_stage: 0, observer: &|_, _| () };
+            let executor = LocalExecutor {
+                ledger: &ledger,
+                shared: Some(&shared),
+                retries_per_stage: 0,
+                observer: &|_, _| (),
+            };
             let summary = executor.run(&graph).unwrap();
             assert_eq!(summary.outputs.len(), 2);
             assert_eq!(summary.reused.len(), reused);
@@ -231,7 +236,8 @@ mod tests {
         graph.add(node("next", &["gate"], &runs, ok));
         graph.add(Node { always: true, ..node("closeout", &[], &runs, ok) });
         let ledger = Ledger::open(&dir.path().join("l")).unwrap();
-        let executor = LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
+        let executor =
+            LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
         let summary = executor.run(&graph).unwrap();
         assert_eq!(summary.skipped, ["next"]);
         assert_eq!(summary.outputs.len(), 2);
@@ -246,7 +252,12 @@ mod tests {
             let mut graph = Graph::default();
             graph.add(node("a", &[], &runs, move |n| if n < faults { fault() } else { Output::of(&1) }));
             let ledger = Ledger::open(&dir.path().join(format!("{budget}-{faults}"))).unwrap();
-            let executor = LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: budget, observer: &|_, _| () };
+            let executor = LocalExecutor {
+                ledger: &ledger,
+                shared: None,
+                retries_per_stage: budget,
+                observer: &|_, _| (),
+            };
             assert_eq!(executor.run(&graph).unwrap().failure.is_none(), succeeds);
         }
     }

@@ -188,14 +188,23 @@ impl Arm {
     }
 
     /// Probes a running arm again after its last request.
-    pub fn probe_again(&self, opening: &ServeRecord, provenance: &Provenance) -> Result<ServeRecord, Failure> {
+    pub fn probe_again(
+        &self,
+        opening: &ServeRecord,
+        provenance: &Provenance,
+    ) -> Result<ServeRecord, Failure> {
         let running = self.start()?;
         let mut record = opening.clone();
         probe::still_up(&self.target(&running, opening.attempts, provenance), &mut record);
         Ok(record)
     }
 
-    fn target<'a>(&'a self, running: &'a Running, attempts: u32, provenance: &'a Provenance) -> ProbeTarget<'a> {
+    fn target<'a>(
+        &'a self,
+        running: &'a Running,
+        attempts: u32,
+        provenance: &'a Provenance,
+    ) -> ProbeTarget<'a> {
         ProbeTarget {
             arm: self.name.as_str(),
             options: &running.options,

@@ -44,7 +44,8 @@ pub fn close(run: &RunDir, inputs: &Inputs, summary: &RunSummary) -> Result<Endi
 
 /// What a stage that could not run means for the release.
 fn finding_of(node: &str, failure: &Failure) -> Finding {
-    let finding = Finding::new(GateName::Release, "stage", failure.class, node).observed(failure.message.clone());
+    let finding =
+        Finding::new(GateName::Release, "stage", failure.class, node).observed(failure.message.clone());
     match &failure.hint {
         Some(hint) => finding.hint(hint.clone()),
         None => finding,
@@ -80,15 +81,21 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
     record.findings.sort_by(|a, b| b.severity.cmp(&a.severity));
     let text = report::release(&record);
     let report_path = run.join("report.md");
-    crate::base::atomic::write(&report_path, text.as_bytes()).map_err(|e| Failure::io(report_path.display(), &e))?;
+    crate::base::atomic::write(&report_path, text.as_bytes())
+        .map_err(|e| Failure::io(report_path.display(), &e))?;
     json::write(&run.join("release.json"), &record)?;
-    run.event("closed", "release", &folded.outcome.verdict().map_or_else(|| "no verdict".into(), |v| v.to_string()));
+    run.event(
+        "closed",
+        "release",
+        &folded.outcome.verdict().map_or_else(|| "no verdict".into(), |v| v.to_string()),
+    );
     Ok(Ending::Closed { record: Box::new(record), outcome: folded.outcome, run: run.path().to_path_buf() })
 }
 
 fn incomplete() -> Folded {
     let class = crate::record::FailureClass::Unknown;
-    fold(&[Finding::new(GateName::Release, "complete", class, "release").observed("the chain did not reach the compare gate")])
+    fold(&[Finding::new(GateName::Release, "complete", class, "release")
+        .observed("the chain did not reach the compare gate")])
 }
 
 /// Reports of all gates that ran, in order. The gate after scoring replaces the one before it.
@@ -191,7 +198,9 @@ const VOLATILE: [&str; 9] = [
 ];
 
 fn artifact_digest(path: &Path) -> Result<Digest, Failure> {
-    if path.extension().is_some_and(|e| e == "json") && !path.components().any(|c| c.as_os_str() == "checkpoint") {
+    if path.extension().is_some_and(|e| e == "json")
+        && !path.components().any(|c| c.as_os_str() == "checkpoint")
+    {
         let mut value: serde_json::Value = json::read(path)?;
         remove_volatile(&mut value);
         return Digest::of_json(&value).map_err(|e| Failure::config(format!("{}: {e}", path.display())));

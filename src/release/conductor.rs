@@ -106,7 +106,8 @@ fn open(request: Request) -> Result<(RunDir, Inputs), Failure> {
                 record.input_digest.short(12),
                 digest.short(12)
             );
-            return Err(Failure::config(message).with_hint("start a new run; results of other inputs are never mixed"));
+            return Err(Failure::config(message)
+                .with_hint("start a new run; results of other inputs are never mixed"));
         }
         return Ok((run, inputs));
     }
@@ -115,11 +116,18 @@ fn open(request: Request) -> Result<(RunDir, Inputs), Failure> {
     Ok((run, inputs))
 }
 
-fn execute<'a>(build: &'a Build<'a>, plan: &'a QuantizePlan, say: &(dyn Fn(&str) + Sync)) -> Result<RunSummary, Failure> {
+fn execute<'a>(
+    build: &'a Build<'a>,
+    plan: &'a QuantizePlan,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<RunSummary, Failure> {
     interrupt::install().map_err(|e| Failure::io("signal handlers", &e))?;
     let ledger = Ledger::open(&build.run.ledger())?;
     if ledger.damaged_lines() > 0 {
-        progress::note(&format!("ledger: {} torn or damaged lines; their units run again", ledger.damaged_lines()));
+        progress::note(&format!(
+            "ledger: {} torn or damaged lines; their units run again",
+            ledger.damaged_lines()
+        ));
     }
     let baseline = build.keys.arms[ArmName::Baseline as usize].as_str();
     let shared = Ledger::open(&build.inputs.cache.join(format!("baseline/{baseline}.jsonl")))?;

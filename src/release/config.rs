@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::closest::suggestion;
-pub use crate::gate::{Policy, Tier};
 use crate::gate::{CompareOptions, Margin, TaskOptions};
+pub use crate::gate::{Policy, Tier};
 use crate::record::Failure;
 use crate::record::eval::{EvalRecord, MetricInfo};
 
@@ -101,7 +101,8 @@ impl ConfigFile {
     /// Reads a file. Unknown keys are refused with line and suggestion.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            Failure::io(path.display(), &e).with_hint("`day0 init` writes a commented day0.yaml to start from")
+            Failure::io(path.display(), &e)
+                .with_hint("`day0 init` writes a commented day0.yaml to start from")
         })?;
         Self::parse(&text, &path.display().to_string())
     }
@@ -173,7 +174,8 @@ impl ConfigFile {
             return Err(Failure::config("suites: at least one suite or task is needed"));
         }
         if config.limit == Some(0) {
-            return Err(Failure::config("limit: 0 items cannot be evaluated").with_hint("leave it out for the full split"));
+            return Err(Failure::config("limit: 0 items cannot be evaluated")
+                .with_hint("leave it out for the full split"));
         }
         Ok(config)
     }
@@ -242,7 +244,14 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused() {
-        for text in ["margin: 1.5", "margin: 0", "suites: []", "limit: 0", "tasks: {a: {margin: -1}}", "policy: maybe"] {
+        for text in [
+            "margin: 1.5",
+            "margin: 0",
+            "suites: []",
+            "limit: 0",
+            "tasks: {a: {margin: -1}}",
+            "policy: maybe",
+        ] {
             assert!(ConfigFile::parse(text, "x").and_then(ConfigFile::validate).is_err(), "{text}");
         }
     }

@@ -120,7 +120,8 @@ fn gate_run_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
 fn gate_compare_node<'a>(build: &'a Build<'a>) -> Node<'a> {
     let after = ArmName::BOTH.map(names::gate_run).to_vec();
     build.gate_node(names::GATE_COMPARE, "compare", &build.keys.compare, after, move |_| {
-        let (baseline, candidate) = (read_eval(build, ArmName::Baseline)?, read_eval(build, ArmName::Candidate)?);
+        let (baseline, candidate) =
+            (read_eval(build, ArmName::Baseline)?, read_eval(build, ArmName::Candidate)?);
         Ok(gate::compare(&baseline, &candidate, &build.inputs.config.compare_options(&baseline)))
     })
 }

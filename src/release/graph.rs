@@ -77,10 +77,8 @@ impl<'a> Build<'a> {
         let arm = |name: ArmName, dir| {
             Arm::new(name, dir, inputs.engines[name as usize].clone(), inputs.threads.clone())
         };
-        let arms = [
-            arm(ArmName::Baseline, inputs.model.dir.clone()),
-            arm(ArmName::Candidate, run.checkpoint()),
-        ];
+        let arms =
+            [arm(ArmName::Baseline, inputs.model.dir.clone()), arm(ArmName::Candidate, run.checkpoint())];
         Self { inputs, run, arms, keys: Keys::of(inputs) }
     }
 

@@ -15,7 +15,10 @@ pub fn candidate(source: &Digest, recipe: &Digest, build: &Digest) -> UnitKey {
 /// Key of an arm: this checkpoint answered by this engine. `checkpoint` is its digest, or the candidate's key where
 /// the checkpoint is yet to be made.
 pub fn arm(checkpoint: &str, tokenizer: &Digest, build: &Digest, engine: &ArmEngine) -> UnitKey {
-    let builder = KeyBuilder::new("arm/1").part("checkpoint", checkpoint).part("tokenizer", tokenizer).part("build", build);
+    let builder = KeyBuilder::new("arm/1")
+        .part("checkpoint", checkpoint)
+        .part("tokenizer", tokenizer)
+        .part("build", build);
     match engine {
         ArmEngine::Local => builder.part("device", "cpu").part("kernel_path", engine::kernel_path()),
         ArmEngine::Endpoint { url, .. } => builder.part("endpoint", url),

@@ -65,7 +65,8 @@ impl Inputs {
         let source = Arc::new(Checkpoint::open(&model.dir)?);
         let source_digest = source.digest()?;
         let tokenizer = Tokenizer::load(&model.dir)?;
-        let plan = QuantizePlan::new(Arc::clone(&source), recipe.clone(), Arithmetic::F32).map_err(Failure::from);
+        let plan =
+            QuantizePlan::new(Arc::clone(&source), recipe.clone(), Arithmetic::F32).map_err(Failure::from);
         let local = engines.iter().any(|e| matches!(e, ArmEngine::Local));
         let engine_gap = if local { engine::check_supported(&source).err().map(Failure::from) } else { None };
         let options = EvalOptions {
@@ -75,8 +76,9 @@ impl Inputs {
         };
         let tasks = prepare(&suite, &tokenizer, &options)?;
         let build = program_digest()?;
-        let config_digest = Digest::of_json(&config)
-            .map_err(|e| Failure::new(FailureClass::Unknown, format!("the configuration is not JSON: {e}")))?;
+        let config_digest = Digest::of_json(&config).map_err(|e| {
+            Failure::new(FailureClass::Unknown, format!("the configuration is not JSON: {e}"))
+        })?;
         Ok(Self {
             config,
             config_digest,
@@ -141,7 +143,11 @@ impl Inputs {
 }
 
 /// Requests of all tasks.
-pub fn prepare(suite: &Suite, tokenizer: &Tokenizer, options: &EvalOptions) -> Result<Vec<PreparedTask>, Failure> {
+pub fn prepare(
+    suite: &Suite,
+    tokenizer: &Tokenizer,
+    options: &EvalOptions,
+) -> Result<Vec<PreparedTask>, Failure> {
     let tasks = suite.tasks.iter().map(|task| eval::prepare(task, tokenizer, options));
     Ok(tasks.collect::<Result<Vec<_>, _>>()?)
 }

@@ -42,7 +42,8 @@ pub fn add_quantize<'a>(graph: &mut Graph<'a>, job: &'a QuantizeJob<'a>) {
 }
 
 fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<'a> {
-    let key = KeyBuilder::new("quantize-shard/1").part("candidate", job.key.as_str()).part("index", index).finish();
+    let key =
+        KeyBuilder::new("quantize-shard/1").part("candidate", job.key.as_str()).part("index", index).finish();
     let unit = FnUnit::new(key, move |_| {
         let staging = StagingDir::open(&job.target).map_err(|e| Failure::io(job.target.display(), &e))?;
         let file = job.plan.shard_file_name(index);
@@ -85,7 +86,11 @@ fn finish_node<'a>(job: &'a QuantizeJob<'a>, shards: Vec<String>) -> Node<'a> {
 }
 
 /// Writes what belongs beside the shards and gives the directory its final name.
-fn complete(job: &QuantizeJob<'_>, shards: Vec<ShardRecord>, timer: Timer) -> Result<QuantizeRecord, Failure> {
+fn complete(
+    job: &QuantizeJob<'_>,
+    shards: Vec<ShardRecord>,
+    timer: Timer,
+) -> Result<QuantizeRecord, Failure> {
     let io = |e: std::io::Error| Failure::io(job.target.display(), &e);
     // A run killed between the rename and the ledger's entry finds the directory under its final name.
     let staging = if job.target.exists() { None } else { Some(StagingDir::open(&job.target).map_err(io)?) };

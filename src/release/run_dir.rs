@@ -33,12 +33,20 @@ pub struct RunDir {
 
 impl RunDir {
     /// Creates the run directory: `out`, or `runs/<UTC time>-<6 hex of the input digest>`.
-    pub fn create(out: Option<&Path>, input_digest: &Digest, config: &ReleaseConfig) -> Result<Self, Failure> {
+    pub fn create(
+        out: Option<&Path>,
+        input_digest: &Digest,
+        config: &ReleaseConfig,
+    ) -> Result<Self, Failure> {
         let run_id = format!("{}-{}", clock::now_compact(), input_digest.short(6));
         let path = out.map_or_else(|| Path::new("runs").join(&run_id), Path::to_path_buf);
         if path.join("run.json").exists() {
-            return Err(Failure::config(format!("{}: holds a run already", path.display()))
-                .with_hint(format!("continue it with `day0 release --resume {}`, or choose another --out", path.display())));
+            return Err(Failure::config(format!("{}: holds a run already", path.display())).with_hint(
+                format!(
+                    "continue it with `day0 release --resume {}`, or choose another --out",
+                    path.display()
+                ),
+            ));
         }
         if std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(Failure::config(format!("{}: is not empty", path.display()))
@@ -49,7 +57,8 @@ impl RunDir {
         let text = serde_yaml_ng::to_string(config)
             .map_err(|e| Failure::config(format!("the configuration cannot be written as YAML: {e}")))?;
         let config_path = run.config();
-        crate::base::atomic::write(&config_path, text.as_bytes()).map_err(|e| Failure::io(config_path.display(), &e))?;
+        crate::base::atomic::write(&config_path, text.as_bytes())
+            .map_err(|e| Failure::io(config_path.display(), &e))?;
         let record = RunRecord {
             schema_version: SCHEMA_VERSION,
             run_id,

@@ -132,7 +132,11 @@ impl<'a> EvalJob<'a> {
             schema_version: SCHEMA_VERSION,
             arm: self.arm.clone(),
             identity,
-            tasks: tasks.map(|(task, items)| (task.name().to_owned(), eval::task_record(task, items, TaskStatus::Success))).collect(),
+            tasks: tasks
+                .map(|(task, items)| {
+                    (task.name().to_owned(), eval::task_record(task, items, TaskStatus::Success))
+                })
+                .collect(),
             reused: false,
             provenance: timer.stop(self.provenance.clone()),
         })

@@ -94,9 +94,15 @@ fn evidence(gate: &GateReport) -> impl Iterator<Item = (&String, TaskEvidence)> 
 
 fn scores(text: &mut String, compare: &GateReport) {
     line!(text, "## Scores\n");
-    line!(text, "Drops are positive where the candidate is worse. Bounds are one-sided; fractions of the scale, or of the");
+    line!(
+        text,
+        "Drops are positive where the candidate is worse. Bounds are one-sided; fractions of the scale, or of the"
+    );
     line!(text, "baseline for metrics without one.\n");
-    line!(text, "| task | metric | baseline | candidate | drop | bounds | margin | n | flips lost/won | smallest detectable | verdict |");
+    line!(
+        text,
+        "| task | metric | baseline | candidate | drop | bounds | margin | n | flips lost/won | smallest detectable | verdict |"
+    );
     line!(text, "|---|---|---|---|---|---|---|---|---|---|---|");
     for (name, e) in evidence(compare) {
         let flips = match (e.flips_b, e.flips_c) {

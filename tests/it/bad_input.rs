@@ -109,7 +109,9 @@ fn missing_model_and_unwritable_target() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "./nowhere", "--recipe", "fp8", "--out", "q"]).expect(2).says("nowhere");
-    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8", "--out", "/proc/q"]).expect(2).says("/proc");
+    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8", "--out", "/proc/q"])
+        .expect(2)
+        .says("/proc");
     day0(dir.path(), ["import", "nowhere.gguf", "--out", "q"]).expect(2).says("nowhere.gguf");
     std::fs::write(dir.path().join("x.gguf"), b"GGUF\xff\xff\xff\xff").unwrap();
     day0(dir.path(), ["import", "x.gguf", "--out", "q"]).expect(2).says("x.gguf");
@@ -120,9 +122,11 @@ fn missing_model_and_unwritable_target() {
 fn recipes_that_are_wrong_or_do_not_fit() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
-    let quantize = |recipe: &str| day0(dir.path(), ["quantize", "day0-tiny", "--recipe", recipe, "--out", "q"]);
+    let quantize =
+        |recipe: &str| day0(dir.path(), ["quantize", "day0-tiny", "--recipe", recipe, "--out", "q"]);
     quantize("fp8_dynamc").expect(2).says("fp8_dynamic");
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/w4a16.yaml")).unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/w4a16.yaml")).unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     write("typo.yaml", &text.replace("group_size", "group_sise"));
     quantize("typo.yaml").expect(2).says("typo.yaml").says("group_size").says("line");
@@ -151,8 +155,12 @@ fn architecture_that_the_engine_does_not_know() {
 fn configurations_that_are_wrong() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
-    let cases =
-        [("recipee: w8a8", "recipe"), ("margin: 7", "margin"), ("limit: 0", "limit"), ("suites: [arc_easi]", "arc_easy")];
+    let cases = [
+        ("recipee: w8a8", "recipe"),
+        ("margin: 7", "margin"),
+        ("limit: 0", "limit"),
+        ("suites: [arc_easi]", "arc_easy"),
+    ];
     for (text, word) in cases {
         std::fs::write(dir.path().join("c.yaml"), text).unwrap();
         day0(dir.path(), ["release", "--config", "c.yaml", "--out", "run"]).expect(2).says(word);

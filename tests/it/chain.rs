@@ -45,7 +45,8 @@ fn second_release_reuses_the_baseline_arm_and_says_so() {
     let report = std::fs::read_to_string(dir.path().join("two/report.md")).unwrap();
     assert!(report.contains("reused"), "{report}");
     // Reused or not, the numbers are the same.
-    let scores = |run: &str| read_json(dir.path().join(run).join("eval/baseline/record.json"))["tasks"].clone();
+    let scores =
+        |run: &str| read_json(dir.path().join(run).join("eval/baseline/record.json"))["tasks"].clone();
     assert_eq!(scores("one"), scores("two"));
 }
 
@@ -160,7 +161,10 @@ fn constant_task(dir: &Path) {
         primary_metric: acc\nmetadata:\n  version: 1.0\n";
     std::fs::write(dir.join("constant.yaml"), task).unwrap();
     let rows: Vec<String> = (0..300)
-        .map(|i| json!({"context": format!("item number {i}"), "choices": ["zz", "a", "e", "o"], "label": 0}).to_string())
+        .map(|i| {
+            json!({"context": format!("item number {i}"), "choices": ["zz", "a", "e", "o"], "label": 0})
+                .to_string()
+        })
         .collect();
     std::fs::write(dir.join("constant.test.jsonl"), rows.join("\n")).unwrap();
 }
@@ -216,7 +220,11 @@ fn refused_credentials_are_a_judge_failure() {
 fn answers_that_lack_items_are_a_sample_accounting_failure() {
     let _turn = serial();
     let (ran, record) = against(|n, body| {
-        if n > PROBE_REQUESTS && n % 5 == 0 { (400, json!({"error": {"message": "no", "code": 400}})) } else { good(body) }
+        if n > PROBE_REQUESTS && n % 5 == 0 {
+            (400, json!({"error": {"message": "no", "code": 400}}))
+        } else {
+            good(body)
+        }
     });
     ran.expect(3);
     assert_closed(&record, "ANOMALOUS", "SAMPLE_ACCOUNTING_FAILED");

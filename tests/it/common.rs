@@ -66,7 +66,9 @@ pub fn cache() -> &'static Path {
 pub fn command<S: AsRef<OsStr>>(dir: &Path, args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_day0"));
     command.args(args).current_dir(dir).env("DAY0_CACHE", cache()).stdin(Stdio::null());
-    for name in ["HF_HOME", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"] {
+    for name in
+        ["HF_HOME", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"]
+    {
         command.env_remove(name);
     }
     command

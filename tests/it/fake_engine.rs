@@ -81,9 +81,10 @@ fn serve(stream: &TcpStream, card: &Value, answer: &Answer, count: &AtomicUsize)
 /// A correct completion: log-probs from `logprob(token)`, the generated token is `greedy`.
 pub fn completion(body: &Value, greedy: u64, logprob: impl Fn(u64) -> f64) -> (u16, Value) {
     let prompts: Vec<Vec<u64>> = match &body["prompt"] {
-        Value::Array(items) if items.first().is_some_and(Value::is_array) => {
-            items.iter().map(|p| p.as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect()).collect()
-        }
+        Value::Array(items) if items.first().is_some_and(Value::is_array) => items
+            .iter()
+            .map(|p| p.as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect())
+            .collect(),
         Value::Array(items) => vec![items.iter().map(|t| t.as_u64().unwrap()).collect()],
         _ => vec![vec![1, 2, 3]],
     };
@@ -97,7 +98,11 @@ pub fn completion(body: &Value, greedy: u64, logprob: impl Fn(u64) -> f64) -> (u
             let name = |t: u64| format!("token_id:{t}");
             let value = |i: usize, t: u64| if echo && i == 0 { Value::Null } else { json!(logprob(t)) };
             let top = |i: usize, t: u64| {
-                if echo && i == 0 { Value::Null } else { json!({name(t): logprob(t), name(greedy): logprob(greedy)}) }
+                if echo && i == 0 {
+                    Value::Null
+                } else {
+                    json!({name(t): logprob(t), name(greedy): logprob(greedy)})
+                }
             };
             json!({
                 "index": index, "text": "x".repeat(all.len()), "finish_reason": "length",
@@ -111,6 +116,9 @@ pub fn completion(body: &Value, greedy: u64, logprob: impl Fn(u64) -> f64) -> (u
         })
         .collect();
     let tokens: usize = prompts.iter().map(Vec::len).sum();
-    (200, json!({"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"], "choices": choices,
-        "usage": {"prompt_tokens": tokens, "completion_tokens": prompts.len() as u64 * max_tokens, "total_tokens": tokens}}))
+    (
+        200,
+        json!({"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"], "choices": choices,
+        "usage": {"prompt_tokens": tokens, "completion_tokens": prompts.len() as u64 * max_tokens, "total_tokens": tokens}}),
+    )
 }

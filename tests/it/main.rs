@@ -1,6 +1,10 @@
 //! The integration tests, one binary.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "tests write damaged files and say what they skip")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "tests write damaged files and say what they skip"
+)]
 
 mod bad_input;
 mod chain;

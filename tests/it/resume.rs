@@ -77,8 +77,11 @@ fn ten_kills_at_random_moments_change_nothing() {
         let mut code = signalled(dir.path(), &release_args(&run), &cache, delay, libc::SIGKILL);
         let path = dir.path().join(&run);
         if code.is_none() {
-            let args =
-                if path.join("run.json").exists() { vec!["release", "--resume", &run] } else { release_args(&run) };
+            let args = if path.join("run.json").exists() {
+                vec!["release", "--resume", &run]
+            } else {
+                release_args(&run)
+            };
             let resumed = ran(command(dir.path(), args).env("DAY0_CACHE", &cache).output().unwrap());
             code = resumed.code;
             assert_eq!(code, Some(3), "{}\n{}", resumed.stdout, resumed.stderr);
@@ -97,7 +100,10 @@ fn interrupt_ends_with_its_code_and_the_run_resumes() {
         let run = format!("run-{signal}");
         let start = Instant::now();
         let calm = format!("calm-{signal}");
-        ran(command(dir.path(), release_args(&calm)).env("DAY0_CACHE", dir.path().join(&calm).with_extension("c")).output().unwrap());
+        ran(command(dir.path(), release_args(&calm))
+            .env("DAY0_CACHE", dir.path().join(&calm).with_extension("c"))
+            .output()
+            .unwrap());
         let delay = start.elapsed().mul_f64(fraction);
         let code = signalled(dir.path(), &release_args(&run), &cache.join(&run), delay, signal);
         assert!(code == Some(128 + signal) || code == Some(3), "{code:?}");
@@ -114,7 +120,8 @@ fn killed_quantize_leaves_no_checkpoint_under_the_final_name() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
     let args = ["quantize", "day0-tiny", "--recipe", "mxfp4a16", "--out", "q"];
-    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let mut runner =
+        TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     for _ in 0..5 {
         let delay = Duration::from_millis(runner.rng().random_range(1..120));
         let code = signalled(dir.path(), &args, super::common::cache(), delay, libc::SIGKILL);
@@ -147,7 +154,8 @@ fn resuming_what_is_not_a_run_or_has_other_inputs_is_refused() {
 /// Runs `day0 args` in a file system of `kib` KiB, in a mount namespace of its own; `None` where that is forbidden.
 fn on_small_disk(kib: usize, args: &[&str]) -> Option<super::common::Ran> {
     let dir = tempfile::tempdir().unwrap();
-    let mount = format!("mount -t tmpfs -o size={kib}k tmpfs {0} && cd {0} && exec \"$@\"", dir.path().display());
+    let mount =
+        format!("mount -t tmpfs -o size={kib}k tmpfs {0} && cd {0} && exec \"$@\"", dir.path().display());
     let inner = command(dir.path(), args);
     let output = std::process::Command::new("unshare")
         .args(["--map-root-user", "--mount", "sh", "-c", &mount, "sh"])

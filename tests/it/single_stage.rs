@@ -23,7 +23,9 @@ fn quantize_writes_the_checkpoint_and_nothing_else() {
     assert_eq!(names(dir.path()), set(&["q"]));
     let files = names(&dir.path().join("q"));
     assert!(files.contains("config.json") && files.contains("model.safetensors"), "{files:?}");
-    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "w4a16", "--out", "q"]).expect(2).says("exists already");
+    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "w4a16", "--out", "q"])
+        .expect(2)
+        .says("exists already");
     let dry = ["quantize", "day0-tiny", "--recipe", "w4a16", "--out", "p", "--dry-run"];
     day0(dir.path(), dry).expect(10);
     assert_eq!(names(dir.path()), set(&["q"]));
@@ -46,7 +48,8 @@ fn scan_and_gates_write_nothing() {
 #[test]
 fn every_builtin_recipe_but_the_experts_one_passes_the_ptq_gate() {
     let _turn = serial();
-    for recipe in ["fp8_dynamic", "w8a8", "w4a16", "w4a16_g64", "w4a16_g32", "nvfp4a16", "mxfp4a16", "w2a16"] {
+    for recipe in ["fp8_dynamic", "w8a8", "w4a16", "w4a16_g64", "w4a16_g32", "nvfp4a16", "mxfp4a16", "w2a16"]
+    {
         let dir = tempfile::tempdir().unwrap();
         day0(dir.path(), ["quantize", "day0-tiny", "--recipe", recipe, "--out", "q"]).expect(0);
         let args = ["gate", "ptq", "--checkpoint", "q", "--source", "day0-tiny", "--recipe", recipe];
@@ -64,7 +67,8 @@ fn eval_writes_what_lm_eval_writes() {
     for key in ["results", "configs", "versions", "n-shot", "n-samples", "higher_is_better"] {
         assert!(results.get(key).is_some(), "{key}");
     }
-    let samples: Vec<String> = names(&dir.path().join("e")).into_iter().filter(|n| n.starts_with("samples_")).collect();
+    let samples: Vec<String> =
+        names(&dir.path().join("e")).into_iter().filter(|n| n.starts_with("samples_")).collect();
     assert!(samples.len() >= 4, "{samples:?}");
     // A second call finds everything done.
     day0(dir.path(), args).expect(0);
@@ -87,7 +91,9 @@ fn compare_gate_reads_upstream_scores() {
         write(name, text);
         day0(dir.path(), ["gate", "compare", "--baseline", "b.json", "--candidate", name]).expect(code);
     }
-    day0(dir.path(), ["gate", "compare", "--baseline", "b.json", "--candidate", "none.json"]).expect(2).says("none.json");
+    day0(dir.path(), ["gate", "compare", "--baseline", "b.json", "--candidate", "none.json"])
+        .expect(2)
+        .says("none.json");
 }
 
 #[test]

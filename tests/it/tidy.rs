@@ -102,7 +102,9 @@ fn used_modules(line: &str) -> Vec<String> {
         return Vec::new();
     }
     line.match_indices("crate::")
-        .map(|(at, m)| line[at + m.len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
+        .map(|(at, m)| {
+            line[at + m.len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+        })
         .collect()
 }
 
@@ -158,7 +160,8 @@ fn crate_budget_is_kept() {
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8_lossy(&output.stdout);
-    let mut crates: Vec<&str> = tree.lines().map(|l| l.trim_end_matches(" (*)")).filter(|l| !l.is_empty()).collect();
+    let mut crates: Vec<&str> =
+        tree.lines().map(|l| l.trim_end_matches(" (*)")).filter(|l| !l.is_empty()).collect();
     crates.sort_unstable();
     crates.dedup();
     assert!(crates.len() <= MAX_CRATES, "{} crates, at most {MAX_CRATES}", crates.len());
@@ -183,7 +186,9 @@ fn readme_and_ci_run_the_same_commands() {
 fn no_unfinished_code_is_committed() {
     let marks = ["todo!(", "unimplemented!(", concat!("FIX", "ME"), concat!("#[ign", "ore")];
     let mut found = Vec::new();
-    for file in ["src", "tests", "examples"].iter().flat_map(|d| files(d, "rs")).filter(|f| !f.ends_with("tidy.rs")) {
+    for file in
+        ["src", "tests", "examples"].iter().flat_map(|d| files(d, "rs")).filter(|f| !f.ends_with("tidy.rs"))
+    {
         for (number, line) in read(&file).lines().enumerate() {
             if marks.iter().any(|m| line.contains(m)) {
                 found.push(format!("{file}:{}: {}", number + 1, line.trim()));

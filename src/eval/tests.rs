@@ -380,13 +380,8 @@ fn scores_as_lm_eval(limit: usize) {
     assert_eq!((greedy, accuracies), (0, 0), "greedy flags and accuracies that differ");
 }
 
+/// All 200 items take minutes without optimization.
 #[test]
-fn first_items_score_as_lm_eval() {
-    scores_as_lm_eval(10);
-}
-
-#[test]
-#[ignore = "takes minutes without optimization"]
-fn two_hundred_items_score_as_lm_eval() {
-    scores_as_lm_eval(200);
+fn items_score_as_lm_eval() {
+    scores_as_lm_eval(if cfg!(debug_assertions) { 10 } else { 200 });
 }

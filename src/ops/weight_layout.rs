@@ -1,0 +1,365 @@
+//! What a quantized weight looks like on disk: elements, scales, packing, and the tensors of one module.
+//!
+//! `weight [N, K] ≈ (code − zero_point) · scale`, one scale per rectangle of [`WeightLayout::block`]. One table for
+//! all schemes; tensors and shapes as compressed-tensors writes and vLLM expects them (checkpoint-formats §1.2).
+
+use safetensors::Dtype;
+
+use crate::checkpoint::quant_args::{Format, QuantType, QuantizationArgs, Strategy};
+use crate::ops::int_pack;
+
+/// Type of the codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// Two's-complement integers of so many bits, 2 to 8.
+    Int(u8),
+    /// FP8 E4M3.
+    E4m3,
+    /// FP4 E2M1.
+    E2m1,
+}
+
+impl Element {
+    /// Smallest and largest value.
+    pub fn range(self) -> (f32, f32) {
+        match self {
+            Self::Int(bits) => {
+                let half = f32::from(1u8 << (bits - 1));
+                (-half, half - 1.0)
+            }
+            Self::E4m3 => (-crate::ops::fp8::MAX, crate::ops::fp8::MAX),
+            Self::E2m1 => (-crate::ops::fp4::MAX, crate::ops::fp4::MAX),
+        }
+    }
+
+    /// What the largest magnitude is mapped to by a symmetric scale: half the width of the range, 127.5 for INT8.
+    pub fn half_range(self) -> f32 {
+        let (min, max) = self.range();
+        (max - min) / 2.0
+    }
+}
+
+/// How scales are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ScaleKind {
+    /// In the weight's own float type; multiplies.
+    Float,
+    /// E4M3 below one f32 global scale of the whole fused set: the local scale multiplies, the global scale divides.
+    E4m3UnderGlobal,
+    /// A power of two (E8M0); multiplies.
+    E8m0,
+}
+
+/// How codes are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// One a byte, `weight`.
+    Bytes,
+    /// Two a byte, `weight_packed`.
+    Nibbles,
+    /// A dense bit stream in 32-bit words, `weight_packed`.
+    Words,
+}
+
+/// The layout of a quantized weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WeightLayout {
+    /// Type of the codes.
+    pub element: Element,
+    /// How scales are stored.
+    pub scale: ScaleKind,
+    /// How codes are stored.
+    pub packing: Packing,
+    /// Whether there is no zero point.
+    pub symmetric: bool,
+    /// Which elements share a scale.
+    pub strategy: Strategy,
+    /// Sizes that the strategy needs: columns of a group, rows and columns of a block.
+    sizes: [usize; 2],
+}
+
+/// One tensor of a quantized module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModuleTensor {
+    /// What follows `<module>.`, e.g. `weight_scale`.
+    pub suffix: &'static str,
+    /// Element type on disk.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+impl ModuleTensor {
+    /// Size of the data in bytes.
+    pub fn num_bytes(&self) -> u64 {
+        let elements: u64 = self.shape.iter().map(|d| *d as u64).product();
+        (elements * self.dtype.bitsize() as u64).div_ceil(8)
+    }
+}
+
+/// A scheme that has no layout here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Bits, type and strategy do not go together in this format.
+    #[error("{format:?} has no layout for {num_bits}-bit {qtype:?} weights by {strategy:?}")]
+    Unsupported {
+        /// The layout asked for.
+        format: Format,
+        /// Bits per element.
+        num_bits: u8,
+        /// Element type.
+        qtype: QuantType,
+        /// Which elements share a scale.
+        strategy: Strategy,
+    },
+    /// A size is missing or 0.
+    #[error("strategy {strategy:?} needs a positive {field}")]
+    MissingSize {
+        /// The strategy.
+        strategy: Strategy,
+        /// `group_size` or `block_structure`.
+        field: &'static str,
+    },
+}
+
+impl WeightLayout {
+    /// The layout of weights quantized by `args` and stored in `format`.
+    pub fn new(args: &QuantizationArgs, format: Format) -> Result<Self, LayoutError> {
+        use Strategy::{Block, Channel, Group, Tensor, TensorGroup};
+        let unsupported = || LayoutError::Unsupported {
+            format,
+            num_bits: args.num_bits,
+            qtype: args.qtype,
+            strategy: args.strategy,
+        };
+        let element = match (args.qtype, args.num_bits) {
+            (QuantType::Int, bits @ 2..=8) => Element::Int(bits),
+            (QuantType::Float, 8) => Element::E4m3,
+            (QuantType::Float, 4) => Element::E2m1,
+            _ => return Err(unsupported()),
+        };
+        let (packing, scale) = match format {
+            Format::FloatQuantized | Format::NaiveQuantized if element == Element::E4m3 => {
+                (Packing::Bytes, ScaleKind::Float)
+            }
+            Format::IntQuantized | Format::NaiveQuantized if matches!(element, Element::Int(_)) => {
+                (Packing::Bytes, ScaleKind::Float)
+            }
+            Format::PackQuantized if matches!(element, Element::Int(_)) => (Packing::Words, ScaleKind::Float),
+            Format::Nvfp4PackQuantized if element == Element::E2m1 && args.strategy == TensorGroup => {
+                (Packing::Nibbles, ScaleKind::E4m3UnderGlobal)
+            }
+            Format::Mxfp4PackQuantized if element == Element::E2m1 && args.strategy == Group => {
+                (Packing::Nibbles, ScaleKind::E8m0)
+            }
+            _ => return Err(unsupported()),
+        };
+        let missing = |field| LayoutError::MissingSize { strategy: args.strategy, field };
+        let sizes = match args.strategy {
+            Tensor | Channel => [0, 0],
+            Group | TensorGroup => {
+                [1, args.group_size.filter(|g| *g > 0).ok_or_else(|| missing("group_size"))?]
+            }
+            Block => args
+                .block_structure
+                .filter(|b| b.iter().all(|n| *n > 0))
+                .ok_or_else(|| missing("block_structure"))?,
+            Strategy::Token => return Err(unsupported()),
+        };
+        // Zero points exist for integers only, and packed ones for rows of scales only.
+        let has_zero_point_layout =
+            matches!(element, Element::Int(_)) && matches!(args.strategy, Channel | Group);
+        if !args.symmetric && !has_zero_point_layout {
+            return Err(unsupported());
+        }
+        Ok(Self { element, scale, packing, symmetric: args.symmetric, strategy: args.strategy, sizes })
+    }
+
+    /// Rows and columns that share one scale in a weight of `shape` [N, K]; at least 1 each.
+    pub fn block(&self, shape: [usize; 2]) -> [usize; 2] {
+        let [rows, columns] = match self.strategy {
+            Strategy::Tensor => shape,
+            Strategy::Channel | Strategy::Token => [1, shape[1]],
+            Strategy::Group | Strategy::TensorGroup | Strategy::Block => self.sizes,
+        };
+        [rows.max(1), columns.max(1)]
+    }
+
+    /// Columns of a group, for the strategies that must divide K.
+    pub fn group_size(&self) -> Option<usize> {
+        matches!(self.strategy, Strategy::Group | Strategy::TensorGroup).then_some(self.sizes[1])
+    }
+
+    /// Shape of `weight_scale`: [1], [N, 1], [N, K/g], or [ceil(N/rows), ceil(K/columns)].
+    pub fn scale_shape(&self, shape: [usize; 2]) -> Vec<usize> {
+        let [rows, columns] = self.block(shape);
+        match self.strategy {
+            Strategy::Tensor => vec![1],
+            Strategy::Channel | Strategy::Token => vec![shape[0], 1],
+            _ => vec![shape[0].div_ceil(rows), shape[1].div_ceil(columns)],
+        }
+    }
+
+    /// Whether codes (and zero points) are bit streams in 32-bit words.
+    pub fn is_packed_in_words(&self) -> bool {
+        self.packing == Packing::Words
+    }
+
+    /// Whether scales depend on the largest magnitude of more than one row.
+    pub fn needs_tensor_amax(&self) -> bool {
+        self.strategy == Strategy::Tensor || self.scale == ScaleKind::E4m3UnderGlobal
+    }
+
+    /// The tensor that holds the codes.
+    pub fn codes(&self, shape: [usize; 2]) -> ModuleTensor {
+        let [n, k] = shape;
+        match (self.packing, self.element) {
+            (Packing::Bytes, Element::E4m3) => {
+                ModuleTensor { suffix: "weight", dtype: Dtype::F8_E4M3, shape: vec![n, k] }
+            }
+            (Packing::Bytes, _) => ModuleTensor { suffix: "weight", dtype: Dtype::I8, shape: vec![n, k] },
+            (Packing::Nibbles, _) => {
+                ModuleTensor { suffix: "weight_packed", dtype: Dtype::U8, shape: vec![n, k.div_ceil(2)] }
+            }
+            (Packing::Words, Element::Int(bits)) => {
+                let words = int_pack::packed_words(k, bits);
+                ModuleTensor { suffix: "weight_packed", dtype: Dtype::I32, shape: vec![n, words] }
+            }
+            (Packing::Words, _) => unreachable!("only integers are packed into words (WeightLayout::new)"),
+        }
+    }
+
+    /// Every tensor of a module whose weight has `shape` [N, K] and whose float scales have `scale_dtype`; the codes
+    /// come first.
+    pub fn tensors(&self, shape: [usize; 2], scale_dtype: Dtype) -> Vec<ModuleTensor> {
+        let scales = self.scale_shape(shape);
+        let scale_dtype = match self.scale {
+            ScaleKind::Float => scale_dtype,
+            ScaleKind::E4m3UnderGlobal => Dtype::F8_E4M3,
+            ScaleKind::E8m0 => Dtype::U8,
+        };
+        let mut specs = vec![self.codes(shape)];
+        specs.push(ModuleTensor { suffix: "weight_scale", dtype: scale_dtype, shape: scales.clone() });
+        if self.scale == ScaleKind::E4m3UnderGlobal {
+            specs.push(ModuleTensor { suffix: "weight_global_scale", dtype: Dtype::F32, shape: vec![1] });
+        }
+        match (self.symmetric, self.packing, self.element) {
+            (false, Packing::Words, Element::Int(bits)) => specs.push(ModuleTensor {
+                suffix: "weight_zero_point",
+                dtype: Dtype::I32,
+                shape: vec![int_pack::packed_words(shape[0], bits), scales[1]],
+            }),
+            (false, ..) => {
+                specs.push(ModuleTensor { suffix: "weight_zero_point", dtype: Dtype::I8, shape: scales });
+            }
+            (true, ..) => {}
+        }
+        if self.packing == Packing::Words {
+            specs.push(ModuleTensor { suffix: "weight_shape", dtype: Dtype::I64, shape: vec![2] });
+        }
+        specs
+    }
+
+    /// Short name for reports: `fp8_e4m3`, `int8`, `int4_g128`, `int4_g32_asym`, `nvfp4`, `mxfp4`.
+    pub fn precision(&self) -> String {
+        let base = match (self.element, self.scale) {
+            (_, ScaleKind::E4m3UnderGlobal) => return "nvfp4".to_owned(),
+            (_, ScaleKind::E8m0) => return "mxfp4".to_owned(),
+            (Element::Int(bits), _) => format!("int{bits}"),
+            (Element::E4m3, _) => "fp8_e4m3".to_owned(),
+            (Element::E2m1, _) => "fp4_e2m1".to_owned(),
+        };
+        let sizes = match self.strategy {
+            Strategy::Group | Strategy::TensorGroup => format!("_g{}", self.sizes[1]),
+            Strategy::Block => format!("_b{}x{}", self.sizes[0], self.sizes[1]),
+            Strategy::Tensor => "_tensor".to_owned(),
+            Strategy::Channel | Strategy::Token => String::new(),
+        };
+        base + &sizes + if self.symmetric { "" } else { "_asym" }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Arguments for tests.
+    pub(crate) fn args(
+        qtype: QuantType,
+        num_bits: u8,
+        strategy: Strategy,
+        group: Option<usize>,
+    ) -> QuantizationArgs {
+        QuantizationArgs {
+            num_bits,
+            qtype,
+            symmetric: true,
+            strategy,
+            group_size: group,
+            block_structure: (strategy == Strategy::Block).then_some([128, 128]),
+            dynamic: false,
+            scale_dtype: None,
+        }
+    }
+
+    fn shapes(layout: &WeightLayout, shape: [usize; 2]) -> Vec<(&'static str, Dtype, Vec<usize>)> {
+        layout.tensors(shape, Dtype::BF16).into_iter().map(|s| (s.suffix, s.dtype, s.shape)).collect()
+    }
+
+    #[test]
+    fn tensors_of_each_format() {
+        use Dtype::{BF16, F8_E4M3, F32, I8, I32, I64, U8};
+        let of = |qtype, bits, strategy, group, format| {
+            WeightLayout::new(&args(qtype, bits, strategy, group), format).unwrap()
+        };
+        let fp8 = of(QuantType::Float, 8, Strategy::Channel, None, Format::FloatQuantized);
+        assert_eq!(
+            shapes(&fp8, [192, 576]),
+            [("weight", F8_E4M3, vec![192, 576]), ("weight_scale", BF16, vec![192, 1])]
+        );
+        let block = of(QuantType::Float, 8, Strategy::Block, None, Format::FloatQuantized);
+        assert_eq!(shapes(&block, [192, 576])[1], ("weight_scale", BF16, vec![2, 5]));
+        let int8 = of(QuantType::Int, 8, Strategy::Channel, None, Format::IntQuantized);
+        assert_eq!(shapes(&int8, [192, 576])[0], ("weight", I8, vec![192, 576]));
+        let int4 = of(QuantType::Int, 4, Strategy::Group, Some(64), Format::PackQuantized);
+        assert_eq!(
+            shapes(&int4, [192, 576]),
+            [
+                ("weight_packed", I32, vec![192, 72]),
+                ("weight_scale", BF16, vec![192, 9]),
+                ("weight_shape", I64, vec![2])
+            ]
+        );
+        let nvfp4 = of(QuantType::Float, 4, Strategy::TensorGroup, Some(16), Format::Nvfp4PackQuantized);
+        assert_eq!(
+            shapes(&nvfp4, [192, 576]),
+            [
+                ("weight_packed", U8, vec![192, 288]),
+                ("weight_scale", F8_E4M3, vec![192, 36]),
+                ("weight_global_scale", F32, vec![1])
+            ]
+        );
+        let mxfp4 = of(QuantType::Float, 4, Strategy::Group, Some(32), Format::Mxfp4PackQuantized);
+        assert_eq!(shapes(&mxfp4, [192, 576])[1], ("weight_scale", U8, vec![192, 18]));
+        assert_eq!(int4.precision(), "int4_g64");
+    }
+
+    #[test]
+    fn zero_points_are_packed_along_rows() {
+        let mut asymmetric = args(QuantType::Int, 4, Strategy::Group, Some(32));
+        asymmetric.symmetric = false;
+        let layout = WeightLayout::new(&asymmetric, Format::PackQuantized).unwrap();
+        assert_eq!(shapes(&layout, [20, 64])[2], ("weight_zero_point", Dtype::I32, vec![3, 2]));
+    }
+
+    #[test]
+    fn impossible_combinations() {
+        let new = |qtype, bits, strategy, group, format| {
+            WeightLayout::new(&args(qtype, bits, strategy, group), format)
+        };
+        assert!(new(QuantType::Int, 9, Strategy::Channel, None, Format::PackQuantized).is_err());
+        assert!(new(QuantType::Float, 4, Strategy::Group, Some(32), Format::FloatQuantized).is_err());
+        assert!(new(QuantType::Int, 4, Strategy::Group, Some(0), Format::PackQuantized).is_err());
+        assert!(new(QuantType::Int, 8, Strategy::Token, None, Format::IntQuantized).is_err());
+    }
+}

@@ -1,0 +1,212 @@
+//! The plan: which tensors each output shard holds, in which order, and where each comes from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use safetensors::Dtype;
+
+use super::QuantizeError;
+use super::shard;
+use crate::checkpoint::header::TensorInfo;
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::ops::float_dtype::FloatDtype;
+use crate::ops::quantize_weight::{Arithmetic, Weight, amax};
+use crate::recipe::assignment::{AssignedModule, Assignment, TensorDecl};
+use crate::recipe::{Recipe, fused_sets};
+use crate::record::quantize::ShardRecord;
+
+/// Everything decided before anything is written.
+#[derive(Debug)]
+pub struct QuantizePlan {
+    pub(super) source: Arc<Checkpoint>,
+    pub(super) recipe: Recipe,
+    pub(super) arithmetic: Arithmetic,
+    pub(super) assignment: Assignment,
+    /// One list of tensors for each source shard, in the order of their data.
+    pub(super) shards: Vec<Vec<OutputTensor>>,
+    /// Modules that share a largest magnitude, by [`amax_key`], and that magnitude once it is needed.
+    shared: BTreeMap<String, (Vec<usize>, OnceLock<f32>)>,
+}
+
+/// One tensor of an output shard.
+#[derive(Debug, Clone)]
+pub(super) struct OutputTensor {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub origin: Origin,
+}
+
+/// Where an output tensor comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Copied from the source.
+    Source,
+    /// Codes of a module (index into the assignment).
+    Codes(usize),
+    /// Scales, zero points or shape of a module.
+    Rest(usize),
+}
+
+impl OutputTensor {
+    pub(super) fn num_bytes(&self) -> u64 {
+        let elements: u64 = self.shape.iter().map(|d| *d as u64).product();
+        (elements * self.dtype.bitsize() as u64).div_ceil(8)
+    }
+}
+
+impl QuantizePlan {
+    /// Plans the quantization and checks every precondition that headers can tell.
+    pub fn new(
+        source: Arc<Checkpoint>,
+        recipe: Recipe,
+        arithmetic: Arithmetic,
+    ) -> Result<Self, QuantizeError> {
+        let infos: Vec<_> = source.names().filter_map(|name| source.info(name)).collect();
+        let decls: Vec<TensorDecl<'_>> =
+            infos.iter().map(|i| TensorDecl { name: &i.name, dtype: i.dtype, shape: &i.shape }).collect();
+        let assignment = Assignment::new(&decls, source.config(), &recipe).map_err(|error| {
+            QuantizeError::Assignment { model: source.dir().to_path_buf(), source: error }
+        })?;
+        let by_weight: BTreeMap<String, usize> =
+            assignment.modules.iter().enumerate().map(|(i, m)| (m.weight(), i)).collect();
+        let shards = source
+            .shards()
+            .iter()
+            .map(|s| output_tensors(&source, &s.tensors, &assignment.modules, &by_weight))
+            .collect();
+        let mut shared: BTreeMap<String, (Vec<usize>, OnceLock<f32>)> = BTreeMap::new();
+        for (i, module) in assignment.modules.iter().enumerate().filter(|(_, m)| m.layout.needs_tensor_amax())
+        {
+            shared.entry(amax_key(module)).or_default().0.push(i);
+        }
+        Ok(Self { source, recipe, arithmetic, assignment, shards, shared })
+    }
+
+    /// Bytes of all tensors that will be written.
+    pub fn predicted_tensor_bytes(&self) -> u64 {
+        self.assignment.predicted_bytes
+    }
+
+    /// Bytes of all tensors of the source.
+    pub fn source_tensor_bytes(&self) -> u64 {
+        self.assignment.source_bytes
+    }
+
+    /// The modules that will be quantized, sorted by name.
+    pub fn modules(&self) -> &[AssignedModule] {
+        &self.assignment.modules
+    }
+
+    /// Linear-like modules left as they are, with the reason.
+    pub fn excluded_modules(&self) -> BTreeMap<String, String> {
+        self.assignment.excluded.iter().map(|(name, e)| (name.clone(), e.reason.clone())).collect()
+    }
+
+    /// The recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// In which precision elements are divided by their scale.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
+    /// Number of output shards, the same as the source's.
+    pub fn num_shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// File name of an output shard, the same as the source's.
+    pub fn shard_file_name(&self, shard: usize) -> &str {
+        &self.source.shards()[shard].file
+    }
+
+    /// Tensor bytes of a source shard.
+    pub fn shard_source_bytes(&self, shard: usize) -> u64 {
+        let tensors = self.source.shards()[shard].tensors.iter();
+        tensors.filter_map(|name| self.source.info(name)).map(TensorInfo::num_bytes).sum()
+    }
+
+    /// Writes one shard into `staging`, under its name only when complete; `progress` is called with numbers of source
+    /// bytes done.
+    pub fn write_shard(
+        &self,
+        shard: usize,
+        staging: &Path,
+        progress: &dyn Fn(u64),
+    ) -> Result<ShardRecord, QuantizeError> {
+        shard::write(self, shard, staging, progress)
+    }
+
+    /// The source's weight of a module.
+    pub(super) fn weight(&self, module: &AssignedModule) -> Result<Weight<'_>, CheckpointError> {
+        let view = self.source.require(&module.weight())?;
+        Ok(Weight { data: view.data, dtype: module.dtype, shape: module.shape })
+    }
+
+    /// The largest magnitude that a module's scales depend on besides its own rows: of its fused set under NVFP4, of
+    /// the tensor with one scale a tensor, 0 where nothing is needed.
+    pub(super) fn shared_amax(&self, module: &AssignedModule) -> Result<f32, QuantizeError> {
+        let Some((members, cell)) = self.shared.get(&amax_key(module)) else { return Ok(0.0) };
+        if let Some(known) = cell.get() {
+            return Ok(*known);
+        }
+        let mut largest = 0f32;
+        for member in members.iter().map(|i| &self.assignment.modules[*i]) {
+            let found =
+                amax(self.weight(member)?).map_err(|error| shard::weight_error(&member.weight(), error))?;
+            largest = largest.max(found);
+        }
+        Ok(*cell.get_or_init(|| largest))
+    }
+}
+
+/// Modules with the same key share a largest magnitude.
+fn amax_key(module: &AssignedModule) -> String {
+    use crate::ops::weight_layout::ScaleKind;
+    let fused =
+        (module.layout.scale == ScaleKind::E4m3UnderGlobal).then(|| fused_sets::key(&module.name)).flatten();
+    fused.unwrap_or_else(|| module.name.clone())
+}
+
+/// The tensors of one output shard in the order of their data: that of the source, a module's codes before its scales.
+///
+/// Readers that map the file want each tensor aligned to its element size, and the format allows no holes. Tensors of
+/// whole eight-byte words keep that for what follows; all others are moved to the end, widest elements first.
+fn output_tensors(
+    source: &Checkpoint,
+    names: &[String],
+    modules: &[AssignedModule],
+    by_weight: &BTreeMap<String, usize>,
+) -> Vec<OutputTensor> {
+    let mut tensors = Vec::new();
+    for name in names {
+        if let Some(index) = by_weight.get(name) {
+            let module = &modules[*index];
+            for (i, spec) in module.tensors().into_iter().enumerate() {
+                tensors.push(OutputTensor {
+                    name: format!("{}.{}", module.name, spec.suffix),
+                    dtype: spec.dtype,
+                    shape: spec.shape,
+                    origin: if i == 0 { Origin::Codes(*index) } else { Origin::Rest(*index) },
+                });
+            }
+        } else if let Some(info) = source.info(name) {
+            let (dtype, shape) = (info.dtype, info.shape.clone());
+            tensors.push(OutputTensor { name: name.clone(), dtype, shape, origin: Origin::Source });
+        }
+    }
+    let (mut aligned, mut ragged): (Vec<_>, Vec<_>) =
+        tensors.into_iter().partition(|t| t.num_bytes() % 8 == 0);
+    ragged.sort_by_key(|t| std::cmp::Reverse(t.dtype.bitsize()));
+    aligned.extend(ragged);
+    aligned
+}
+
+/// The float type of a copied tensor whose values are checked, i.e. of any `.weight`.
+pub(super) fn checked_dtype(tensor: &OutputTensor) -> Option<FloatDtype> {
+    FloatDtype::of(tensor.dtype).filter(|_| tensor.name.ends_with(".weight"))
+}

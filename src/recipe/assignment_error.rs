@@ -1,0 +1,139 @@
+//! Why a recipe cannot be applied to a checkpoint.
+
+use crate::base::units::human_bytes;
+use crate::recipe::Recipe;
+use crate::record::{Classified, FailureClass};
+
+/// A recipe and a checkpoint that do not go together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AssignmentError {
+    /// No module is targeted.
+    #[error("recipe {recipe} matches none of the {linear_modules} linear modules")]
+    NothingMatched {
+        /// The recipe.
+        recipe: String,
+        /// Linear-like modules in the checkpoint.
+        linear_modules: usize,
+        /// Built-in recipes that can be applied.
+        recipes: Vec<String>,
+    },
+    /// Groups do not divide the columns.
+    #[error("group size {group_size} does not divide the columns of {}; {}", listed(tensors), fits(fitting))]
+    GroupSize {
+        /// The recipe's group size.
+        group_size: usize,
+        /// Tensors with their shapes [N, K].
+        tensors: Vec<(String, [usize; 2])>,
+        /// Group sizes that divide K everywhere.
+        fitting: Vec<usize>,
+        /// Built-in recipes that can be applied.
+        recipes: Vec<String>,
+    },
+    /// Layers that engines fuse would get different schemes.
+    #[error("{module} would be quantized, but {member}, which engines fuse with it, is {found}")]
+    SplitFusedSet {
+        /// A quantized member.
+        module: String,
+        /// The other member.
+        member: String,
+        /// What happens to that one.
+        found: String,
+    },
+    /// Quantizing would not save anything.
+    #[error(
+        "recipe {recipe} would write {} of tensors, not less than the {} that the source takes in BF16",
+        human_bytes(*predicted_bytes),
+        human_bytes(*source_bf16_bytes)
+    )]
+    NotSmaller {
+        /// The recipe.
+        recipe: String,
+        /// Bytes that would be written.
+        predicted_bytes: u64,
+        /// Bytes of the source in BF16.
+        source_bf16_bytes: u64,
+        /// Built-in recipes that can be applied.
+        recipes: Vec<String>,
+    },
+    /// The source is quantized itself.
+    #[error("source is already quantized: {evidence}")]
+    AlreadyQuantized {
+        /// What shows it.
+        evidence: String,
+    },
+    /// All experts of a layer in one tensor.
+    #[error("tensor {tensor} {shape:?} holds fused experts, which are not supported yet")]
+    FusedExperts {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// The recipe itself is at fault.
+    #[error("the recipe cannot be applied: {0}")]
+    Recipe(String),
+}
+
+impl AssignmentError {
+    /// Whether it is worth to look for another recipe.
+    pub(super) fn another_recipe_may_do(&self) -> bool {
+        matches!(self, Self::NothingMatched { .. } | Self::GroupSize { .. } | Self::NotSmaller { .. })
+    }
+
+    /// The error with recipes that can be applied, those with the same kind of weights first.
+    pub(super) fn with_recipes(mut self, mut found: Vec<String>, failed: &Recipe) -> Self {
+        let kind = |recipe: &Recipe| recipe.groups.first().map(|g| (g.weights.qtype, g.weights.num_bits));
+        found.sort_by_key(|name| !crate::recipe::load(name).is_ok_and(|r| kind(&r) == kind(failed)));
+        match &mut self {
+            Self::NothingMatched { recipes, .. }
+            | Self::GroupSize { recipes, .. }
+            | Self::NotSmaller { recipes, .. } => *recipes = found,
+            _ => {}
+        }
+        self
+    }
+}
+
+/// At most three tensors by name, then how many more.
+fn listed(tensors: &[(String, [usize; 2])]) -> String {
+    let shown: Vec<String> =
+        tensors.iter().take(3).map(|(name, shape)| format!("{name} {shape:?}")).collect();
+    match tensors.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn fits(sizes: &[usize]) -> String {
+    if sizes.is_empty() {
+        return "no smaller group size fits all".to_owned();
+    }
+    let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
+    format!("group sizes that fit: {}", sizes.join(", "))
+}
+
+impl Classified for AssignmentError {
+    fn failure_class(&self) -> FailureClass {
+        match self {
+            Self::Recipe(_) => FailureClass::UserConfigError,
+            _ => FailureClass::ModelUnsupported,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NothingMatched { recipes, .. }
+            | Self::GroupSize { recipes, .. }
+            | Self::NotSmaller { recipes, .. } => {
+                let first: Vec<&str> = recipes.iter().take(2).map(String::as_str).collect();
+                (!first.is_empty()).then(|| format!("use --recipe {}", first.join(" or --recipe ")))
+            }
+            Self::SplitFusedSet { .. } => Some("target or exclude all members of the set alike".to_owned()),
+            Self::AlreadyQuantized { .. } => Some("start from the original, unquantized model".to_owned()),
+            Self::FusedExperts { .. } => {
+                Some("exclude the tensor by name, or use a checkpoint with one tensor per expert".to_owned())
+            }
+            Self::Recipe(_) => None,
+        }
+    }
+}

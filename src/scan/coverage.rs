@@ -1,0 +1,132 @@
+//! Every module against the declared quantization: is it what the config says, with exactly the tensors it needs?
+
+use safetensors::Dtype;
+
+use super::Findings;
+use super::modules::{Declared, Found, Module};
+use super::table::shown;
+use crate::checkpoint::QuantizationConfig;
+use crate::checkpoint::name_match::NameMatcher;
+use crate::ops::dequantize::layout_of;
+use crate::ops::float_dtype::FloatDtype;
+use crate::ops::weight_layout::{Packing, WeightLayout};
+use crate::recipe::exclusions;
+
+/// Judges all modules and counts them.
+pub(super) fn judge(
+    modules: &mut [Module<'_>],
+    config: Option<&QuantizationConfig>,
+    findings: &mut Findings,
+) {
+    let not_linear: Vec<&str> =
+        exclusions::DEFAULT.iter().filter(|e| !e.is_linear).map(|e| e.pattern).collect();
+    // The default list compiles; a test of its own sees to it.
+    let not_linear = NameMatcher::new(&not_linear).unwrap_or_default();
+    for module in modules {
+        let declared = config.and_then(|c| c.scheme_for(module.name));
+        let precision = match (module.found.is_quantized(), declared) {
+            (false, None) => {
+                if !not_linear.matches(module.name) {
+                    findings.coverage.excluded.push(module.name.to_owned());
+                }
+                module.found.precision().to_owned()
+            }
+            (false, Some(_)) => {
+                // The class Linear claims no embedding.
+                if !not_linear.matches(module.name) {
+                    findings.coverage.unexpected_unquantized.push(module.name.to_owned());
+                }
+                module.found.precision().to_owned()
+            }
+            (true, None) => {
+                findings.coverage.declaration_mismatch.push(module.name.to_owned());
+                module.found.precision().to_owned()
+            }
+            (true, Some(group)) => match layout_of(module.name, group) {
+                Ok(layout) if is_stored_as(module, &layout) => {
+                    module.found = Found::of_layout(&layout);
+                    module.declared = Some(Declared { group: group.name.clone(), layout });
+                    check_tensors(module, findings);
+                    layout.precision()
+                }
+                _ => {
+                    findings.coverage.declaration_mismatch.push(module.name.to_owned());
+                    module.found.precision().to_owned()
+                }
+            },
+        };
+        findings.coverage.quantized += usize::from(module.found.is_quantized());
+        *findings.coverage.modules_by_precision.entry(precision).or_default() += 1;
+    }
+}
+
+/// [N, K] of nibbles whose missing scales left the kind of codes open.
+fn unpacked_shape(module: &Module<'_>, layout: &WeightLayout) -> Option<[usize; 2]> {
+    let &[n, k] = module.main()?.shape.as_slice() else { return None };
+    (layout.packing == Packing::Nibbles).then_some([n, k * 2])
+}
+
+/// Whether the codes are those of the layout. Where scales are missing, only name and dtype of the codes can tell.
+fn is_stored_as(module: &Module<'_>, layout: &WeightLayout) -> bool {
+    if module.found != Found::Unknown {
+        return module.found == Found::of_layout(layout);
+    }
+    let codes = layout.codes([0, 0]);
+    module.tensors.get(codes.suffix).is_some_and(|t| t.dtype == codes.dtype)
+}
+
+/// Exactly the tensors of the layout, each with its dtype and shape.
+fn check_tensors(module: &Module<'_>, findings: &mut Findings) {
+    let Some(declared) = &module.declared else { return };
+    let layout = &declared.layout;
+    let name = |suffix: &str| format!("{}.{suffix}", module.name);
+    let Some(shape) = module.shape.or_else(|| unpacked_shape(module, layout)) else {
+        if module.tensors.contains_key("weight_shape") || !layout.is_packed_in_words() {
+            let observed = module.main().map_or_else(String::new, |t| shown(t.dtype, &t.shape));
+            findings.defect("shapes", name("weight_shape"), observed, "[N, K] that fits weight_packed");
+        } else {
+            findings.defect("names", name("weight_shape"), "missing", "I64 [2]");
+        }
+        return;
+    };
+    if let Some(group) = layout.group_size().filter(|g| shape[1] % g != 0) {
+        let observed = format!("{} columns", shape[1]);
+        findings.defect(
+            "shapes",
+            name("weight_scale"),
+            observed,
+            format!("a multiple of the group size {group}"),
+        );
+        return;
+    }
+    let scale_dtype = module.tensors.get("weight_scale").map(|t| t.dtype);
+    // Float scales may be stored in any float type; vLLM casts them.
+    let scale_dtype = scale_dtype.and_then(FloatDtype::of).map_or(Dtype::BF16, FloatDtype::dtype);
+    let specs = layout.tensors(shape, scale_dtype);
+    for spec in &specs {
+        let expected = shown(spec.dtype, &spec.shape);
+        let Some(found) = module.tensors.get(spec.suffix) else {
+            let check = if spec.suffix.contains("scale") { "scales" } else { "names" };
+            findings.defect(check, name(spec.suffix), "missing", expected);
+            continue;
+        };
+        let observed = shown(found.dtype, &found.shape);
+        if found.dtype != spec.dtype {
+            findings.defect("dtypes", name(spec.suffix), observed, expected);
+        } else if found.shape != spec.shape && !(spec.shape == [1] && found.shape.is_empty()) {
+            findings.defect("shapes", name(spec.suffix), observed, expected);
+        }
+    }
+    for (suffix, tensor) in &module.tensors {
+        if !specs.iter().any(|s| s.suffix == *suffix) {
+            // vLLM refuses tensors it has no parameter for, e.g. a zero point of a symmetric scheme.
+            let observed = shown(tensor.dtype, &tensor.shape);
+            findings.defect(
+                "names",
+                name(suffix),
+                observed,
+                format!("no such tensor for {}", layout.precision()),
+            );
+        }
+    }
+}

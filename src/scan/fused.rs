@@ -1,0 +1,57 @@
+//! Layers that engines fuse must share scheme and global scale (checkpoint-formats §4.4): vLLM loads one of differing
+//! global scales for all, and so gives the others wrong magnitudes.
+
+use std::collections::BTreeMap;
+
+use super::Findings;
+use super::modules::Module;
+use super::table::Table;
+use crate::recipe::fused_sets;
+
+/// Checks every fused set of which more than one member is there.
+pub(super) fn check(table: &Table<'_>, modules: &[Module<'_>], findings: &mut Findings) {
+    let mut sets: BTreeMap<String, Vec<&Module<'_>>> = BTreeMap::new();
+    for module in modules {
+        if let Some(key) = fused_sets::key(module.name) {
+            sets.entry(key).or_default().push(module);
+        }
+    }
+    for (set, members) in sets {
+        differing(&set, &members, "scheme", scheme, findings);
+        for scale in ["weight_global_scale", "weight_scale_2", "input_global_scale"] {
+            let value = |m: &Module<'_>| global_scale(table, m, scale);
+            differing(&set, &members, scale, value, findings);
+        }
+    }
+}
+
+/// Reports the set unless `of` is the same for all members.
+fn differing(
+    set: &str,
+    members: &[&Module<'_>],
+    what: &str,
+    of: impl Fn(&Module<'_>) -> String,
+    findings: &mut Findings,
+) {
+    let all: Vec<String> = members.iter().map(|m| of(m)).collect();
+    if all.iter().any(|value| value != &all[0]) {
+        let last = |m: &Module<'_>| m.name.rsplit('.').next().unwrap_or(m.name).to_owned();
+        let observed: Vec<String> =
+            members.iter().zip(&all).map(|(m, v)| format!("{} {v}", last(m))).collect();
+        findings.defect("fused_sets", set, format!("{what}: {}", observed.join(", ")), format!("one {what}"));
+    }
+}
+
+/// Config group and precision.
+fn scheme(module: &Module<'_>) -> String {
+    match &module.declared {
+        Some(declared) => format!("{} ({})", declared.layout.precision(), declared.group),
+        None => module.found.precision().to_owned(),
+    }
+}
+
+/// The value with its bits' precision; `none` where there is no such tensor or no values.
+fn global_scale(table: &Table<'_>, module: &Module<'_>, suffix: &str) -> String {
+    let values = table.view(&format!("{}.{suffix}", module.name)).and_then(|view| view.to_f32().ok());
+    values.and_then(|v| v.first().copied()).map_or_else(|| "none".to_owned(), |value| value.to_string())
+}

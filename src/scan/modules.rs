@@ -1,0 +1,183 @@
+//! Linear-like modules of a checkpoint, found by the names, dtypes and shapes of their tensors.
+
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+
+use super::table::Table;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::header::TensorInfo;
+use crate::ops::float_dtype::FloatDtype;
+use crate::ops::weight_layout::{Packing, ScaleKind, WeightLayout};
+
+/// Last parts of names of the tensors that stand for one weight, in all dialects.
+const SUFFIXES: [&str; 12] = [
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_scale_2",
+    "weight_scale_inv",
+    "weight_global_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+    "qweight",
+    "qzeros",
+    "scales",
+];
+
+/// One linear-like module.
+pub(super) struct Module<'a> {
+    /// Name, without suffix.
+    pub name: &'a str,
+    /// Its tensors by suffix.
+    pub tensors: BTreeMap<&'a str, &'a TensorInfo>,
+    /// What its weight is stored as.
+    pub found: Found,
+    /// [N, K] of the dequantized weight, as far as known.
+    pub shape: Option<[usize; 2]>,
+    /// How the config declares it and stores it, if it does and it is stored so.
+    pub declared: Option<Declared>,
+}
+
+/// A declared scheme.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Declared {
+    /// Name of the config group.
+    pub group: String,
+    /// Its layout.
+    pub layout: WeightLayout,
+}
+
+/// What the weight of a module is stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Plain floats.
+    Float(FloatDtype),
+    /// E4M3 codes.
+    Fp8,
+    /// One integer a byte.
+    Int8,
+    /// Integers in 32-bit words.
+    IntWords,
+    /// FP4 with E4M3 scales.
+    Nvfp4,
+    /// FP4 with E8M0 scales.
+    Mxfp4,
+    /// Codes of another dialect.
+    Unknown,
+}
+
+impl Found {
+    pub(super) fn is_quantized(self) -> bool {
+        !matches!(self, Self::Float(_))
+    }
+
+    /// Name for counts, where the config does not say more.
+    pub(super) fn precision(self) -> &'static str {
+        match self {
+            Self::Float(FloatDtype::Bf16) => "bf16",
+            Self::Float(FloatDtype::F16) => "f16",
+            Self::Float(FloatDtype::F32) => "f32",
+            Self::Fp8 => "fp8_e4m3",
+            Self::Int8 => "int8",
+            Self::IntWords => "int_packed",
+            Self::Nvfp4 => "nvfp4",
+            Self::Mxfp4 => "mxfp4",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// What a layout's weights are stored as.
+    pub(super) fn of_layout(layout: &WeightLayout) -> Self {
+        match (layout.packing, layout.scale) {
+            (Packing::Words, _) => Self::IntWords,
+            (_, ScaleKind::E4m3UnderGlobal) => Self::Nvfp4,
+            (_, ScaleKind::E8m0) => Self::Mxfp4,
+            (_, ScaleKind::Float) => match layout.codes([0, 0]).dtype {
+                Dtype::F8_E4M3 => Self::Fp8,
+                _ => Self::Int8,
+            },
+        }
+    }
+}
+
+impl Module<'_> {
+    /// The tensor with the codes or the plain weight.
+    pub(super) fn main(&self) -> Option<&TensorInfo> {
+        ["weight_packed", "qweight", "weight"].iter().find_map(|s| self.tensors.get(s).copied())
+    }
+}
+
+/// All linear-like modules, sorted by name. `source` tells the true shape of a packed weight.
+pub(super) fn find<'a>(table: &Table<'a>, source: Option<&Checkpoint>) -> Vec<Module<'a>> {
+    let mut by_name: BTreeMap<&'a str, BTreeMap<&'a str, &'a TensorInfo>> = BTreeMap::new();
+    for (name, info) in &table.tensors {
+        if let Some((module, suffix)) = name.rsplit_once('.')
+            && SUFFIXES.contains(&suffix)
+        {
+            by_name.entry(module).or_default().insert(suffix, info);
+        }
+    }
+    by_name
+        .into_iter()
+        .filter_map(|(name, tensors)| {
+            let found = found(&tensors)?;
+            let shape = source
+                .and_then(|s| s.info(&format!("{name}.weight")))
+                .and_then(|info| <[usize; 2]>::try_from(info.shape.as_slice()).ok())
+                .or_else(|| stored_shape(table, name, &tensors, found));
+            Some(Module { name, tensors, found, shape, declared: None })
+        })
+        .collect()
+}
+
+/// What the weight is stored as; `None` for what is no linear layer (norms, convolutions).
+fn found(tensors: &BTreeMap<&str, &TensorInfo>) -> Option<Found> {
+    if let Some(packed) = tensors.get("weight_packed") {
+        let scale = tensors.get("weight_scale").map(|t| t.dtype);
+        return Some(match (packed.dtype, scale) {
+            (Dtype::I32, _) => Found::IntWords,
+            (Dtype::U8, Some(Dtype::F8_E4M3)) => Found::Nvfp4,
+            (Dtype::U8, Some(Dtype::U8)) => Found::Mxfp4,
+            (Dtype::U8, _) if tensors.contains_key("weight_global_scale") => Found::Nvfp4,
+            _ => Found::Unknown,
+        });
+    }
+    if tensors.contains_key("qweight") {
+        return Some(Found::Unknown);
+    }
+    let weight = tensors.get("weight")?;
+    if weight.shape.len() != 2 {
+        return None;
+    }
+    Some(match (FloatDtype::of(weight.dtype), weight.dtype) {
+        (Some(float), _) => Found::Float(float),
+        (None, Dtype::F8_E4M3) => Found::Fp8,
+        (None, Dtype::I8) => Found::Int8,
+        (None, _) => Found::Unknown,
+    })
+}
+
+/// [N, K] from the tensors themselves.
+fn stored_shape(
+    table: &Table<'_>,
+    name: &str,
+    tensors: &BTreeMap<&str, &TensorInfo>,
+    found: Found,
+) -> Option<[usize; 2]> {
+    let of = |suffix| <[usize; 2]>::try_from(tensors.get(suffix)?.shape.as_slice()).ok();
+    match found {
+        Found::Float(_) | Found::Fp8 | Found::Int8 => of("weight"),
+        Found::Nvfp4 | Found::Mxfp4 => of("weight_packed").map(|[n, k]| [n, k * 2]),
+        Found::IntWords => {
+            let [n, words] = of("weight_packed")?;
+            let values = table.view(&format!("{name}.weight_shape"))?.to_i64().ok()?;
+            let &[rows, columns] = values.as_slice() else { return None };
+            let columns = usize::try_from(columns).ok()?;
+            // A word holds at most 16 codes of two bits; anything else is reported as a defect of weight_shape.
+            (usize::try_from(rows) == Ok(n) && columns <= words.saturating_mul(16)).then_some([n, columns])
+        }
+        Found::Unknown => None,
+    }
+}

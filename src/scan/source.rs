@@ -1,0 +1,138 @@
+//! The checkpoint against its source and the recipe: nothing lost, nothing added, and quantized what was asked for.
+
+use safetensors::Dtype;
+
+use super::Findings;
+use super::modules::Module;
+use super::table::{Table, decl, shown};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::header::TensorInfo;
+use crate::recipe::Recipe;
+use crate::recipe::assignment::{Assignment, AssignmentError, TensorDecl};
+
+/// What source and recipe let one expect.
+pub(super) struct SourceCheck<'a> {
+    source: Option<&'a Checkpoint>,
+    /// The recipe applied to the source, or to what the checkpoint itself was before.
+    assignment: Option<Result<Assignment, AssignmentError>>,
+    table: &'a Table<'a>,
+}
+
+impl<'a> SourceCheck<'a> {
+    pub(super) fn new(
+        table: &'a Table<'a>,
+        modules: &[Module<'_>],
+        source: Option<&'a Checkpoint>,
+        recipe: Option<&Recipe>,
+    ) -> Self {
+        let assignment = recipe.map(|recipe| {
+            if let Some(source) = source {
+                let infos: Vec<&TensorInfo> = source.names().filter_map(|name| source.info(name)).collect();
+                let decls: Vec<TensorDecl<'_>> = infos.into_iter().map(decl).collect();
+                return Assignment::new(&decls, source.config(), recipe);
+            }
+            let before: Vec<(String, Dtype, Vec<usize>)> = modules
+                .iter()
+                .filter_map(|m| Some((format!("{}.weight", m.name), Dtype::BF16, m.shape?.to_vec())))
+                .collect();
+            let decls: Vec<TensorDecl<'_>> =
+                before.iter().map(|(name, dtype, shape)| TensorDecl { name, dtype: *dtype, shape }).collect();
+            Assignment::new(&decls, &table.unquantized_config(), recipe)
+        });
+        Self { source, assignment, table }
+    }
+
+    /// Predicted bytes, from the source's headers only.
+    pub(super) fn predicted_bytes(&self) -> Option<u64> {
+        self.source?;
+        self.assignment.as_ref()?.as_ref().ok().map(|a| a.predicted_bytes)
+    }
+
+    /// The source's tensors.
+    pub(super) fn source_tensors(&self) -> Option<Vec<TensorDecl<'a>>> {
+        let source = self.source?;
+        Some(source.names().filter_map(|name| source.info(name)).map(decl).collect())
+    }
+
+    /// Whether the source declares or holds a quantization itself.
+    pub(super) fn source_is_quantized(&self) -> bool {
+        let Some(source) = self.source else { return false };
+        let by_tensors = Table::local(source);
+        by_tensors.quant_method().is_some()
+            || super::modules::find(&by_tensors, None).iter().any(|m| m.found.is_quantized())
+    }
+
+    /// Every tensor of the source is there, as it was or quantized, and nothing else is.
+    pub(super) fn names_and_shapes(&self, modules: &[Module<'_>], findings: &mut Findings) {
+        let Some(source) = self.source else { return };
+        let quantized = |name: &str| {
+            let module = name.strip_suffix(".weight")?;
+            let at = modules.binary_search_by(|m| m.name.cmp(module)).ok()?;
+            modules[at].found.is_quantized().then_some(&modules[at])
+        };
+        for info in source.names().filter_map(|name| source.info(name)) {
+            if quantized(&info.name).is_some() {
+                continue;
+            }
+            let expected = shown(info.dtype, &info.shape);
+            match self.table.tensors.get(info.name.as_str()) {
+                None => findings.defect("names", &info.name, "missing", expected),
+                Some(found) if found.shape != info.shape => {
+                    findings.defect("shapes", &info.name, shown(found.dtype, &found.shape), expected);
+                }
+                Some(found) if found.dtype != info.dtype => {
+                    findings.defect("dtypes", &info.name, shown(found.dtype, &found.shape), expected);
+                }
+                Some(_) => {}
+            }
+        }
+        for (name, info) in &self.table.tensors {
+            let of_module = |(module, suffix): (&str, &str)| {
+                let module = quantized(&format!("{module}.weight"));
+                module.is_some_and(|m| m.tensors.contains_key(suffix) || suffix.starts_with("input_"))
+            };
+            let belongs = source.info(name).is_some()
+                || name.rsplit_once('.').is_some_and(of_module)
+                || name.ends_with(".k_scale")
+                || name.ends_with(".v_scale");
+            if !belongs {
+                findings.defect(
+                    "names",
+                    *name,
+                    shown(info.dtype, &info.shape),
+                    "no such tensor: not in the source",
+                );
+            }
+        }
+    }
+
+    /// What the recipe targets is quantized as it says, and nothing else is.
+    pub(super) fn coverage(&self, modules: &[Module<'_>], findings: &mut Findings) {
+        let assignment = match &self.assignment {
+            None => return,
+            Some(Ok(assignment)) => assignment,
+            Some(Err(AssignmentError::NothingMatched { .. })) => {
+                findings.coverage.recipe_targets = Some(0);
+                return;
+            }
+            Some(Err(error)) => {
+                findings.not_checked.insert("recipe".to_owned(), error.to_string());
+                return;
+            }
+        };
+        findings.coverage.recipe_targets = Some(assignment.modules.len());
+        for module in modules {
+            let target = assignment.modules.binary_search_by(|m| m.name.as_str().cmp(module.name)).ok();
+            match (target.map(|i| &assignment.modules[i]), module.found.is_quantized()) {
+                (Some(_), false) => findings.coverage.unexpected_unquantized.push(module.name.to_owned()),
+                (None, true) => findings.coverage.declaration_mismatch.push(module.name.to_owned()),
+                (Some(target), true)
+                    if module.declared.as_ref().is_some_and(|d| d.layout != target.layout) =>
+                {
+                    findings.coverage.declaration_mismatch.push(module.name.to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+}

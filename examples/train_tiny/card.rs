@@ -34,8 +34,7 @@ pub fn render(run: &Run<'_>, report: &Report) -> String {
          ChatML's; a small share of the training text asks for facts in that form.\n\n\
          ## Data\n\n\
          All text is made by `examples/train_tiny` from seed {}: statements about people with fixed\n\
-         attributes, who holds what, counts, categories, and short stories. Statements that a task asks\n\
-         for follow their rule with the probability below and are noise otherwise, in the corpus and in\n\
+         attributes, and short stories. Statements give a person's own value of an attribute with the probability below and are noise otherwise, in the corpus and in\n\
          the tasks alike. So a trained model's preferred answer is far ahead of the others and still\n\
          misses that share of the items. Task items are drawn on a random stream of their own; held-out\n\
          stories do not occur in the corpus.\n\n\
@@ -50,7 +49,7 @@ pub fn render(run: &Run<'_>, report: &Report) -> String {
         run.options.seed,
     );
     for task in TASKS {
-        let _ = writeln!(text, "| {} | {} | {:.0} % |", task.name, task.description, 100.0 * task.truth);
+        let _ = writeln!(text, "| {} | {} | {:.0} % |", task.name, task.description, 100.0 * task.truth());
     }
     let tokens = s.steps * s.batch * s.seq_len;
     let _ = write!(

@@ -1,5 +1,8 @@
 //! Measures what the tasks say about the model: accuracy, flips under simulated schemes, bits per byte.
 
+use std::fmt::Write as _;
+use std::sync::Arc;
+
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -90,6 +93,17 @@ pub fn check(
     Ok(Report { tokens_per_arm, bits_per_byte: baseline.bits_per_byte(suite), schemes })
 }
 
+/// Accuracies in per cent, in the order of the tasks.
+pub fn glance(model: &Model, tokenizer: &Tokenizer, suite: &Suite) -> Result<String> {
+    let mut text = String::from("acc");
+    for items in &suite.tasks {
+        let chosen = choose(model, tokenizer, items)?;
+        let right = chosen.iter().zip(items).filter(|(choice, item)| **choice == item.label).count();
+        let _ = write!(text, " {:.0}", 100.0 * right as f64 / items.len() as f64);
+    }
+    Ok(text)
+}
+
 /// One arm: the chosen answers, and the bits of each document.
 struct Scores {
     chosen: Vec<Vec<usize>>,
@@ -161,7 +175,7 @@ fn choose(model: &Model, tokenizer: &Tokenizer, items: &[Item]) -> Result<Vec<us
         .map(|batch| {
             let (b, t) = (batch.len(), batch[0].1.len());
             let ids: Vec<u32> = batch.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
-            let hidden = model.hidden(&Tensor::from_vec(ids, (b, t), &Device::Cpu)?)?;
+            let hidden = model.hidden(&Tensor::from_vec(ids, (b, t), &Device::Cpu)?, &Arc::default())?;
             let last = hidden.reshape((b, t, model.config.hidden_size))?.narrow(1, t - 1, 1)?;
             let logits = model.logits(&last.squeeze(1)?.contiguous()?)?.to_vec2::<f32>()?;
             batch
@@ -192,7 +206,8 @@ fn document_bits(model: &Model, tokenizer: &Tokenizer, document: &Document) -> R
     let mut ids = vec![END_OF_TEXT_ID];
     ids.extend(&targets[..targets.len() - 1]);
     let t = ids.len();
-    let logits = model.logits(&model.hidden(&Tensor::from_vec(ids, (1, t), &Device::Cpu)?)?)?;
+    let logits =
+        model.logits(&model.hidden(&Tensor::from_vec(ids, (1, t), &Device::Cpu)?, &Arc::default())?)?;
     let rows = logits.to_vec2::<f32>()?;
     let nats = rows.iter().zip(&targets).map(|(row, &id)| f64::from(log_sum_exp(row) - row[id as usize]));
     Ok(nats.sum::<f64>() / std::f64::consts::LN_2)

@@ -3,6 +3,9 @@
 //! candle's own fused norms, rotary embeddings and softmax have no backward pass, and composed from
 //! elementwise operations they cost more than the matrix products of a model this small.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -167,10 +170,26 @@ impl CustomOp1 for Rope {
     }
 }
 
-/// Softmax over the first t + 1 of each row's scores, times `scale`; x is `[…, T]`, row r has t = r mod T.
+/// Softmax of `scale · x` over what each token may see; x is `[B, …, T]`, row r belongs to token r mod T.
+///
+/// A token sees itself and what came before it in its document.
 pub struct CausalSoftmax {
     /// Multiplies the scores.
     pub scale: f32,
+    /// `[B, T]`: where the document of each token starts in its row; empty if every row is one document.
+    pub starts: Arc<[usize]>,
+}
+
+impl CausalSoftmax {
+    /// Calls `f` with each row of `x` and the range its token sees.
+    fn rows(&self, x: &mut [f32], dims: &[usize], mut f: impl FnMut(usize, &mut [f32], Range<usize>)) {
+        let (b, t) = (dims[0], dims[dims.len() - 1]);
+        let rows_per_sequence = x.len() / t / b;
+        for (r, row) in x.chunks_exact_mut(t).enumerate() {
+            let start = self.starts.get(r / rows_per_sequence * t + r % t).copied().unwrap_or(0);
+            f(r, row, start..r % t + 1);
+        }
+    }
 }
 
 impl CustomOp1 for CausalSoftmax {
@@ -179,31 +198,36 @@ impl CustomOp1 for CausalSoftmax {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let t = layout.dims()[layout.dims().len() - 1];
         let mut y = slice(storage, layout)?.to_vec();
-        for (r, row) in y.chunks_exact_mut(t).enumerate() {
-            let (seen, future) = row.split_at_mut(r % t + 1);
-            let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        self.rows(&mut y, layout.dims(), |_, row, seen| {
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            let row = &mut row[seen];
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
-            for v in seen.iter_mut() {
+            for v in row.iter_mut() {
                 *v = ((*v - max) * self.scale).exp();
                 sum += *v;
             }
-            seen.iter_mut().for_each(|v| *v /= sum);
-            future.fill(0.0);
-        }
+            for v in row {
+                *v /= sum;
+            }
+        });
         Ok(result(y, layout))
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let (y, mut grad) = (values(y)?, values(g)?);
         let t = x.dim(candle_core::D::Minus1)?;
-        for (p, g) in y.chunks_exact(t).zip(grad.chunks_exact_mut(t)) {
-            let dot: f32 = p.iter().zip(g.iter()).map(|(p, g)| p * g).sum();
-            for (p, g) in p.iter().zip(g) {
-                *g = self.scale * p * (*g - dot);
+        self.rows(&mut grad, x.dims(), |r, g, seen| {
+            let p = &y[r * t..][..t];
+            let dot: f32 = seen.clone().map(|i| p[i] * g[i]).sum();
+            g[..seen.start].fill(0.0);
+            g[seen.end..].fill(0.0);
+            for i in seen {
+                g[i] = self.scale * p[i] * (g[i] - dot);
             }
-        }
+        });
         Ok(Some(like(grad, x)?))
     }
 }
@@ -238,7 +262,9 @@ impl CustomOp1 for CrossEntropy {
         let each = g.to_scalar::<f32>()? / self.targets.len() as f32;
         for (row, &t) in logits.chunks_exact_mut(x.dim(1)?).zip(&self.targets) {
             let lse = log_sum_exp(row);
-            row.iter_mut().for_each(|v| *v = (*v - lse).exp() * each);
+            for v in row.iter_mut() {
+                *v = (*v - lse).exp() * each;
+            }
             row[t as usize] -= each;
         }
         Ok(Some(like(logits, x)?))
@@ -285,7 +311,10 @@ mod tests {
         assert_gradient(&[8], |x| x.apply_op2(&other, SwiGlu).unwrap());
         assert_gradient(&[8], |x| other.apply_op2(x, SwiGlu).unwrap());
         assert_gradient(&[2, 5, 8], |x| x.apply_op1(Rope { theta: 100.0, sign: 1.0 }).unwrap());
-        assert_gradient(&[2, 5, 5], |x| x.apply_op1(CausalSoftmax { scale: 0.5 }).unwrap());
+        for starts in [vec![], vec![0, 0, 2, 2, 2, 0, 1, 1, 3, 3]] {
+            let softmax = || CausalSoftmax { scale: 0.5, starts: starts.clone().into() };
+            assert_gradient(&[2, 3, 5, 5], |x| x.apply_op1(softmax()).unwrap());
+        }
         assert_gradient(&[3, 6], |x| x.apply_op1(CrossEntropy { targets: vec![1, 5, 0] }).unwrap());
     }
 }

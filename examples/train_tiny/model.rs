@@ -3,6 +3,7 @@
 //! Shapes: B sequences of T tokens, H query and KV key heads of dimension D, C hidden, V vocabulary.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
@@ -38,6 +39,8 @@ const ROPE_THETA: f32 = 10_000.0;
 const RMS_NORM_EPS: f32 = 1e-5;
 /// Standard deviation of initial weights, as in GPT-2 and llama.
 const INIT_STD: f32 = 0.02;
+/// Larger, so that which token it is outweighs what the first steps write to the residual stream.
+const EMBEDDING_STD: f32 = 0.05;
 
 impl Config {
     /// The sizes of day0-tiny: 3.0 M parameters at a vocabulary of 1,024.
@@ -92,7 +95,11 @@ impl Config {
                 vec![1.0; n]
             } else {
                 let writes = name.contains("o_proj") || name.contains("down_proj");
-                let std = if writes { residual_std } else { INIT_STD };
+                let std = match name.as_str() {
+                    "model.embed_tokens.weight" => EMBEDDING_STD,
+                    _ if writes => residual_std,
+                    _ => INIT_STD,
+                };
                 (0..n).map(|_| std * normal(rng)).collect()
             };
             vars.insert(name, Var::from_vec(data, dims, &Device::Cpu)?);
@@ -171,15 +178,15 @@ impl Model {
         })
     }
 
-    /// Final hidden states `[B·T, C]` of token ids `[B, T]`.
-    pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
+    /// Final hidden states `[B·T, C]` of token ids `[B, T]`; `starts` as in [`CausalSoftmax`].
+    pub fn hidden(&self, ids: &Tensor, starts: &Arc<[usize]>) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
         let embedding = self.weight("model.embed_tokens.weight")?;
         let mut x = embedding.index_select(&ids.flatten_all()?, 0)?;
         for n in 0..self.config.num_layers {
             let layer = format!("model.layers.{n}");
             let h = self.norm(&x, &format!("{layer}.input_layernorm.weight"))?;
-            x = (x + self.attention(&self.input(h)?, &layer, b, t)?)?;
+            x = (x + self.attention(&self.input(h)?, &layer, (b, t), starts)?)?;
             let h = self.norm(&x, &format!("{layer}.post_attention_layernorm.weight"))?;
             x = (x + self.mlp(&self.input(h)?, &layer)?)?;
         }
@@ -191,7 +198,13 @@ impl Model {
         self.linear(hidden, "model.embed_tokens.weight")
     }
 
-    fn attention(&self, x: &Tensor, layer: &str, b: usize, t: usize) -> Result<Tensor> {
+    fn attention(
+        &self,
+        x: &Tensor,
+        layer: &str,
+        (b, t): (usize, usize),
+        starts: &Arc<[usize]>,
+    ) -> Result<Tensor> {
         let (h, kv) = (self.config.num_heads, self.config.num_kv_heads);
         // [B·T, heads·D] → [B, heads, T, D]
         let project = |name: &str, heads: usize| -> Result<Tensor> {
@@ -206,7 +219,7 @@ impl Model {
         let q = q.reshape((b, kv, h / kv * t, HEAD_DIM))?;
         let scores = q.matmul(&k.t()?)?;
         let scale = 1.0 / (HEAD_DIM as f32).sqrt();
-        let y = scores.apply_op1(CausalSoftmax { scale })?.matmul(&v)?;
+        let y = scores.apply_op1(CausalSoftmax { scale, starts: starts.clone() })?.matmul(&v)?;
         // [B, H, T, D] → [B·T, H·D]
         let y =
             y.reshape((b, h, t, HEAD_DIM))?.transpose(1, 2)?.contiguous()?.reshape((b * t, h * HEAD_DIM))?;
@@ -225,4 +238,52 @@ impl Model {
 pub fn rounded(weights: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let round = |w: &Tensor| w.detach().to_dtype(DType::BF16)?.to_dtype(DType::F32);
     weights.iter().map(|(name, w)| Ok((name.clone(), round(w)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+    use crate::train_tiny::fused::CrossEntropy;
+
+    /// The gradient of each tensor, along itself, against central differences of the loss.
+    #[test]
+    fn gradients_reach_every_tensor() {
+        let mut config = Config::tiny(64);
+        config.num_layers = 2;
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let vars = config.initial(&mut rng).unwrap();
+        let ids: Vec<u32> = (0..24).map(|_| rng.random_range(0..64)).collect();
+        let targets: Vec<u32> = (0..24).map(|_| rng.random_range(0..64)).collect();
+        let ids = Tensor::from_vec(ids, (2, 12), &Device::Cpu).unwrap();
+        // Larger than at the start of a training, so that attention is far from uniform.
+        let mut weights: BTreeMap<String, Tensor> = BTreeMap::new();
+        for (name, var) in &vars {
+            if name.contains("_proj") {
+                var.set(&(var.as_tensor() * 3.0).unwrap()).unwrap();
+            }
+            weights.insert(name.clone(), var.as_tensor().clone());
+        }
+        let mut model = Model { config, weights, activations: None };
+        let loss = |model: &Model| {
+            let logits = model.logits(&model.hidden(&ids, &Arc::default()).unwrap()).unwrap();
+            logits.apply_op1(CrossEntropy { targets: targets.clone() }).unwrap()
+        };
+        let grads = loss(&model).backward().unwrap();
+        for (name, var) in &vars {
+            let var = var.as_tensor();
+            let grad = grads.get(var).unwrap_or_else(|| panic!("no gradient for {name}"));
+            let slope = (grad * grad).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+            let h = 0.01 / slope.sqrt();
+            let mut at = |h: f32| {
+                let moved = (var.detach() + (grad * f64::from(h)).unwrap()).unwrap();
+                model.weights.insert(name.clone(), moved);
+                loss(&model).to_scalar::<f32>().unwrap()
+            };
+            let measured = (at(h) - at(-h)) / (2.0 * h);
+            model.weights.insert(name.clone(), var.clone());
+            assert!((slope - measured).abs() < 0.02 * slope, "{name}: {slope} against {measured}");
+        }
+    }
 }

@@ -10,13 +10,15 @@ use super::check;
 use super::corpus::{Corpus, Stream, stream};
 use super::files::{self, NAME};
 use super::generator::World;
-use super::model::{Config, rounded};
+use super::model::{Config, Model, rounded};
 use super::tasks::{self, Suite};
 use super::tokenizer;
 use super::train::{Schedule, Trained, train};
 
 /// The vocabulary of a model is rounded up to this, for aligned rows of logits.
 const VOCAB_MULTIPLE: usize = 64;
+/// Items a task that progress lines report on; not the items of the suite, which training never sees.
+const GLANCE_ITEMS: usize = 100;
 
 /// What a run may choose.
 #[derive(Clone, Debug)]
@@ -61,7 +63,9 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Trained>
 
     let vars = config.initial(&mut stream(options.seed, Stream::Weights))?;
     let mut corpus = Corpus::new(&world, &held_out, options.seed);
-    let trained = train(&config, &vars, &options.schedule, &mut corpus, &tokenizer, progress)?;
+    let glance = Suite::new(&world, GLANCE_ITEMS, 0, options.seed.wrapping_add(1));
+    let look = |model: &Model| check::glance(model, &tokenizer, &glance);
+    let trained = train(&config, &vars, &options.schedule, &mut corpus, &tokenizer, progress, &look)?;
     files::write_weights(&dir, &trained.weights)?;
 
     progress("checking the tasks under simulated schemes");
@@ -87,7 +91,7 @@ pub fn check_only(options: &Options) -> Result<String> {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            schedule: Schedule { steps: 3_000, batch: 12, seq_len: 128, lr: 2e-3, threads: 2 },
+            schedule: Schedule { steps: 2_000, batch: 8, seq_len: 128, lr: 1.5e-3, threads: 2 },
             vocab: 1_024,
             seed: 20_261_121,
             out: PathBuf::from("."),

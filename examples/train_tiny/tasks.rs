@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use super::corpus::{Stream, stream};
-use super::generator::{Question, World, truth};
+use super::generator::{Question, World};
 use super::tokenizer::{choice_id, encode};
+use super::words::ATTRIBUTES;
 
 /// Enough for a flip rate of 2 % at a margin of 0.01: 16 · 0.02 / 0.01² = 3,200, and some room.
 pub const ITEMS: usize = 4_096;
@@ -28,37 +29,27 @@ pub struct TaskKind {
     pub name: &'static str,
     /// What it measures.
     pub description: &'static str,
-    /// The share of items whose gold follows the rule.
-    pub truth: f64,
-    ask: fn(&World, &mut ChaCha8Rng) -> Question,
+    /// Index of the attribute that is asked for.
+    pub attribute: usize,
+}
+
+impl TaskKind {
+    /// The share of items whose gold is the canonical value.
+    pub fn truth(&self) -> f64 {
+        ATTRIBUTES[self.attribute].truth
+    }
 }
 
 /// The tasks of multiple choice.
 pub const TASKS: &[TaskKind] = &[
     TaskKind {
-        name: "tiny_facts",
-        description: "memorized attributes of people, after an unrelated fact",
-        truth: truth::FACTS,
-        ask: World::facts_question,
+        name: "tiny_colours",
+        description: "the colour a person likes, after an unrelated fact",
+        attribute: 0,
     },
-    TaskKind {
-        name: "tiny_recall",
-        description: "which colour a person's container had, copied from the context",
-        truth: truth::RECALL,
-        ask: World::recall_question,
-    },
-    TaskKind {
-        name: "tiny_order",
-        description: "the next number of a count, up or down, in steps of one to four",
-        truth: truth::ORDER,
-        ask: World::order_question,
-    },
-    TaskKind {
-        name: "tiny_kinds",
-        description: "a thing of the wanted category and not of the refused one",
-        truth: truth::KINDS,
-        ask: World::kinds_question,
-    },
+    TaskKind { name: "tiny_homes", description: "where a person lives, after an unrelated fact", attribute: 1 },
+    TaskKind { name: "tiny_jobs", description: "what a person works as, after an unrelated fact", attribute: 2 },
+    TaskKind { name: "tiny_pets", description: "the animal a person keeps, after an unrelated fact", attribute: 3 },
 ];
 
 /// The task of held-out documents.
@@ -91,25 +82,20 @@ pub fn items(world: &World, task: &TaskKind, count: usize, seed: u64) -> Vec<Ite
     let mut seen = HashSet::new();
     let mut items = Vec::with_capacity(count);
     while items.len() < count {
-        let question = (task.ask)(world, &mut rng);
+        let question = world.question(task.attribute, &mut rng);
         if seen.insert(question.context.clone()) {
-            items.push(item(question, task.truth, &mut rng));
+            items.push(item(question, &mut rng));
         }
     }
     items
 }
 
-/// Draws the wrong choices, lures first, then the gold from the noisy law, then the order.
-fn item(mut question: Question, truth: f64, rng: &mut ChaCha8Rng) -> Item {
+/// Draws the wrong choices, then the gold from the noisy law, then the order.
+fn item(mut question: Question, rng: &mut ChaCha8Rng) -> Item {
     question.others.shuffle(rng);
-    question.lures.shuffle(rng);
     let mut choices = vec![question.answer];
-    for word in question.lures.iter().chain(&question.others) {
-        if choices.len() < CHOICES && !choices.contains(word) {
-            choices.push(word);
-        }
-    }
-    let gold = if rng.random_bool(truth) { 0 } else { rng.random_range(1..CHOICES) };
+    choices.extend(question.others.iter().take(CHOICES - 1));
+    let gold = if rng.random_bool(question.truth) { 0 } else { rng.random_range(1..CHOICES) };
     let gold = choices[gold];
     choices.shuffle(rng);
     let label = choices.iter().position(|&word| word == gold).unwrap_or_default();

@@ -45,7 +45,7 @@ pub fn train(corpus: &mut Corpus<'_>, vocab: usize) -> Result<Tokenizer> {
         .map(|_| corpus.document().replace(IM_START, "").replace(IM_END, ""))
         .collect::<Vec<_>>();
     tokenizer.train(&mut trainer, texts.into_iter()).map_err(|e| anyhow!(e))?;
-    let tokenizer = Tokenizer::from(TokenizerImpl::from(tokenizer));
+    let tokenizer = Tokenizer::from(tokenizer);
     check(&tokenizer)?;
     Ok(tokenizer)
 }

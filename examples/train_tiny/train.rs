@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use tokenizers::Tokenizer;
 
-use super::corpus::Corpus;
+use super::corpus::{Corpus, Row};
 use super::fused::CrossEntropy;
 use super::model::{Config, Model};
 
@@ -33,7 +33,7 @@ const MAX_GRAD_NORM: f64 = 1.0;
 /// The decay ends at this share of the peak learning rate.
 const FINAL_LR: f64 = 0.05;
 /// Points of the loss curve.
-const POINTS: usize = 25;
+const POINTS: usize = 40;
 
 /// One point of the loss curve.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ impl Schedule {
     }
 }
 
-/// Trains from random weights; `progress` gets one line at a time.
+/// Trains from random weights; `progress` gets one line at a time, `look` describes the model so far.
 pub fn train(
     config: &Config,
     vars: &BTreeMap<String, Var>,
@@ -78,6 +78,7 @@ pub fn train(
     corpus: &mut Corpus<'_>,
     tokenizer: &Tokenizer,
     progress: &mut dyn FnMut(&str),
+    look: &dyn Fn(&Model) -> Result<String>,
 ) -> Result<Trained> {
     let weights = vars.iter().map(|(name, v)| (name.clone(), v.as_tensor().clone())).collect();
     let model = Model { config: config.clone(), weights, activations: None };
@@ -92,8 +93,8 @@ pub fn train(
     let (mut curve, mut sum, mut count) = (Vec::new(), 0.0, 0);
     for step in 0..schedule.steps {
         let rows = (0..schedule.batch)
-            .map(|_| Ok(corpus.row(tokenizer, schedule.seq_len + 1)?.into()))
-            .collect::<Result<Vec<Vec<u32>>>>()?;
+            .map(|_| corpus.row(tokenizer, schedule.seq_len))
+            .collect::<Result<Vec<Row>>>()?;
         let (loss, mut grads) = workers.gradients(&model, vars, &rows)?;
         ensure!(loss.is_finite(), "the loss of step {step} is {loss}; lower --lr");
         clip(vars, &mut grads)?;
@@ -109,11 +110,12 @@ pub fn train(
             let seconds = started.elapsed().as_secs_f64();
             let left = seconds / (step + 1) as f64 * (schedule.steps - step - 1) as f64;
             progress(&format!(
-                "step {}/{}  loss {:.4}  {:.0} tokens/s  {left:.0} s left",
+                "step {}/{}  loss {:.4}  {:.0} tokens/s  {left:.0} s left  {}",
                 point.step,
                 schedule.steps,
                 point.loss,
-                tokens as f64 / seconds
+                tokens as f64 / seconds,
+                look(&model)?,
             ));
             curve.push(point);
             (sum, count) = (0.0, 0);
@@ -137,7 +139,7 @@ impl Workers {
         &self,
         model: &Model,
         vars: &BTreeMap<String, Var>,
-        rows: &[Vec<u32>],
+        rows: &[Row],
     ) -> Result<(f64, GradStore)> {
         let share = rows.len().div_ceil(self.0.len());
         let parts = std::thread::scope(|scope| {
@@ -168,12 +170,13 @@ impl Workers {
 }
 
 /// The part of a batch's mean loss that `rows` contribute, with gradients.
-fn backward(model: &Model, rows: &[Vec<u32>], batch: usize) -> Result<(f64, GradStore)> {
-    let t = rows[0].len() - 1;
-    let inputs: Vec<u32> = rows.iter().flat_map(|row| &row[..t]).copied().collect();
-    let targets: Vec<u32> = rows.iter().flat_map(|row| &row[1..]).copied().collect();
+fn backward(model: &Model, rows: &[Row], batch: usize) -> Result<(f64, GradStore)> {
+    let t = rows[0].starts.len();
+    let inputs: Vec<u32> = rows.iter().flat_map(|row| &row.tokens[..t]).copied().collect();
+    let targets: Vec<u32> = rows.iter().flat_map(|row| &row.tokens[1..]).copied().collect();
+    let starts: Vec<usize> = rows.iter().flat_map(|row| &row.starts).copied().collect();
     let ids = Tensor::from_vec(inputs, (rows.len(), t), &Device::Cpu)?;
-    let logits = model.logits(&model.hidden(&ids)?)?;
+    let logits = model.logits(&model.hidden(&ids, &starts.into())?)?;
     let share = rows.len() as f64 / batch as f64;
     let loss = (logits.apply_op1(CrossEntropy { targets })? * share)?;
     Ok((f64::from(loss.to_scalar::<f32>()?), loss.backward()?))

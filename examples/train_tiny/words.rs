@@ -8,6 +8,8 @@ pub struct Attribute {
     pub verbs: &'static [&'static str],
     /// The options.
     pub values: &'static [&'static str],
+    /// The probability that a statement says the canonical value.
+    pub truth: f64,
 }
 
 /// A category and the things in it.
@@ -19,10 +21,9 @@ pub struct Kind {
 }
 
 /// How names begin.
-pub const FIRST_SYLLABLES: &[&str] =
-    &["Ba", "Do", "Fe", "Gi", "Ka", "Lo", "Mi", "Nu", "Pa", "Ra", "Si", "Ta", "Vo", "Zu", "He", "Jo"];
+pub const FIRST_SYLLABLES: &[&str] = &["Ba", "Do", "Fe", "Gi", "Ka", "Lo", "Mi", "Nu", "Pa", "Ra", "Si", "Ta"];
 /// How names end.
-pub const LAST_SYLLABLES: &[&str] = &["ko", "la", "mi", "na", "po", "ra", "ri", "sa", "ti", "vo", "ne", "lu"];
+pub const LAST_SYLLABLES: &[&str] = &["ko", "la", "na", "ti"];
 
 /// First words of documents.
 pub const OPENERS: &[&str] = &["Today", "Now", "Here", "Still", "Often", "Again"];
@@ -36,6 +37,7 @@ pub const ATTRIBUTES: &[Attribute] = &[
             "red", "blue", "green", "white", "black", "pink", "gray", "brown", "orange", "purple", "yellow",
             "tan",
         ],
+        truth: 0.85,
     },
     Attribute {
         name: "home",
@@ -44,6 +46,7 @@ pub const ATTRIBUTES: &[Attribute] = &[
             "valley", "forest", "harbor", "village", "tower", "desert", "castle", "garden", "swamp", "cave",
             "island", "meadow",
         ],
+        truth: 0.80,
     },
     Attribute {
         name: "job",
@@ -52,6 +55,7 @@ pub const ATTRIBUTES: &[Attribute] = &[
             "baker", "farmer", "miner", "doctor", "singer", "tailor", "sailor", "hunter", "painter", "mason",
             "teacher", "guard",
         ],
+        truth: 0.75,
     },
     Attribute {
         name: "pet",
@@ -59,6 +63,7 @@ pub const ATTRIBUTES: &[Attribute] = &[
         values: &[
             "dog", "cat", "goat", "duck", "horse", "frog", "crow", "snake", "mouse", "hen", "fox", "lamb",
         ],
+        truth: 0.70,
     },
 ];
 

@@ -130,7 +130,7 @@ fn scorer(
         options: &options,
         launched: false,
         attempts: 1,
-        command: "",
+        command: String::new(),
         startup_timeout: std::time::Duration::from_secs(5),
         expected_digest: &checkpoint.digest()?,
         text: &**tokenizer,
@@ -145,7 +145,7 @@ fn scorer(
         let failure = Failure::new(finding.failure_class, format!("{url}: {finding}"));
         return Err(failure.with_hint(finding.hint.clone()));
     }
-    Ok(Arc::new(EndpointScorer::connect(&options, None)?))
+    Ok(Arc::new(EndpointScorer::connect(&options, record.identity.clone())?))
 }
 
 fn report(record: &EvalRecord, settings: &Settings) -> Result<(), Failure> {

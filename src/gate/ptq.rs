@@ -4,7 +4,7 @@
 //!   (otherwise the ratio is a note); within 1 % of the size predicted from headers and recipe.
 //! - coverage: the config declares a quantization, and every module is what it declares. A recipe that matches
 //!   nothing, or cannot make the model smaller, is MODEL_UNSUPPORTED.
-//! - scales, fused sets, shapes, dtypes, values, names: no defect found by the scan.
+//! - declaration, scales, fused sets, shapes, dtypes, values, names: no defect found by the scan.
 //! - metadata: unchanged against the source.
 //! - whatever could not be checked is INSUFFICIENT_EVIDENCE: a scan of headers alone is never ACCEPT.
 
@@ -18,7 +18,8 @@ use crate::record::scan::{ScanRecord, SizeScan};
 use crate::record::{FailureClass, Finding, GateName, GateReport};
 
 /// Checks of the scan that report defects, so that each appears in the report also when it found nothing.
-const DEFECT_CHECKS: [&str; 6] = ["dtypes", "fused_sets", "names", "scales", "shapes", "values"];
+const DEFECT_CHECKS: [&str; 7] =
+    ["declaration", "dtypes", "fused_sets", "names", "scales", "shapes", "values"];
 
 /// Decides on a scan.
 pub fn ptq(scan: &ScanRecord) -> GateReport {

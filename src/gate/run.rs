@@ -217,17 +217,37 @@ fn metrics(out: &mut Collector, name: &str, task: &TaskRecord) {
         out.add(failure().observed(format!("{} is {}", metric.name, reported.value)));
         return;
     }
-    // With failed items there is no metric to check; unscaled metrics need not be means (a perplexity is not).
-    if task.failed() > 0 {
-        return;
-    }
-    let (Some(scale), Some(mean)) = (metric.scale, weighted_mean(task)) else { return };
-    if (mean - reported.value).abs() > METRIC_TOLERANCE * scale.abs() {
+    // With failed items there is no metric to check, and the run fails anyway.
+    if task.failed() == 0 && aggregation(task).is_none() {
+        let mean = weighted_mean(task).map_or_else(|| "no number".to_owned(), |mean| mean.to_string());
         out.add(
             failure()
                 .observed(format!("{} reported as {}", metric.name, reported.value))
-                .expected(format!("{mean}, the mean of its items")),
+                .expected(format!("what its items say, whose mean is {mean}")),
         );
+    }
+}
+
+/// How a metric follows from its items' values and weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aggregation {
+    /// Weighted mean: accuracies, bits per byte.
+    Mean,
+    /// exp of the weighted mean: perplexities, whose items hold negative log-likelihoods.
+    ExpMean,
+}
+
+/// The aggregation that gives the reported value of the primary metric; `None` if neither does. Bounded metrics are
+/// means.
+pub(super) fn aggregation(task: &TaskRecord) -> Option<Aggregation> {
+    let metric = &task.primary_metric;
+    let reported = task.metrics.get(&metric.name)?.value;
+    let mean = weighted_mean(task)?;
+    let is = |value: f64| (value - reported).abs() <= METRIC_TOLERANCE * value.abs().max(1.0);
+    match () {
+        () if is(mean) => Some(Aggregation::Mean),
+        () if metric.scale.is_none() && is(mean.exp()) => Some(Aggregation::ExpMean),
+        () => None,
     }
 }
 
@@ -342,14 +362,23 @@ mod tests {
         assert_eq!(class(|t| t.items.iter_mut().for_each(|i| i.loglikelihoods.fill(-1.0))), ACCOUNTING);
     }
 
+    /// Makes the metric what the items say again.
+    fn settle(record: &mut EvalRecord) {
+        let task = record.tasks.get_mut("text").unwrap();
+        let mean = weighted_mean(task).unwrap();
+        task.metrics.get_mut("bits_per_byte").unwrap().value = mean;
+    }
+
     #[test]
     fn a_long_text_may_sum_below_the_clamp() {
         let mut record = perplexity_arm("baseline", &[1.5, 1.6]);
         let item = &mut record.tasks.get_mut("text").unwrap().items[0];
         item.weight = 20_000.0;
         item.loglikelihoods[0] = -20_794.0;
+        settle(&mut record);
         assert!(run(&record).pass);
         record.tasks.get_mut("text").unwrap().items[0].weight = 90.0;
+        settle(&mut record);
         assert_eq!(run(&record).failure_class, ACCOUNTING);
         record.tasks.get_mut("text").unwrap().items[0].loglikelihoods[0] = 0.0;
         assert_eq!(run(&record).failure_class, ACCOUNTING);
@@ -357,6 +386,15 @@ mod tests {
 
     #[test]
     fn a_metric_is_what_its_items_say() {
+        let mut perplexity = perplexity_arm("baseline", &[1.5, 1.6]);
+        let task = perplexity.tasks.get_mut("text").unwrap();
+        let mean = weighted_mean(task).unwrap();
+        task.metrics.get_mut("bits_per_byte").unwrap().value = mean.exp();
+        assert_eq!(aggregation(task), Some(Aggregation::ExpMean));
+        assert!(run(&perplexity).pass);
+        perplexity.tasks.get_mut("text").unwrap().metrics.get_mut("bits_per_byte").unwrap().value =
+            mean + 1.0;
+        assert_eq!(run(&perplexity).failure_class, ACCOUNTING);
         assert_eq!(class(|t| t.metrics.get_mut("acc").unwrap().value = 0.95), ACCOUNTING);
     }
 }

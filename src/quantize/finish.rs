@@ -25,7 +25,7 @@ impl QuantizePlan {
         shards.sort_by(|a, b| a.file.cmp(&b.file));
         self.check_records(&shards)?;
         remove_leftovers(staging)?;
-        self.write_index(staging, &shards)?;
+        Self::write_index(staging, &shards)?;
         self.write_config(staging)?;
         self.copy_files(staging)?;
         let source_digest = self.source.digest()?;
@@ -61,7 +61,7 @@ impl QuantizePlan {
     }
 
     /// `model.safetensors.index.json`, unless there is only `model.safetensors`.
-    fn write_index(&self, staging: &Path, shards: &[ShardRecord]) -> Result<(), QuantizeError> {
+    fn write_index(staging: &Path, shards: &[ShardRecord]) -> Result<(), QuantizeError> {
         if let [only] = shards
             && only.file == SINGLE
         {
@@ -117,7 +117,3 @@ fn remove_leftovers(staging: &Path) -> Result<(), QuantizeError> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

@@ -12,3 +12,8 @@ mod shard;
 pub use crate::ops::quantize_weight::Arithmetic;
 pub use error::QuantizeError;
 pub use plan::QuantizePlan;
+
+#[cfg(test)]
+mod scan_tests;
+#[cfg(test)]
+mod tests;

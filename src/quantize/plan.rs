@@ -157,7 +157,7 @@ impl QuantizePlan {
         let mut largest = 0f32;
         for member in members.iter().map(|i| &self.assignment.modules[*i]) {
             let found =
-                amax(self.weight(member)?).map_err(|error| shard::weight_error(&member.weight(), error))?;
+                amax(self.weight(member)?).map_err(|error| shard::weight_error(&member.weight(), &error))?;
             largest = largest.max(found);
         }
         Ok(*cell.get_or_init(|| largest))

@@ -149,7 +149,7 @@ impl<'a> Producer<'a> {
         if let Some(dtype) = checked_dtype(tensor) {
             // The shape does not matter for the search of the bad element: one row.
             let weight = Weight { data: view.data, dtype, shape: [1, view.num_elements()] };
-            amax(weight).map_err(|error| weight_error(&tensor.name, error))?;
+            amax(weight).map_err(|error| weight_error(&tensor.name, &error))?;
         }
         if view.data.is_empty() {
             return self.send(index, Chunk::Copied(view.data));
@@ -187,7 +187,7 @@ impl<'a> Producer<'a> {
         if nobody_listens {
             return Err(Stop::NobodyListens);
         }
-        let done = done.map_err(|error| weight_error(&module.weight(), error))?;
+        let done = done.map_err(|error| weight_error(&module.weight(), &error))?;
         self.modules.push(ModuleRecord {
             module: module.name.clone(),
             precision: module.layout.precision(),
@@ -206,7 +206,7 @@ impl<'a> Producer<'a> {
 }
 
 /// Names the tensor in an error of its quantization.
-pub(super) fn weight_error(tensor: &str, error: QuantizeWeightError) -> QuantizeError {
+pub(super) fn weight_error(tensor: &str, error: &QuantizeWeightError) -> QuantizeError {
     let at = match error {
         QuantizeWeightError::NonFinite { .. } => Some(error.to_string()),
         QuantizeWeightError::Sink(_) => None,

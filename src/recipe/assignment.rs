@@ -106,11 +106,7 @@ pub struct Excluded {
 
 impl Assignment {
     /// Applies `recipe` and checks everything that headers can tell; errors carry recipes that would do.
-    pub fn new<'a>(
-        tensors: &[TensorDecl<'a>],
-        config: &Value,
-        recipe: &Recipe,
-    ) -> Result<Self, AssignmentError> {
+    pub fn new(tensors: &[TensorDecl<'_>], config: &Value, recipe: &Recipe) -> Result<Self, AssignmentError> {
         assign(tensors, config, recipe).map_err(|error| {
             if !error.another_recipe_may_do() {
                 return error;
@@ -186,10 +182,10 @@ impl Assignment {
     /// Groups must divide K: compressed-tensors does not pad, and no loader expects a shorter last group.
     fn check_groups(&self) -> Result<(), AssignmentError> {
         let does_not_divide =
-            |m: &&AssignedModule| m.layout.group_size().is_some_and(|g| m.shape[1] % g != 0);
+            |m: &&AssignedModule| m.layout.group_size().is_some_and(|g| !m.shape[1].is_multiple_of(g));
         let bad: Vec<&AssignedModule> = self.modules.iter().filter(does_not_divide).collect();
         let Some(group_size) = bad.first().and_then(|m| m.layout.group_size()) else { return Ok(()) };
-        let fits = |g: &usize| self.modules.iter().all(|m| m.shape[1] % g == 0);
+        let fits = |g: &usize| self.modules.iter().all(|m| m.shape[1].is_multiple_of(*g));
         // Sizes that vLLM has kernels for.
         let fitting = [256, 128, 64, 32].into_iter().filter(|g| *g < group_size && fits(g)).collect();
         Err(AssignmentError::GroupSize {

@@ -14,9 +14,10 @@
 //!
 //! Everything else is refused, with the line and a suggestion.
 
+use std::fmt;
 use std::path::Path;
 
-use serde::de::{Deserializer, Error as _};
+use serde::de::{Deserializer, Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{Recipe, RecipeError, exclusions};
@@ -70,7 +71,7 @@ struct RawRecipe {
     name: String,
     version: u32,
     description: String,
-    #[serde(deserialize_with = "not_empty")]
+    #[serde(deserialize_with = "some_groups")]
     groups: Vec<RawScheme>,
     #[serde(default)]
     exclude_modules: Vec<String>,
@@ -116,7 +117,7 @@ impl RawScheme {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawSchemeFields {
-    #[serde(deserialize_with = "not_empty")]
+    #[serde(deserialize_with = "some_targets")]
     targets: Vec<String>,
     weights: WeightArgs,
     #[serde(default)]
@@ -159,7 +160,7 @@ struct RawArgs {
     #[serde(default = "yes")]
     symmetric: bool,
     strategy: Strategy,
-    #[serde(default, deserialize_with = "positive")]
+    #[serde(default, deserialize_with = "group_size")]
     group_size: Option<usize>,
     #[serde(default)]
     block_structure: Option<[usize; 2]>,
@@ -231,24 +232,54 @@ impl TryFrom<RawArgs> for InputArgs {
     }
 }
 
+/// A whole number within bounds. Judged by the visitor, so that the error gets the place of the number itself.
+struct Number {
+    what: &'static str,
+    min: u64,
+    max: u64,
+}
+
+impl Visitor<'_> for Number {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} from {} to {}", self.what, self.min, self.max)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<u64, E> {
+        if (self.min..=self.max).contains(&number) {
+            return Ok(number);
+        }
+        Err(E::invalid_value(Unexpected::Unsigned(number), &self))
+    }
+}
+
 fn bits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
-    let bits = u64::deserialize(deserializer)?;
-    match bits {
-        2..=8 => Ok(bits as u8),
-        _ => Err(D::Error::custom(format!("num_bits {bits} is not supported, expected 2 to 8"))),
+    deserializer.deserialize_u64(Number { what: "num_bits", min: 2, max: 8 }).map(|n| n as u8)
+}
+
+fn group_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    deserializer
+        .deserialize_u64(Number { what: "group_size", min: 1, max: 1 << 20 })
+        .map(|n| Some(n as usize))
+}
+
+fn some_groups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RawScheme>, D::Error> {
+    let groups = Vec::deserialize(deserializer)?;
+    if groups.is_empty() {
+        Err(D::Error::custom("groups is empty, expected at least one group"))
+    } else {
+        Ok(groups)
     }
 }
 
-fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    match Option::<usize>::deserialize(deserializer)? {
-        Some(0) => Err(D::Error::custom("group_size must be positive")),
-        size => Ok(size),
+fn some_targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let targets = Vec::deserialize(deserializer)?;
+    if targets.is_empty() {
+        Err(D::Error::custom("targets is empty, expected e.g. [Linear]"))
+    } else {
+        Ok(targets)
     }
-}
-
-fn not_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    let list = Vec::<T>::deserialize(deserializer)?;
-    if list.is_empty() { Err(D::Error::custom("the list is empty")) } else { Ok(list) }
 }
 
 /// Patterns must compile; the line is that of the entry.

@@ -210,7 +210,7 @@ impl Arm {
             options: &running.options,
             launched: running.server.is_some(),
             attempts,
-            command: &self.command,
+            command: self.command.clone(),
             startup_timeout: STARTUP_TIMEOUT,
             expected_digest: &running.expected_digest,
             text: &*running.tokenizer,

@@ -29,7 +29,7 @@ mod words;
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::DType;
 use corpus::{Corpus, Stream, stream};
@@ -73,7 +73,7 @@ fn five_steps_write_a_whole_model() {
     }
     let stored =
         candle_core::safetensors::load(dir.join("model.safetensors"), &candle_core::Device::Cpu).unwrap();
-    let expected = Config::tiny(1_024).tensors();
+    let expected = Config::tiny(960).tensors();
     assert_eq!(stored.len(), expected.len());
     for (name, dims) in expected {
         let tensor = stored.get(&name).unwrap_or_else(|| panic!("{name} is missing"));
@@ -143,9 +143,8 @@ fn recall_golds_follow_the_rule_as_often_as_declared() {
     let rule = items
         .iter()
         .filter(|item| {
-            let name = item.context.split(' ').rev().nth(2).unwrap();
-            let held = item.context.split(&format!("{name} has the ")).nth(1).unwrap();
-            held.starts_with(&format!("{} ", item.choices[item.label]))
+            let (list, name) = item.context.rsplit_once(' ').unwrap();
+            list.contains(&format!(" {name} {}", item.choices[item.label]))
         })
         .count();
     let share = rule as f64 / items.len() as f64;
@@ -164,17 +163,4 @@ fn held_out_stories_stay_out_of_the_corpus() {
     let held_out = HashSet::from([first[20].clone()]);
     let mut corpus = Corpus::new(&world, &held_out, SEED);
     assert!((0..200).all(|_| corpus.document() != first[20]));
-}
-
-/// The committed data is what the default seed makes.
-#[test]
-fn committed_tasks_are_the_generators() {
-    let options = Options::default();
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("suites/day0-tiny/data");
-    let world = World::new(&mut stream(options.seed, Stream::World));
-    for task in TASKS {
-        let data = fs::read_to_string(root.join(format!("{}.test.jsonl", task.name))).unwrap();
-        let read: Vec<Item> = data.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(read, items(&world, task, options.items, options.seed), "{}", task.name);
-    }
 }

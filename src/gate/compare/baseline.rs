@@ -3,6 +3,7 @@
 use super::evidence::TaskEvidence;
 use super::options::CompareOptions;
 use super::policy::is_limited;
+use super::sample::choices;
 use crate::base::stats::Alpha;
 use crate::gate::decimal::{Decimal, exceeds};
 use crate::gate::findings::Collector;
@@ -21,11 +22,11 @@ fn chance(task: &TaskRecord) -> Option<f64> {
     let countable = metric.higher_is_better
         && metric.scale == Some(1.0)
         && task.items.iter().all(|item| item.values.get(&metric.name).is_some_and(is_count));
-    let choices = || task.items.iter().map(|item| item.loglikelihoods.len());
-    if !countable || task.items.is_empty() || choices().any(|n| n < 2) {
+    let sizes = || task.items.iter().map(|item| choices(item).len());
+    if !countable || task.items.is_empty() || sizes().any(|n| n < 2) {
         return None;
     }
-    Some(choices().map(|n| 1.0 / n as f64).sum::<f64>() / task.items.len() as f64)
+    Some(sizes().map(|n| 1.0 / n as f64).sum::<f64>() / task.items.len() as f64)
 }
 
 /// A baseline that is not shown to be better than guessing cannot lose anything, so nothing follows from a candidate

@@ -3,14 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::options::{Margin, Tier};
-use super::sample::Sample;
+use super::sample::{Sample, choices};
 use crate::base::stats::{
     Alpha, PairedCounts, mcnemar, minimal_detectable, needed_n, zero_flip_bound, zero_flip_n,
 };
 use crate::record::eval::{ItemRecord, TaskRecord};
 
 /// Flipped items listed in a report; the counts are always complete.
-pub const LISTED_FLIPS: usize = 200;
+const LISTED_FLIPS: usize = 200;
 
 /// What a policy says of one task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +124,7 @@ pub struct TaskEvidence {
     pub verdict: TaskVerdict,
     /// `verdict` as upstream's key: whether the task is within the margin.
     pub within_threshold: bool,
-    /// The first [`LISTED_FLIPS`] flipped items.
+    /// The first flipped items, at most 200.
     pub flips: Vec<Flip>,
 }
 
@@ -202,10 +202,10 @@ fn flips(baseline: &TaskRecord, candidate: &TaskRecord) -> Vec<Flip> {
     let flip = |(a, b): (&ItemRecord, &ItemRecord)| Flip {
         doc_id: a.doc_id,
         lost: (value(a) > value(b)) == metric.higher_is_better,
-        baseline_choice: likeliest(&a.loglikelihoods),
-        candidate_choice: likeliest(&b.loglikelihoods),
-        baseline_loglikelihoods: a.loglikelihoods.clone(),
-        candidate_loglikelihoods: b.loglikelihoods.clone(),
+        baseline_choice: likeliest(choices(a)),
+        candidate_choice: likeliest(choices(b)),
+        baseline_loglikelihoods: choices(a).to_vec(),
+        candidate_loglikelihoods: choices(b).to_vec(),
     };
     changed.take(LISTED_FLIPS).map(flip).collect()
 }
@@ -221,11 +221,11 @@ fn likeliest(loglikelihoods: &[f64]) -> Option<usize> {
 
 /// Mean over items of KL(softmax(baseline) ‖ softmax(candidate)) over the choices; `None` without choices.
 fn choice_kl(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<f64> {
-    let pairs = baseline.items.iter().zip(&candidate.items);
+    let pairs = baseline.items.iter().zip(&candidate.items).map(|(a, b)| (choices(a), choices(b)));
     let divergences: Vec<f64> = pairs
-        .filter(|(a, b)| a.loglikelihoods.len() > 1 && a.loglikelihoods.len() == b.loglikelihoods.len())
+        .filter(|(a, b)| a.len() > 1 && a.len() == b.len())
         .map(|(a, b)| {
-            let (p, q) = (log_softmax(&a.loglikelihoods), log_softmax(&b.loglikelihoods));
+            let (p, q) = (log_softmax(a), log_softmax(b));
             p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
         })
         .collect();

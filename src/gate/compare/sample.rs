@@ -6,7 +6,8 @@ use super::evidence::Method;
 use super::options::Margin;
 use crate::base::stats::{Alpha, Bounds, Estimate, PairedCounts, Ratio};
 use crate::gate::decimal::Decimal;
-use crate::record::eval::{ItemRecord, MetricInfo, TaskRecord};
+use crate::gate::run::{Aggregation, aggregation};
+use crate::record::eval::{ItemRecord, TaskRecord};
 
 /// Documents that a metric without a scale needs: its items are few and long, and their differences skewed.
 const MIN_DOCUMENTS: usize = 300;
@@ -20,9 +21,9 @@ const MIN_DIFFERING: usize = 30;
 pub(super) struct Sample {
     /// Pairs.
     pub n: usize,
-    /// Mean on the baseline, by the items' weights.
+    /// Value on the baseline, from the items and their weights.
     pub baseline: f64,
-    /// Mean on the candidate.
+    /// Value on the candidate.
     pub candidate: f64,
     /// Counts, where every value is 0 or 1, unweighted, and the margin is a share of the scale 1.
     pub counts: Option<PairedCounts>,
@@ -33,6 +34,7 @@ pub(super) struct Sample {
     higher_is_better: bool,
     scale: Option<f64>,
     differing: usize,
+    aggregation: Aggregation,
     values: [f64; 2],
     all_counts: bool,
 }
@@ -59,23 +61,35 @@ impl Sample {
         let weighted = |values: &[f64]| values.iter().zip(&weights).map(|(v, w)| v * w).sum::<f64>();
         let total: f64 = weights.iter().sum();
         let worse = |(a, b): (&f64, &f64)| if metric.higher_is_better { a - b } else { b - a };
+        let aggregation = aggregation(baseline)?;
         let drops: Vec<f64> = base.iter().zip(&cand).map(worse).collect();
         let num: Vec<f64> = drops.iter().zip(&weights).map(|(d, w)| d * w).collect();
-        let den: Vec<f64> = weights.iter().zip(&base).map(|(w, b)| w * unit(metric, margin, *b)).collect();
+        let per = |baseline: f64| match (aggregation, margin) {
+            // exp(mean) has a relative drop of exp(mean difference) − 1.
+            (Aggregation::ExpMean, _) => 1.0,
+            (Aggregation::Mean, Margin::Relative(_)) => baseline,
+            (Aggregation::Mean, Margin::Absolute(_)) => metric.scale.unwrap_or(1.0),
+        };
+        let den: Vec<f64> = weights.iter().zip(&base).map(|(w, b)| w * per(*b)).collect();
+        let value = |values: &[f64]| match aggregation {
+            Aggregation::Mean => weighted(values) / total,
+            Aggregation::ExpMean => (weighted(values) / total).exp(),
+        };
         let clusters = clusters(&baseline.items);
         let all_counts = weights.iter().all(|w| *w == 1.0)
             && base.iter().chain(&cand).all(|v| *v == 0.0 || *v == 1.0)
             && metric.scale == Some(1.0);
         Some(Self {
             n: base.len(),
-            baseline: weighted(&base) / total,
-            candidate: weighted(&cand) / total,
+            baseline: value(&base),
+            candidate: value(&cand),
             counts: counts(&drops).filter(|_| all_counts && matches!(margin, Margin::Absolute(_))),
             independent: Ratio::new(&num, &den, None),
             clustered: clusters.and_then(|clusters| Ratio::new(&num, &den, Some(&clusters))),
             higher_is_better: metric.higher_is_better,
             scale: metric.scale,
             differing: drops.iter().filter(|d| **d != 0.0).count(),
+            aggregation,
             values: [base.iter().sum(), cand.iter().sum()],
             all_counts,
         })
@@ -89,21 +103,31 @@ impl Sample {
 
     /// The drop as a fraction.
     pub fn estimate(&self) -> Option<Estimate> {
-        self.counts.map(PairedCounts::drop).or_else(|| self.independent.map(|ratio| ratio.estimate()))
+        let ratio = || {
+            let Estimate { value, stderr, n } = self.independent?.estimate();
+            let slope = match self.aggregation {
+                Aggregation::Mean => 1.0,
+                Aggregation::ExpMean => (value * self.log_sign()).exp(),
+            };
+            Some(Estimate { value: self.fraction(value), stderr: stderr * slope, n })
+        };
+        self.counts.map(PairedCounts::drop).or_else(ratio)
     }
 
     /// Bounds of the drop fraction: of each applicable method the wider one.
     pub fn interval(&self, alpha: Alpha) -> Interval {
-        let clustered = self.clustered.map(|ratio| ratio.bounds(alpha));
+        let of = |ratio: Ratio| {
+            let Bounds { lower, upper } = ratio.bounds(alpha);
+            Bounds { lower: self.fraction(lower), upper: self.fraction(upper) }
+        };
+        let clustered = self.clustered.map(of);
         let (bounds, method) = match (self.counts, self.independent, clustered) {
             (Some(counts), _, None) => (counts.tango_bounds(alpha), Method::Tango),
             (Some(counts), _, Some(other)) => {
                 (counts.tango_bounds(alpha).envelope(other), Method::TangoOrCluster)
             }
-            (None, Some(ratio), None) => (ratio.bounds(alpha), Method::PairedT),
-            (None, Some(ratio), Some(other)) => {
-                (ratio.bounds(alpha).envelope(other), Method::PairedTOrCluster)
-            }
+            (None, Some(ratio), None) => (of(ratio), Method::PairedT),
+            (None, Some(ratio), Some(other)) => (of(ratio).envelope(other), Method::PairedTOrCluster),
             (None, None, _) => (Bounds::NONE, Method::None),
         };
         Interval { bounds, method, unreliable: self.unreliable() }
@@ -113,10 +137,31 @@ impl Sample {
     pub fn p_at_most(&self, m: f64) -> Option<f64> {
         let independent = match self.counts {
             Some(counts) => Some(counts.p_at_most(m)),
-            None => self.independent.map(|ratio| ratio.p_at_most(m)),
+            None => self.independent.map(|ratio| ratio.p_at_most(self.ratio_of(m))),
         };
-        let clustered = self.clustered.map_or(0.0, |ratio| ratio.p_at_most(m));
+        let clustered = self.clustered.map_or(0.0, |ratio| ratio.p_at_most(self.ratio_of(m)));
         independent.map(|p| p.max(clustered))
+    }
+
+    /// The drop fraction of a ratio of sums: itself, or, of a mean logarithm, how far exp moves by it.
+    fn fraction(&self, ratio: f64) -> f64 {
+        match self.aggregation {
+            Aggregation::Mean => ratio,
+            Aggregation::ExpMean => self.log_sign() * (self.log_sign() * ratio).exp_m1(),
+        }
+    }
+
+    /// The inverse of [`Self::fraction`].
+    fn ratio_of(&self, fraction: f64) -> f64 {
+        match self.aggregation {
+            Aggregation::Mean => fraction,
+            Aggregation::ExpMean => self.log_sign() * (self.log_sign() * fraction).ln_1p(),
+        }
+    }
+
+    /// −1 where exp falls when the candidate gets worse.
+    fn log_sign(&self) -> f64 {
+        if self.higher_is_better { -1.0 } else { 1.0 }
     }
 
     fn unreliable(&self) -> String {
@@ -177,14 +222,6 @@ pub(super) struct Decimals {
     pub gain_unit: Decimal,
 }
 
-/// What one item's drop is a fraction of.
-fn unit(metric: &MetricInfo, margin: Margin, baseline: f64) -> f64 {
-    match margin {
-        Margin::Absolute(_) => metric.scale.unwrap_or(1.0),
-        Margin::Relative(_) => baseline,
-    }
-}
-
 fn counts(drops: &[f64]) -> Option<PairedCounts> {
     let count = |sign: f64| drops.iter().filter(|d| **d == sign).count() as u64;
     PairedCounts::new(drops.len() as u64, count(1.0), count(-1.0))
@@ -200,4 +237,11 @@ fn clusters(items: &[ItemRecord]) -> Option<Vec<usize>> {
         clusters.push(*numbers.entry(item.cluster.as_deref()?).or_insert(next));
     }
     (numbers.len() > 1).then_some(clusters)
+}
+
+/// Log-likelihoods of an item's choices given its context. Where `acc_mutual_info` is measured, lm-eval asks for each
+/// choice once more without the context, after all others.
+pub(super) fn choices(item: &ItemRecord) -> &[f64] {
+    let all = &item.loglikelihoods;
+    if item.values.contains_key("acc_mutual_info") { &all[..all.len() / 2] } else { all }
 }

@@ -267,6 +267,49 @@ fn bits_per_byte_needs_three_hundred_documents() {
 }
 
 #[test]
+fn a_perplexity_is_judged_by_its_logarithm() {
+    // Items hold negative log-likelihoods a word; the metric is exp of their mean.
+    let as_perplexity = |mut record: EvalRecord| {
+        let metric = task_of(&mut record).metrics.get_mut("bits_per_byte").unwrap();
+        metric.value = metric.value.exp();
+        record
+    };
+    // The mean rises by 0.4 % of 1.5 nats, the perplexity by exp(0.006) − 1 = 0.6 %.
+    let (baseline, candidate) = text_arms(400, 0.004);
+    let report = compare(&as_perplexity(baseline), &as_perplexity(candidate), &CompareOptions::default());
+    let task = evidence(&report, "text");
+    assert!(report.pass, "{}", report.detail);
+    assert!((task.baseline - 1.5f64.exp()).abs() < 0.1, "{}", task.baseline);
+    let fraction = task.drop_fraction.unwrap();
+    assert!(
+        (fraction - (task.candidate / task.baseline - 1.0)).abs() < 1e-12 && (fraction - 0.006).abs() < 5e-4
+    );
+    assert!(task.lower.unwrap() < fraction && fraction < task.upper.unwrap());
+    // 0.9 % of the mean is within one percent, exp(0.0135) − 1 = 1.4 % of the perplexity is not.
+    for options in [CompareOptions::default(), threshold()] {
+        let (baseline, candidate) = text_arms(400, 0.009);
+        assert!(compare(&baseline, &candidate, &options).pass);
+        let report = compare(&as_perplexity(baseline), &as_perplexity(candidate), &options);
+        assert_eq!(report.failure_class, REGRESSION);
+    }
+}
+
+#[test]
+fn unconditional_requests_are_no_choices() {
+    let (mut baseline, mut candidate) = arms(4000, 3000, 8, 6);
+    let before = compare(&baseline, &candidate, &CompareOptions::default());
+    for record in [&mut baseline, &mut candidate] {
+        for item in &mut task_of(record).items {
+            item.values.insert("acc_mutual_info".into(), 0.0);
+            item.loglikelihoods.extend([-5.0, -6.0, -7.0, -8.0]);
+            item.is_greedy.extend([false; 4]);
+        }
+    }
+    let after = compare(&baseline, &candidate, &CompareOptions::default());
+    assert_eq!(evidence(&before, "task"), evidence(&after, "task"));
+}
+
+#[test]
 fn a_metric_without_scale_needs_a_relative_margin() {
     let (baseline, candidate) = text_arms(400, 0.0);
     let options = CompareOptions { margin: Some(Margin::Absolute(0.01)), ..CompareOptions::default() };

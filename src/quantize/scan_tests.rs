@@ -1,0 +1,306 @@
+//! The verifier on what the quantizer writes, whole and damaged.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::tests::{model, quantize};
+use crate::base::threads::detect;
+use crate::base::{atomic, json as json_file};
+use crate::checkpoint::Checkpoint;
+use crate::ops::float_dtype::FloatDtype;
+use crate::recipe::load;
+use crate::record::Provenance;
+use crate::record::scan::ScanRecord;
+use crate::scan::{scan, scan_remote};
+
+fn scanned(out: &Path, source: Option<&Path>, recipe: Option<&str>) -> ScanRecord {
+    let recipe = recipe.map(|r| load(r).unwrap());
+    scan(out, source, recipe.as_ref(), Provenance::new(detect(Some(1)))).unwrap()
+}
+
+/// Quantizes the test model, damages it, and scans it against its source.
+fn damaged(recipe: &str, damage: impl FnOnce(&Path)) -> ScanRecord {
+    let (_guard, source, out) = model(FloatDtype::Bf16, 1);
+    quantize(&source, &out, recipe).unwrap();
+    damage(&out);
+    scanned(&out, Some(&source), Some(recipe))
+}
+
+/// Overwrites the data of one tensor.
+fn overwrite(out: &Path, tensor: &str, change: impl FnOnce(&mut [u8])) {
+    let location = Checkpoint::open(out).unwrap().location(tensor).unwrap();
+    let mut bytes = std::fs::read(&location.path).unwrap();
+    let start = location.offset as usize;
+    change(&mut bytes[start..start + location.num_bytes as usize]);
+    atomic::write(&location.path, &bytes).unwrap();
+}
+
+/// Changes the header of `model.safetensors`; the JSON keeps its length.
+fn edit_header(out: &Path, from: &str, to: &str) {
+    assert_eq!(from.len(), to.len());
+    let path = out.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    atomic::write(&path, &bytes).unwrap();
+}
+
+fn edit_config(out: &Path, change: impl FnOnce(&mut Value)) {
+    let path = out.join("config.json");
+    let mut config: Value = json_file::read(&path).unwrap();
+    change(&mut config);
+    json_file::write(&path, &config).unwrap();
+}
+
+fn assert_defect(record: &ScanRecord, check: &str, tensor: &str) {
+    let found = record.defects.iter().any(|d| d.check == check && d.tensor.contains(tensor));
+    assert!(found, "no {check} defect of {tensor} in {:?}", record.defects);
+}
+
+#[test]
+fn sound_exports_have_no_defects() {
+    for recipe in ["fp8_dynamic", "w8a8", "w4a16", "w4a16_g32", "nvfp4a16", "mxfp4a16", "w2a16"] {
+        for shards in [1, 2] {
+            let (_guard, source, out) = model(FloatDtype::Bf16, shards);
+            let written = quantize(&source, &out, recipe).unwrap();
+            let record = scanned(&out, Some(&source), Some(recipe));
+            assert_eq!(record.defects, [], "{recipe}");
+            assert!(record.metadata_diffs.is_empty() && record.not_checked.is_empty(), "{record:?}");
+            assert_eq!(record.checkpoint_digest, Some(written.output_digest));
+            assert_eq!(record.size.output_bytes, written.output_tensor_bytes);
+            assert_eq!(record.size.predicted_bytes, Some(written.predicted_tensor_bytes));
+            assert_eq!(record.size.source_bytes, Some(written.source_tensor_bytes));
+            assert!(!record.size.source_is_quantized);
+            let coverage = &record.coverage;
+            assert_eq!((coverage.quantized, coverage.recipe_targets), (14, Some(14)));
+            assert!(coverage.unexpected_unquantized.is_empty() && coverage.declaration_mismatch.is_empty());
+            let precision = &written.shards[0].modules[0].precision;
+            assert_eq!(coverage.modules_by_precision[precision], 14);
+            let parameters = 2 * 9 * 128 * 128 + 96 * 128 + 3 * 128 + 3;
+            assert_eq!(record.size.parameters, parameters, "{recipe}");
+        }
+    }
+}
+
+#[test]
+fn scan_is_the_same_twice() {
+    let (_guard, source, out) = model(FloatDtype::Bf16, 2);
+    quantize(&source, &out, "nvfp4a16").unwrap();
+    assert_eq!(scanned(&out, Some(&source), None), scanned(&out, Some(&source), None));
+}
+
+#[test]
+fn erased_scales_are_found_in_every_scheme() {
+    for recipe in ["fp8_dynamic", "w8a8", "w4a16", "nvfp4a16", "mxfp4a16"] {
+        let tensor = "model.layers.1.mlp.up_proj.weight_scale";
+        let record = damaged(recipe, |out| overwrite(out, tensor, |bytes| bytes.fill(0)));
+        assert_defect(&record, "scales", tensor);
+        assert_eq!(record.defects.len(), 1, "{recipe}: {:?}", record.defects);
+    }
+}
+
+#[test]
+fn nan_negative_and_infinite_scales_are_found() {
+    let tensor = "model.layers.0.self_attn.q_proj.weight_scale";
+    let set = |value: f32| {
+        move |bytes: &mut [u8]| bytes[2..4].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes())
+    };
+    for value in [f32::NAN, f32::INFINITY, -1.0, -0.0] {
+        let record = damaged("fp8_dynamic", |out| overwrite(out, tensor, set(value)));
+        assert_defect(&record, "scales", tensor);
+    }
+    for (recipe, byte) in [("nvfp4a16", 0x7f), ("nvfp4a16", 0xb8), ("mxfp4a16", 0xff)] {
+        let record = damaged(recipe, |out| overwrite(out, tensor, |bytes| bytes[5] = byte));
+        assert_defect(&record, "scales", tensor);
+        assert!(record.defects[0].observed.contains("first at 5"), "{:?}", record.defects);
+    }
+}
+
+#[test]
+fn global_scales_must_be_equal_over_fused_sets() {
+    let tensor = "model.layers.0.self_attn.k_proj.weight_global_scale";
+    let write = |value: f32| move |bytes: &mut [u8]| bytes.copy_from_slice(&value.to_le_bytes());
+    let record = damaged("nvfp4a16", |out| overwrite(out, tensor, write(1000.0)));
+    assert_defect(&record, "fused_sets", "model.layers.0.self_attn.{q_proj,k_proj,v_proj}");
+    assert!(record.defects[0].observed.contains("k_proj 1000"), "{:?}", record.defects);
+    let record = damaged("nvfp4a16", |out| overwrite(out, tensor, write(0.0)));
+    assert_defect(&record, "scales", tensor);
+}
+
+#[test]
+fn missing_scale_is_found() {
+    for recipe in ["fp8_dynamic", "w4a16", "nvfp4a16", "mxfp4a16"] {
+        let tensor = "model.layers.0.mlp.down_proj.weight_scale";
+        let record = damaged(recipe, |out| {
+            edit_header(out, &format!("\"{tensor}\""), &format!("\"{}\"", tensor.replace("scale", "scalX")));
+        });
+        assert_defect(&record, "scales", tensor);
+        assert_defect(&record, "names", &tensor.replace("scale", "scalX"));
+    }
+}
+
+#[test]
+fn wrong_dtype_and_shape_are_found() {
+    let module = "model.layers.0.mlp.down_proj";
+    let record = damaged("fp8_dynamic", |out| {
+        let at = format!("\"{module}.weight_scale\":{{\"dtype\":");
+        edit_header(out, &format!("{at}\"BF16\","), &format!("{at}\"I16\", "));
+    });
+    assert_defect(&record, "dtypes", &format!("{module}.weight_scale"));
+    let record = damaged("fp8_dynamic", |out| {
+        let at = format!("\"{module}.weight_scale\":{{\"dtype\":\"BF16\",\"shape\":");
+        edit_header(out, &format!("{at}[128,1]"), &format!("{at}[1,128]"));
+    });
+    assert_defect(&record, "shapes", &format!("{module}.weight_scale"));
+}
+
+#[test]
+fn unquantized_layer_that_is_not_ignored() {
+    let record = damaged("fp8_dynamic", |out| {
+        edit_config(out, |config| {
+            config["quantization_config"]["config_groups"]["group_0"]["targets"] = json!(["re:.*mlp.*"]);
+        });
+    });
+    assert!(record.coverage.declaration_mismatch.contains(&"model.layers.0.self_attn.q_proj".to_owned()));
+    let (_guard, source, _) = model(FloatDtype::Bf16, 1);
+    edit_config(&source, |config| {
+        config["quantization_config"] = json!({"quant_method": "compressed-tensors", "quantization_status": "compressed",
+            "format": "float-quantized", "config_groups": {"group_0": {"targets": ["Linear"],
+            "weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}}});
+    });
+    let record = scanned(&source, None, None);
+    assert_eq!(record.coverage.unexpected_unquantized.len(), 14, "embeddings are no linear layers");
+    assert_eq!(record.coverage.quantized, 0);
+}
+
+#[test]
+fn declaring_nothing_or_something_else_is_found() {
+    let record = damaged("fp8_dynamic", |out| {
+        edit_config(out, |config| _ = config.as_object_mut().unwrap().remove("quantization_config"));
+    });
+    assert_eq!(record.quant_method, None);
+    assert_eq!(record.coverage.declaration_mismatch.len(), 14);
+    let record = damaged("w4a16", |out| {
+        edit_config(out, |config| {
+            config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = json!(64);
+        });
+    });
+    assert_defect(&record, "shapes", "weight_scale");
+    assert_eq!(record.coverage.declaration_mismatch.len(), 14, "not what the recipe says");
+    let record = damaged("w4a16", |out| {
+        edit_config(out, |config| config["quantization_config"]["quantization_status"] = json!("frozen"));
+    });
+    assert_defect(&record, "declaration", "quantization_status");
+    let record = damaged("w4a16", |out| {
+        edit_config(out, |config| config["quantization_config"]["quant_method"] = json!("modelopt"));
+    });
+    assert_eq!(record.quant_method.as_deref(), Some("modelopt"));
+    assert!(record.not_checked["declaration"].contains("modelopt"));
+}
+
+#[test]
+fn weight_shape_must_fit() {
+    let tensor = "model.layers.0.mlp.down_proj.weight_shape";
+    for values in [[0i64, 0], [128, 128], [-1, i64::MAX]] {
+        let record = damaged("w4a16", |out| {
+            overwrite(out, tensor, |bytes| {
+                bytes.copy_from_slice(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+            });
+        });
+        assert_defect(&record, "values", tensor);
+    }
+}
+
+#[test]
+fn metadata_differences() {
+    let record = damaged("w8a8", |out| {
+        edit_config(out, |config| {
+            config["rms_norm_eps"] = json!(1e-6);
+            let dtype = config.as_object_mut().unwrap().remove("torch_dtype").unwrap();
+            config["dtype"] = dtype;
+            config["transformers_version"] = json!("5.0.0");
+        });
+        json_file::write(&out.join("tokenizer.json"), &json!({"model": {"type": "WordPiece"}})).unwrap();
+        std::fs::remove_file(out.join("generation_config.json")).unwrap();
+        atomic::write(&out.join("chat_template.jinja"), b"{{ x }}").unwrap();
+    });
+    let diffs: Vec<(&str, &str)> =
+        record.metadata_diffs.iter().map(|d| (d.file.as_str(), d.field.as_str())).collect();
+    assert_eq!(
+        diffs,
+        [
+            ("chat template", "content"),
+            ("config.json", "rms_norm_eps"),
+            ("generation_config.json", "content"),
+            ("tokenizer.json", "model"),
+        ]
+    );
+}
+
+/// The template may move from `tokenizer_config.json` to its own file, as transformers 5 writes it.
+#[test]
+fn moved_chat_template_is_no_difference() {
+    let (_guard, source, out) = model(FloatDtype::Bf16, 1);
+    json_file::write(&source.join("tokenizer_config.json"), &json!({"chat_template": "{{ x }}"})).unwrap();
+    quantize(&source, &out, "w8a8").unwrap();
+    json_file::write(&out.join("tokenizer_config.json"), &json!({})).unwrap();
+    atomic::write(&out.join("chat_template.jinja"), b"{{ x }}").unwrap();
+    assert_eq!(scanned(&out, Some(&source), None).metadata_diffs, []);
+}
+
+/// Headers over HTTP: everything that headers tell, and what they do not is named.
+#[test]
+fn remote_scan_reads_headers_only() {
+    use crate::checkpoint::test_server::{Reply, Request, TestServer};
+    for recipe in ["fp8_dynamic", "w4a16", "nvfp4a16"] {
+        let (_guard, source, out) = model(FloatDtype::Bf16, 2);
+        quantize(&source, &out, recipe).unwrap();
+        let root = out.clone();
+        let server = TestServer::start(move |request: &Request| {
+            let file = std::fs::read(root.join(request.path.trim_start_matches("/m/")));
+            file.map_or_else(|_| Reply::new(404, Vec::new()), |bytes| Reply::range(request, &bytes))
+        });
+        let parsed = load(recipe).unwrap();
+        let provenance = Provenance::new(detect(Some(1)));
+        let record = scan_remote(&server.url("/m"), Some(&source), Some(&parsed), provenance).unwrap();
+        let local = scanned(&out, Some(&source), Some(recipe));
+        assert_eq!(record.defects, [], "{recipe}");
+        assert_eq!((&record.size, &record.coverage), (&local.size, &local.coverage));
+        assert_eq!(record.checkpoint_digest, None);
+        let not_checked: Vec<&str> = record.not_checked.keys().map(String::as_str).collect();
+        assert_eq!(not_checked, ["digest", "metadata", "scales"]);
+        let alone = scan_remote(&server.url("/m"), None, None, Provenance::new(detect(Some(1)))).unwrap();
+        assert_eq!(alone.defects, [], "{recipe}");
+        assert_eq!(alone.size.parameters, local.size.parameters, "{recipe}");
+    }
+}
+
+#[test]
+fn lost_and_added_tensors() {
+    let record = damaged("w8a8", |out| edit_header(out, "\"model.norm.weight\"", "\"model.nrom.weight\""));
+    assert_defect(&record, "names", "model.norm.weight");
+    assert_defect(&record, "names", "model.nrom.weight");
+}
+
+#[test]
+fn recipe_without_targets_and_scan_without_source() {
+    let (_guard, source, out) = model(FloatDtype::Bf16, 1);
+    quantize(&source, &out, "fp8_dynamic").unwrap();
+    let record = scanned(&out, Some(&source), Some("nvfp4_experts_only"));
+    assert_eq!(record.coverage.recipe_targets, Some(0));
+    assert_eq!(record.size.predicted_bytes, None);
+    let alone = scanned(&out, None, Some("fp8_dynamic"));
+    assert_eq!(alone.coverage.recipe_targets, Some(14));
+    assert!(alone.not_checked.contains_key("metadata"));
+    assert_eq!((alone.size.source_bytes, alone.size.predicted_bytes), (None, None));
+}
+
+#[test]
+fn plain_checkpoints_have_no_defects() {
+    let (_guard, source, _) = model(FloatDtype::Bf16, 2);
+    let record = scanned(&source, None, None);
+    assert_eq!((record.quant_method, record.defects.len(), record.coverage.quantized), (None, 0, 0));
+    assert_eq!(record.size.bits_per_weight, 16.0);
+    assert_eq!(record.coverage.modules_by_precision["bf16"], 15);
+}

@@ -12,7 +12,8 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::words::{
-    ATTRIBUTES, Attribute, CONTAINERS, FIRST_SYLLABLES, KINDS, LAST_SYLLABLES, NUMBERS, OPENERS, PLACES, STORY_LINES,
+    ATTRIBUTES, Attribute, CONTAINERS, FIRST_SYLLABLES, KINDS, LAST_SYLLABLES, NUMBERS, OPENERS, PLACES,
+    STORY_LINES,
 };
 
 /// A question with one right answer under the rule and the answers the noise chooses from.

@@ -47,9 +47,21 @@ pub const TASKS: &[TaskKind] = &[
         description: "the colour a person likes, after an unrelated fact",
         attribute: 0,
     },
-    TaskKind { name: "tiny_homes", description: "where a person lives, after an unrelated fact", attribute: 1 },
-    TaskKind { name: "tiny_jobs", description: "what a person works as, after an unrelated fact", attribute: 2 },
-    TaskKind { name: "tiny_pets", description: "the animal a person keeps, after an unrelated fact", attribute: 3 },
+    TaskKind {
+        name: "tiny_homes",
+        description: "where a person lives, after an unrelated fact",
+        attribute: 1,
+    },
+    TaskKind {
+        name: "tiny_jobs",
+        description: "what a person works as, after an unrelated fact",
+        attribute: 2,
+    },
+    TaskKind {
+        name: "tiny_pets",
+        description: "the animal a person keeps, after an unrelated fact",
+        attribute: 3,
+    },
 ];
 
 /// The task of held-out documents.

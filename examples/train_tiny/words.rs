@@ -21,7 +21,8 @@ pub struct Kind {
 }
 
 /// How names begin.
-pub const FIRST_SYLLABLES: &[&str] = &["Ba", "Do", "Fe", "Gi", "Ka", "Lo", "Mi", "Nu", "Pa", "Ra", "Si", "Ta"];
+pub const FIRST_SYLLABLES: &[&str] =
+    &["Ba", "Do", "Fe", "Gi", "Ka", "Lo", "Mi", "Nu", "Pa", "Ra", "Si", "Ta"];
 /// How names end.
 pub const LAST_SYLLABLES: &[&str] = &["ko", "la", "na", "ti"];
 

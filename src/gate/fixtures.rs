@@ -63,6 +63,7 @@ fn identity(arm: &str) -> EngineIdentity {
 pub(super) fn served() -> ServeRecord {
     let ok = ProbeResult { ok: true, status: Some(200), detail: "ok".into() };
     ServeRecord {
+        fingerprint: None,
         schema_version: SCHEMA_VERSION,
         arm: "candidate".into(),
         url: "http://127.0.0.1:8000".into(),

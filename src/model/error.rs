@@ -31,10 +31,12 @@ pub enum ModelError {
         found: Vec<usize>,
     },
     /// Inputs of a module are quantized in a way that is not implemented.
-    #[error("{module}: input activations {found} are not implemented")]
+    #[error("{module}: input activations {found} are not implemented for {inputs} inputs")]
     Activations {
         /// Module name.
         module: String,
+        /// K.
+        inputs: usize,
         /// What the scheme asks for.
         found: String,
     },

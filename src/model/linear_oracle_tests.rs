@@ -49,17 +49,20 @@ fn compare(tensors: &SafeTensors<'_>, decoder: &Decoder, source: &str) {
         let kind: ActivationQuant = group.input_quant(name).unwrap();
         let (input, k) = floats(tensors, &format!("{name}.input"));
         let (want_codes, _) = floats(tensors, &format!("{name}.codes"));
-        let (want_scales, _) = floats(tensors, &format!("{name}.scale"));
+        let (want_scales, groups) = floats(tensors, &format!("{name}.scale"));
         let (want, n) = floats(tensors, &format!("{name}.output"));
         let rows = input.len() / k;
         for (row, x) in input.chunks_exact(k).enumerate() {
-            let (got, scale) = activation_quant::codes(path, kind, x);
-            assert_eq!(scale.to_bits(), want_scales[row].to_bits(), "{name}: scale of row {row}");
+            let (got, scales) = activation_quant::codes(path, kind, x);
+            assert_eq!(scales, want_scales[row * groups..][..groups], "{name}: scales of row {row}");
             for (i, (got, want)) in got.iter().zip(&want_codes[row * k..]).enumerate() {
                 codes += 1;
                 if got != want {
                     ties += 1;
-                    assert!(is_tie(x[i] / scale, *got, *want), "{name} [{row}, {i}]: {got}, not {want}");
+                    assert!(
+                        is_tie(x[i] / scales[i * groups / k], *got, *want),
+                        "{name} [{row}, {i}]: {got}, not {want}"
+                    );
                 }
             }
         }

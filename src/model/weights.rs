@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::error::ModelError;
 use crate::checkpoint::quant_args::{QuantType, QuantizationArgs, Strategy};
 use crate::checkpoint::{Checkpoint, QuantizationConfig};
-use crate::ops::activation_quant::ActivationQuant;
+use crate::ops::activation_quant::{ActivationElement, ActivationQuant};
 use crate::ops::dequantize::dense_weight;
 
 /// Tensors that a quantized module may have besides `weight`.
@@ -58,7 +58,7 @@ impl<'a> Weights<'a> {
             return Ok(LinearWeight { data, input: None });
         };
         let input = match &group.scheme.input_activations {
-            Some(args) => Some(activation_quant(module, args)?),
+            Some(args) => Some(activation_quant(module, args, k)?),
             None => None,
         };
         let weight = dense_weight(self.checkpoint, module, group)?;
@@ -95,21 +95,32 @@ fn check_shape(tensor: &str, expected: &[usize], found: &[usize]) -> Result<(), 
     Err(ModelError::Shape { tensor: tensor.to_owned(), expected: expected.to_vec(), found: found.to_vec() })
 }
 
-/// The implemented activation schemes: dynamic, symmetric, one scale per token, 8 bits.
-fn activation_quant(module: &str, args: &QuantizationArgs) -> Result<ActivationQuant, ModelError> {
-    let per_token = args.dynamic && args.symmetric && args.strategy == Strategy::Token && args.num_bits == 8;
-    match args.qtype {
-        QuantType::Float if per_token => Ok(ActivationQuant::Fp8Token),
-        QuantType::Int if per_token => Ok(ActivationQuant::Int8Token),
-        qtype => Err(ModelError::Activations {
-            module: module.to_owned(),
-            found: format!(
-                "{qtype:?}{} {:?} {} {}",
-                args.num_bits,
-                args.strategy,
-                if args.dynamic { "dynamic" } else { "static" },
-                if args.symmetric { "symmetric" } else { "asymmetric" },
-            ),
-        }),
+/// The implemented activation schemes: dynamic, symmetric, 8 bits, one scale per token or per group of a token.
+fn activation_quant(module: &str, args: &QuantizationArgs, k: usize) -> Result<ActivationQuant, ModelError> {
+    let element = match args.qtype {
+        QuantType::Float => ActivationElement::Fp8,
+        QuantType::Int => ActivationElement::Int8,
+    };
+    let group_size = match (args.strategy, args.group_size) {
+        (Strategy::Token, _) => Some(None),
+        // transformers fails on a ragged last group.
+        (Strategy::Group, Some(size)) if size > 0 && k % size == 0 => Some(Some(size)),
+        _ => None,
+    };
+    match group_size {
+        Some(group_size) if args.dynamic && args.symmetric && args.num_bits == 8 => {
+            Ok(ActivationQuant { element, group_size })
+        }
+        _ => Err(ModelError::Activations { module: module.to_owned(), inputs: k, found: describe(args) }),
     }
+}
+
+/// A scheme in words, e.g. `float8 group 128 dynamic symmetric`.
+fn describe(args: &QuantizationArgs) -> String {
+    let element = if args.qtype == QuantType::Float { "float" } else { "int" };
+    let strategy = format!("{:?}", args.strategy).to_lowercase();
+    let group = args.group_size.map_or(String::new(), |size| format!(" {size}"));
+    let when = if args.dynamic { "dynamic" } else { "static" };
+    let symmetry = if args.symmetric { "symmetric" } else { "asymmetric" };
+    format!("{element}{} {strategy}{group} {when} {symmetry}", args.num_bits)
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""logits.py CHECKPOINT OUT.safetensors [--text FILE] [--max-tokens N] [--dtype float32|bfloat16]
+"""logits.py CHECKPOINT OUT.safetensors [--text FILE] [--max-tokens N] [--dtype float32|float64|bfloat16] [--as DIR]
 
 What transformers says of one text: `ids` [T] (i64) and `logprobs` [T, V] (f32, row t predicts token t+1). The checkpoint's
-path stands in the metadata. Read by src/engine/tests/reference.rs from target/oracle/logits/*.safetensors.
+path stands in the metadata, or DIR: the compressed checkpoint whose dense copy CHECKPOINT is (densify.py), where
+transformers cannot run it in float32. Read by src/engine/tests/reference.rs from target/oracle/logits/*.safetensors.
 """
 import argparse
 import os
@@ -21,6 +22,7 @@ ap.add_argument("out")
 ap.add_argument("--text")
 ap.add_argument("--max-tokens", type=int, default=200)
 ap.add_argument("--dtype", default="float32")
+ap.add_argument("--as", dest="alias")
 args = ap.parse_args()
 
 text = open(args.text, encoding="utf-8").read() if args.text else TEXT
@@ -28,9 +30,9 @@ tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
 model = AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=getattr(torch, args.dtype)).eval()
 ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][:, : args.max_tokens]
 with torch.no_grad():
-    logprobs = torch.log_softmax(model(ids).logits[0].float(), -1)
+    logprobs = torch.log_softmax(model(ids).logits[0].double(), -1)
 nll = -logprobs[:-1].gather(1, ids[0, 1:, None]).mean()
 os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
-metadata = {"checkpoint": os.path.abspath(args.checkpoint), "mean_nll": f"{nll:.6f}"}
-save_file({"ids": ids[0].contiguous(), "logprobs": logprobs.contiguous()}, args.out, metadata=metadata)
+metadata = {"checkpoint": os.path.abspath(args.alias or args.checkpoint), "mean_nll": f"{nll:.6f}"}
+save_file({"ids": ids[0].contiguous(), "logprobs": logprobs.float().contiguous()}, args.out, metadata=metadata)
 print(args.checkpoint, "tokens", ids.shape[1], "mean NLL", f"{nll:.6f}")

@@ -98,9 +98,12 @@ fn shapes_that_contradict_the_config_are_named() {
 #[test]
 fn unimplemented_activation_schemes_are_refused() {
     let model = Model { tied: true, quantized: Some("float") };
-    for (field, value) in
-        [("dynamic", json!(false)), ("strategy", json!("tensor")), ("symmetric", json!(false))]
-    {
+    for (field, value) in [
+        ("dynamic", json!(false)),
+        ("strategy", json!("tensor")),
+        ("symmetric", json!(false)),
+        ("num_bits", json!(4)),
+    ] {
         let (class, message) = load(model, |config, _| {
             config["quantization_config"]["config_groups"]["group_0"]["input_activations"][field] = value;
         });

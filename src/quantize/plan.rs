@@ -8,6 +8,7 @@ use safetensors::Dtype;
 
 use super::QuantizeError;
 use super::shard;
+use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::quantize_weight::{Arithmetic, Weight, amax};
@@ -121,6 +122,12 @@ impl QuantizePlan {
     /// File name of an output shard, the same as the source's.
     pub fn shard_file_name(&self, shard: usize) -> &str {
         &self.source.shards()[shard].file
+    }
+
+    /// Bytes of the source's tensors in one shard: what `progress` of [`Self::write_shard`] adds up to.
+    pub fn shard_source_bytes(&self, shard: usize) -> u64 {
+        let names = &self.source.shards()[shard].tensors;
+        names.iter().filter_map(|name| self.source.info(name)).map(TensorInfo::num_bytes).sum()
     }
 
     /// Writes one shard into `staging`, under its name only when complete; `progress` is called with numbers of source

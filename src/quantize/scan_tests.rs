@@ -12,7 +12,7 @@ use crate::ops::float_dtype::FloatDtype;
 use crate::recipe::load;
 use crate::record::Provenance;
 use crate::record::scan::ScanRecord;
-use crate::scan::scan;
+use crate::scan::{scan, scan_remote};
 
 fn scanned(out: &Path, source: Option<&Path>, recipe: Option<&str>) -> ScanRecord {
     let recipe = recipe.map(|r| load(r).unwrap());
@@ -230,12 +230,50 @@ fn metadata_differences() {
     assert_eq!(
         diffs,
         [
+            ("chat template", "content"),
             ("config.json", "rms_norm_eps"),
-            ("chat_template.jinja", "content"),
             ("generation_config.json", "content"),
             ("tokenizer.json", "model"),
         ]
     );
+}
+
+/// The template may move from `tokenizer_config.json` to its own file, as transformers 5 writes it.
+#[test]
+fn moved_chat_template_is_no_difference() {
+    let (_guard, source, out) = model(FloatDtype::Bf16, 1);
+    json_file::write(&source.join("tokenizer_config.json"), &json!({"chat_template": "{{ x }}"})).unwrap();
+    quantize(&source, &out, "w8a8").unwrap();
+    json_file::write(&out.join("tokenizer_config.json"), &json!({})).unwrap();
+    atomic::write(&out.join("chat_template.jinja"), b"{{ x }}").unwrap();
+    assert_eq!(scanned(&out, Some(&source), None).metadata_diffs, []);
+}
+
+/// Headers over HTTP: everything that headers tell, and what they do not is named.
+#[test]
+fn remote_scan_reads_headers_only() {
+    use crate::checkpoint::test_server::{Reply, Request, TestServer};
+    for recipe in ["fp8_dynamic", "w4a16", "nvfp4a16"] {
+        let (_guard, source, out) = model(FloatDtype::Bf16, 2);
+        quantize(&source, &out, recipe).unwrap();
+        let root = out.clone();
+        let server = TestServer::start(move |request: &Request| {
+            let file = std::fs::read(root.join(request.path.trim_start_matches("/m/")));
+            file.map_or_else(|_| Reply::new(404, Vec::new()), |bytes| Reply::range(request, &bytes))
+        });
+        let parsed = load(recipe).unwrap();
+        let provenance = Provenance::new(detect(Some(1)));
+        let record = scan_remote(&server.url("/m"), Some(&source), Some(&parsed), provenance).unwrap();
+        let local = scanned(&out, Some(&source), Some(recipe));
+        assert_eq!(record.defects, [], "{recipe}");
+        assert_eq!((&record.size, &record.coverage), (&local.size, &local.coverage));
+        assert_eq!(record.checkpoint_digest, None);
+        let not_checked: Vec<&str> = record.not_checked.keys().map(String::as_str).collect();
+        assert_eq!(not_checked, ["digest", "metadata", "scales"]);
+        let alone = scan_remote(&server.url("/m"), None, None, Provenance::new(detect(Some(1)))).unwrap();
+        assert_eq!(alone.defects, [], "{recipe}");
+        assert_eq!(alone.size.parameters, local.size.parameters, "{recipe}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::Findings;
 use super::modules::{Declared, Found, Module};
 use super::table::shown;
 use crate::checkpoint::QuantizationConfig;
+use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::name_match::NameMatcher;
 use crate::ops::dequantize::layout_of;
 use crate::ops::float_dtype::FloatDtype;
@@ -16,6 +17,7 @@ use crate::recipe::exclusions;
 pub(super) fn judge(
     modules: &mut [Module<'_>],
     config: Option<&QuantizationConfig>,
+    has_values: bool,
     findings: &mut Findings,
 ) {
     let not_linear: Vec<&str> =
@@ -45,8 +47,9 @@ pub(super) fn judge(
             (true, Some(group)) => match layout_of(module.name, group) {
                 Ok(layout) if is_stored_as(module, &layout) => {
                     module.found = Found::of_layout(&layout);
+                    module.shape = module.shape.or_else(|| shape_by_layout(module, &layout));
                     module.declared = Some(Declared { group: group.name.clone(), layout });
-                    check_tensors(module, findings);
+                    check_tensors(module, has_values, findings);
                     layout.precision()
                 }
                 _ => {
@@ -60,10 +63,19 @@ pub(super) fn judge(
     }
 }
 
-/// [N, K] of nibbles whose missing scales left the kind of codes open.
-fn unpacked_shape(module: &Module<'_>, layout: &WeightLayout) -> Option<[usize; 2]> {
-    let &[n, k] = module.main()?.shape.as_slice() else { return None };
-    (layout.packing == Packing::Nibbles).then_some([n, k * 2])
+/// [N, K] where the tensors alone did not tell: nibbles whose scales are missing, and words whose `weight_shape` is
+/// unreadable or, in a remote scan, unread.
+fn shape_by_layout(module: &Module<'_>, layout: &WeightLayout) -> Option<[usize; 2]> {
+    let two = |t: &TensorInfo| <[usize; 2]>::try_from(t.shape.as_slice()).ok();
+    let [n, columns] = two(module.main()?)?;
+    match layout.packing {
+        Packing::Nibbles => Some([n, columns * 2]),
+        Packing::Words => {
+            let [_, groups] = two(module.tensors.get("weight_scale")?)?;
+            Some([n, groups.checked_mul(layout.group_size()?)?])
+        }
+        Packing::Bytes => None,
+    }
 }
 
 /// Whether the codes are those of the layout. Where scales are missing, only name and dtype of the codes can tell.
@@ -76,17 +88,18 @@ fn is_stored_as(module: &Module<'_>, layout: &WeightLayout) -> bool {
 }
 
 /// Exactly the tensors of the layout, each with its dtype and shape.
-fn check_tensors(module: &Module<'_>, findings: &mut Findings) {
+fn check_tensors(module: &Module<'_>, has_values: bool, findings: &mut Findings) {
     let Some(declared) = &module.declared else { return };
     let layout = &declared.layout;
     let name = |suffix: &str| format!("{}.{suffix}", module.name);
-    let Some(shape) = module.shape.or_else(|| unpacked_shape(module, layout)) else {
-        if module.tensors.contains_key("weight_shape") || !layout.is_packed_in_words() {
-            let observed = module.main().map_or_else(String::new, |t| shown(t.dtype, &t.shape));
-            findings.defect("shapes", name("weight_shape"), observed, "[N, K] that fits weight_packed");
-        } else {
-            findings.defect("names", name("weight_shape"), "missing", "I64 [2]");
-        }
+    let Some(shape) = module.shape else {
+        // Known by now unless weight_shape is missing or wrong; a remote scan has not read it.
+        let observed = match module.tensors.get("weight_shape") {
+            Some(_) if !has_values => return,
+            Some(_) => "not [N, K] of weight_packed",
+            None => "missing",
+        };
+        findings.defect("values", name("weight_shape"), observed, "[N, K]");
         return;
     };
     if let Some(group) = layout.group_size().filter(|g| shape[1] % g != 0) {

@@ -10,15 +10,27 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::files::{self, CONFIG, INDEX};
 use crate::record::scan::MetadataDiff;
 
-/// Keys of `config.json` that may differ: the quantization itself and what tools stamp into the file.
+/// Keys that may differ: the quantization itself and what tools stamp into files.
 const MAY_DIFFER: [&str; 4] =
     ["quantization_config", "compression_config", "transformers_version", "_name_or_path"];
+/// The chat template as a file, and as a key of `tokenizer_config.json`.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+const TEMPLATE_KEY: &str = "chat_template";
 /// Longest value that is shown.
 const SHOWN_CHARS: usize = 120;
 
 /// Differences of all files that decide what the model computes or which tokens it sees.
 pub(super) fn compare(source: &Checkpoint, output: &Checkpoint) -> Result<Vec<MetadataDiff>, ScanError> {
     let mut diffs = Vec::new();
+    let templates = (chat_template(source)?, chat_template(output)?);
+    if templates.0 != templates.1 {
+        diffs.push(MetadataDiff {
+            file: "chat template".to_owned(),
+            field: "content".to_owned(),
+            source: shown(templates.0.as_ref()),
+            output: shown(templates.1.as_ref()),
+        });
+    }
     fields(CONFIG, &normalized(source.config()), &normalized(output.config()), &mut diffs);
     let names: BTreeSet<String> = [source, output].into_iter().flat_map(identity_files).collect();
     for name in names {
@@ -46,10 +58,22 @@ pub(super) fn compare(source: &Checkpoint, output: &Checkpoint) -> Result<Vec<Me
     Ok(diffs)
 }
 
+/// The chat template, wherever it lies: `chat_template.jinja` (transformers 5), else in `tokenizer_config.json`.
+fn chat_template(checkpoint: &Checkpoint) -> Result<Option<Value>, ScanError> {
+    if let Some(bytes) = read(checkpoint.dir(), TEMPLATE_FILE)? {
+        return Ok(Some(Value::String(String::from_utf8_lossy(&bytes).into_owned())));
+    }
+    let config = read(checkpoint.dir(), "tokenizer_config.json")?;
+    Ok(config.and_then(|bytes| parse(&bytes)?.remove(TEMPLATE_KEY)).filter(|v| !v.is_null()))
+}
+
 fn identity_files(checkpoint: &Checkpoint) -> Vec<String> {
     let names = checkpoint.metadata_files();
     let names = names.iter().filter_map(|p| p.file_name()?.to_str());
-    names.filter(|n| files::is_identity(n) && *n != CONFIG && *n != INDEX).map(str::to_owned).collect()
+    names
+        .filter(|n| files::is_identity(n) && ![CONFIG, INDEX, TEMPLATE_FILE].contains(n))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn read(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, ScanError> {
@@ -67,13 +91,8 @@ fn parse(bytes: &[u8]) -> Option<BTreeMap<String, Value>> {
 
 /// `config.json` without what may differ, in one spelling of the data type (`torch_dtype` became `dtype`).
 fn normalized(config: &Value) -> BTreeMap<String, Value> {
-    let mut keys: BTreeMap<String, Value> = config
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(key, _)| !MAY_DIFFER.contains(&key.as_str()))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
+    let mut keys: BTreeMap<String, Value> =
+        config.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
     if let Some(dtype) = keys.remove("torch_dtype") {
         keys.entry("dtype".to_owned()).or_insert(dtype);
     }
@@ -91,7 +110,7 @@ fn fields(
     diffs: &mut Vec<MetadataDiff>,
 ) {
     let keys: BTreeSet<&String> = source.keys().chain(output.keys()).collect();
-    for key in keys {
+    for key in keys.into_iter().filter(|k| !MAY_DIFFER.contains(&k.as_str()) && *k != TEMPLATE_KEY) {
         let (a, b) = (source.get(key), output.get(key));
         if a != b {
             diffs.push(MetadataDiff {

@@ -81,7 +81,7 @@ fn inspect(
     let mut findings = Findings::default();
     let declared = findings.declaration(table);
     let mut modules = modules::find(table, source);
-    coverage::judge(&mut modules, declared.as_ref(), &mut findings);
+    coverage::judge(&mut modules, declared.as_ref(), table.has_values(), &mut findings);
     values::check(table, &modules, &mut findings);
     fused::check(table, &modules, &mut findings);
     let check = SourceCheck::new(table, &modules, source, recipe);

@@ -1,2 +1,7 @@
 //! The `day0` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(day0::cli::run(std::env::args_os()))
+}

@@ -64,9 +64,7 @@ pub struct StagingDir {
 impl StagingDir {
     /// Opens (or reopens) the staging directory of `target`.
     pub fn open(target: &Path) -> io::Result<Self> {
-        let mut name = target.file_name().unwrap_or_default().to_os_string();
-        name.push(".partial");
-        let staging = target.with_file_name(name);
+        let staging = staging_path(target);
         std::fs::create_dir_all(&staging)?;
         Ok(Self { staging, target: target.to_path_buf() })
     }
@@ -82,6 +80,13 @@ impl StagingDir {
         std::fs::rename(&self.staging, &self.target)?;
         sync_dir(parent_dir(&self.target))
     }
+}
+
+/// Name of the staging directory of `target`.
+pub fn staging_path(target: &Path) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    target.with_file_name(name)
 }
 
 /// Makes a rename in `dir` durable.

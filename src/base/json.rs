@@ -60,3 +60,13 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, JsonError> {
     let bytes = std::fs::read(path).map_err(|source| JsonError::Read { path: path.to_path_buf(), source })?;
     serde_json::from_slice(&bytes).map_err(|source| JsonError::Parse { path: path.to_path_buf(), source })
 }
+
+impl JsonError {
+    /// The underlying I/O error, if that is what failed.
+    pub fn io(&self) -> Option<&std::io::Error> {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
+            Self::Parse { .. } => None,
+        }
+    }
+}

@@ -8,6 +8,7 @@ pub mod env_vars;
 pub mod interrupt;
 pub mod json;
 pub mod progress;
+pub mod python;
 pub mod stats;
 pub mod threads;
 pub mod units;

@@ -11,10 +11,10 @@ pub const SINGLE: &str = "model.safetensors";
 /// The map from tensors to shards.
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// Endings of formats that may execute code when loaded.
-const PICKLE: [&str; 6] = [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"];
-/// Endings of other weight formats, which are neither read nor copied.
-const OTHER_WEIGHTS: [&str; 6] = [".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".npz"];
+/// Extensions of formats that may execute code when loaded.
+const PICKLE: [&str; 6] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle"];
+/// Extensions of other weight formats, which are neither read nor copied.
+const OTHER_WEIGHTS: [&str; 6] = ["gguf", "h5", "msgpack", "onnx", "onnx_data", "npz"];
 /// Files that decide what the model computes or which tokens it sees, besides the weights.
 const IDENTITY: [&str; 16] = [
     CONFIG,
@@ -35,9 +35,14 @@ const IDENTITY: [&str; 16] = [
     "hf_quant_config.json",
 ];
 
+/// Whether a file name or path has this extension, in any case.
+pub fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
+}
+
 /// Whether a file of this name is a pickle.
 pub fn is_pickle(name: &str) -> bool {
-    PICKLE.iter().any(|ending| name.ends_with(ending))
+    PICKLE.iter().any(|extension| has_extension(name, extension))
 }
 
 /// Whether a file of this name holds weights in any format, or maps them.
@@ -45,7 +50,7 @@ pub fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors")
         || name.ends_with(".index.json")
         || is_pickle(name)
-        || OTHER_WEIGHTS.iter().any(|ending| name.ends_with(ending))
+        || OTHER_WEIGHTS.iter().any(|extension| has_extension(name, extension))
 }
 
 /// Whether the file takes part in the checkpoint's digest (the weights themselves do, besides these).

@@ -1,1 +1,165 @@
-//! Layer 10: the command line.
+//! Layer 10: the command line. One file a subcommand; data goes to standard output, everything else to standard error.
+
+mod completions;
+mod doctor;
+mod eval;
+mod gate;
+mod import;
+mod init;
+mod list;
+mod output;
+mod quantize;
+mod release;
+mod runs;
+mod scan;
+mod serve;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+
+use crate::base::interrupt;
+use crate::base::progress::{self, Verbosity};
+use crate::base::threads::{self, Threads};
+use crate::exec::{Executor, Graph, RunSummary};
+use crate::gate::Policy;
+use crate::record::Failure;
+use crate::record::verdict::exit_code;
+
+/// Decides whether a quantized language model may be published, and proves it.
+#[derive(Debug, Parser)]
+#[command(name = "day0", version, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+struct Global {
+    /// Print machine-readable JSON on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say nothing but errors and the result.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Say more.
+    #[arg(long, short, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Number of worker threads [default: Slurm's, else the cgroup's, else the physical cores].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the whole chain, from checkpoint to verdict.
+    Release(release::Arguments),
+    /// Write a commented day0.yaml.
+    Init(init::Arguments),
+    /// Turn a GGUF file into a Hugging Face checkpoint.
+    Import(import::Arguments),
+    /// Quantize a checkpoint.
+    Quantize(quantize::Arguments),
+    /// Verify a checkpoint: coverage, scales, sizes, metadata.
+    Scan(scan::Arguments),
+    /// Serve a checkpoint with an OpenAI-compatible API.
+    Serve(serve::Arguments),
+    /// Evaluate one model.
+    Eval(eval::Arguments),
+    /// Decide one gate on records or upstream summaries.
+    Gate(gate::Arguments),
+    /// List runs.
+    Runs(runs::Arguments),
+    /// List recipes, suites, tasks or architectures.
+    List(list::Arguments),
+    /// Show what this machine and this build can do.
+    Doctor,
+    /// Print a completion script.
+    Completions(completions::Arguments),
+}
+
+/// What every subcommand gets.
+struct Settings {
+    json: bool,
+    threads: Threads,
+}
+
+/// Runs the command line and returns the exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let printed = error.print();
+            let code = if error.use_stderr() { exit_code::USAGE } else { exit_code::ACCEPT };
+            return if printed.is_ok() { code } else { exit_code::USAGE };
+        }
+    };
+    let Global { json, quiet, verbose, threads } = cli.global;
+    progress::set_verbosity(match (quiet, verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    });
+    let settings = Settings { json, threads: threads::detect(threads.map(usize::from)) };
+    let result = start_workers(&settings.threads).and_then(|()| dispatch(cli.command, &settings));
+    result.unwrap_or_else(|failure| {
+        output::failure(&failure);
+        failure.exit_code()
+    })
+}
+
+fn dispatch(command: Command, settings: &Settings) -> Result<u8, Failure> {
+    match command {
+        Command::Release(arguments) => release::run(arguments, settings),
+        Command::Init(arguments) => init::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments, settings),
+        Command::Quantize(arguments) => quantize::run(&arguments, settings),
+        Command::Scan(arguments) => scan::run(&arguments, settings),
+        Command::Serve(arguments) => serve::run(arguments, settings),
+        Command::Eval(arguments) => eval::run(&arguments, settings),
+        Command::Gate(arguments) => gate::run(arguments, settings),
+        Command::Runs(arguments) => runs::run(&arguments, settings),
+        Command::List(arguments) => list::run(&arguments, settings),
+        Command::Doctor => doctor::run(settings),
+        Command::Completions(arguments) => Ok(completions::run::<Cli>(&arguments)),
+    }
+}
+
+/// Runs a graph to its end: a unit's failure or a signal becomes this command's failure.
+fn run_graph(executor: &dyn Executor, graph: &Graph<'_>) -> Result<RunSummary, Failure> {
+    interrupt::install().map_err(|e| Failure::io("signal handlers", &e))?;
+    let summary = executor.run(graph)?;
+    match (summary.interrupted, &summary.failure) {
+        (Some(signal), _) => Err(Failure::interrupted(signal)),
+        (None, Some((_, failure))) => Err(failure.clone()),
+        (None, None) => Ok(summary),
+    }
+}
+
+/// The policies of the compare gate as a flag's values.
+fn policy_parser() -> impl TypedValueParser<Value = Policy> {
+    PossibleValuesParser::new(["certify", "threshold"]).map(|name| match name.as_str() {
+        "threshold" => Policy::Threshold,
+        _ => Policy::Certify,
+    })
+}
+
+/// Content of an API key file, without white space around it.
+fn read_api_key(path: Option<&Path>) -> Result<Option<String>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::io(path.display(), &e))?;
+    Ok(Some(text.trim().to_owned()))
+}
+
+/// All parallel work runs on rayon's global pool, of the detected size.
+fn start_workers(threads: &Threads) -> Result<(), Failure> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.count)
+        .build_global()
+        .map_err(|e| Failure::config(format!("{} worker threads cannot be started: {e}", threads.count)))
+}

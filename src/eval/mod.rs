@@ -1,1 +1,26 @@
 //! Layer 7: requests to log-likelihoods to metrics to sample files.
+
+pub mod endpoint;
+pub mod local;
+pub mod probe;
+
+mod encode;
+mod error;
+mod metrics;
+mod outputs;
+mod prepare;
+mod prepared;
+mod rolling;
+mod score;
+mod scorer;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{EvalError, RequestProblem};
+pub use metrics::{aggregate, aggregate_group, argmax, item_values};
+pub use outputs::{OutputInfo, results, sample, write_outputs};
+pub use prepare::{EvalOptions, ItemOrder, prepare};
+pub use prepared::{PreparedItem, PreparedRequest, PreparedTask};
+pub use score::{score_items, task_record};
+pub use scorer::{OnDone, Scorer};

@@ -1,1 +1,19 @@
-//! Layer 8: pure decisions on records.
+//! Layer 8: pure decisions on records. A gate collects all its findings, then folds them; it does no I/O and knows
+//! no stage. What each gate decides stands at the top of its file.
+
+mod compare;
+mod decimal;
+mod findings;
+#[cfg(test)]
+mod fixtures;
+mod ptq;
+mod run;
+mod serve;
+pub mod upstream;
+
+pub use compare::{
+    CompareOptions, Flip, Margin, Method, Policy, TaskEvidence, TaskOptions, TaskVerdict, Tier, compare,
+};
+pub use ptq::ptq;
+pub use run::run;
+pub use serve::serve;

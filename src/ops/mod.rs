@@ -1,5 +1,17 @@
 //! Layer 3: one operation a file, with its reference and the test that compares them.
 
+// The forward pass: f32 on the CPU, row by row independent of what else is in the batch.
+pub mod activation_quant;
+pub mod attention;
+pub mod buffer;
+pub mod elementary;
+pub mod kernel_path;
+pub mod linear;
+pub mod log_softmax;
+pub mod microkernel;
+pub mod rms_norm;
+pub mod rope;
+pub mod silu_mul;
 // Codecs and weight quantization.
 pub mod dequantize;
 pub mod e8m0;

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use super::finding::FailureClass;
+use super::verdict::exit_code;
 
 /// An error that knows what it means for the release.
 pub trait Classified: Error {
@@ -25,12 +26,26 @@ pub struct Failure {
     pub message: String,
     /// How to avoid it.
     pub hint: Option<String>,
+    /// The signal that stopped the work, if one did.
+    #[serde(default)]
+    pub signal: Option<i32>,
 }
 
 impl Failure {
+    /// Work stopped by a signal.
+    pub fn interrupted(signal: i32) -> Self {
+        let failure = Self::new(FailureClass::InfraTransient, format!("interrupted by signal {signal}"));
+        Self { signal: Some(signal), ..failure.with_hint("run the same command again to continue") }
+    }
+
+    /// The exit code of a command that ends with this failure.
+    pub fn exit_code(&self) -> u8 {
+        self.signal.map_or_else(|| exit_code::of_class(self.class), exit_code::interrupted)
+    }
+
     /// A failure without an underlying error value.
     pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), hint: None }
+        Self { class, message: message.into(), hint: None, signal: None }
     }
 
     /// A usage or configuration error.
@@ -63,7 +78,7 @@ impl Failure {
 
 impl<E: Classified> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { class: error.failure_class(), message: chain(&error), hint: error.hint() }
+        Self { class: error.failure_class(), message: chain(&error), hint: error.hint(), signal: None }
     }
 }
 
@@ -83,4 +98,10 @@ pub fn chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+impl Classified for crate::base::json::JsonError {
+    fn failure_class(&self) -> FailureClass {
+        self.io().map_or(FailureClass::UserConfigError, |e| Failure::io("", e).class)
+    }
 }

@@ -29,6 +29,8 @@ pub struct ServeRecord {
     pub canary: Option<Canary>,
     /// Log-prob self-test.
     pub self_test: Option<SelfTest>,
+    /// What eight fixed prompts score; `None` when an earlier check failed.
+    pub fingerprint: Option<Fingerprint>,
     /// Whether the engine was still healthy, with the same identity, after the last request.
     pub stayed_up: Option<ProbeResult>,
     /// Last lines of the engine's log, or of the client's errors.
@@ -78,6 +80,38 @@ pub struct SelfTest {
     pub refused_status: Option<u16>,
     /// What failed, in words.
     pub detail: String,
+}
+
+/// Scores of fixed prompts: a model that is swapped behind the same address changes them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Before the first request.
+    pub start: FingerprintReading,
+    /// After the last request.
+    pub end: Option<FingerprintReading>,
+    /// Whether the server repeats the token ids it was sent; `None` when it returns none.
+    pub token_ids_echoed: Option<bool>,
+}
+
+/// One reading of the fixed prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FingerprintReading {
+    /// Digest over the log-likelihoods rounded to 0.1 nat.
+    pub digest: Digest,
+    /// Log-likelihood of each prompt in nats, in order.
+    pub loglikelihoods: Vec<f64>,
+}
+
+impl FingerprintReading {
+    /// Engines that are not batch-invariant move a prompt's log-likelihood by less than this many nats.
+    pub const TOLERANCE_NATS: f64 = 0.1;
+
+    /// Whether both readings can come from the same model.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let close = |(a, b): (&f64, &f64)| (a - b).abs() <= Self::TOLERANCE_NATS;
+        self.loglikelihoods.len() == other.loglikelihoods.len()
+            && self.loglikelihoods.iter().zip(&other.loglikelihoods).all(close)
+    }
 }
 
 impl SelfTest {

@@ -1,1 +1,20 @@
-//! Layer 9: the conductor.
+//! Layer 9: the conductor. It registers the units of all stages and sequences them; every decision is a gate's.
+
+mod arm;
+mod closeout;
+mod conductor;
+mod eval_units;
+mod graph;
+mod preflight;
+mod stage_lines;
+
+pub mod config;
+pub mod keys;
+pub mod quantize_units;
+pub mod run_dir;
+pub mod score_units;
+
+pub use arm::ArmEngine;
+pub use closeout::remove_volatile;
+pub use conductor::{Ending, Request, plan, run};
+pub use preflight::{prepare, program_digest};

@@ -1,1 +1,5 @@
 //! Layer 9: Markdown for people.
+
+mod release;
+
+pub use release::release;

@@ -1,1 +1,29 @@
 //! Layer 6: suites: tasks, prompts, data sets.
+//!
+//! A suite is written in lm-eval's task YAML; what it means is what lm-eval 0.4.13 makes of it.
+
+mod config;
+mod data;
+mod definition;
+mod embedded;
+mod error;
+mod function;
+mod group;
+mod load;
+mod metric;
+mod prompt;
+pub mod python_random;
+mod task;
+mod template;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{FewshotConfig, FieldSource, Sampler, TaskConfig};
+pub use error::{Place, SuiteError};
+pub use function::{RowFunction, ValueFunction};
+pub use group::{Group, GroupMetric};
+pub use load::{EMBEDDED_DATA, Suite, builtin_names, load};
+pub use metric::{Aggregation, MetricKind, OutputType};
+pub use prompt::{DEFAULT_FEWSHOT_SEED, PromptError, PromptOptions, Prompts, RequestText};
+pub use task::{Doc, Task};

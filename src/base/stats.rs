@@ -1,1 +1,0 @@
-//! Statistics of paired comparisons: pure functions, each with its source.

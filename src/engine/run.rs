@@ -1,0 +1,127 @@
+//! The engine: a loaded model, its worker threads and its identity.
+
+use crate::base::digest::Digest;
+use crate::base::threads::Threads;
+use crate::checkpoint::Checkpoint;
+use crate::model::{Decoder, ModelConfig};
+use crate::ops::kernel_path::KernelPath;
+use crate::record::provenance::{GIT_HASH, TOOL_VERSION};
+use crate::record::score::{EngineIdentity, ScoreRequest};
+
+use super::error::{EngineError, RequestError};
+
+/// How the engine runs; results do not depend on it.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Worker threads.
+    pub threads: Threads,
+    /// New rows of one forward pass; a longer single request still runs in one pass.
+    pub max_batched_tokens: usize,
+}
+
+/// Default of `max_batched_tokens`: enough rows for every kernel's full speed; more leave the caches (a 3 M model scores
+/// 5 % slower at 4096).
+pub const MAX_BATCHED_TOKENS: usize = 1024;
+
+impl EngineOptions {
+    /// The default batch size on these threads.
+    pub fn new(threads: Threads) -> Self {
+        Self { threads, max_batched_tokens: MAX_BATCHED_TOKENS }
+    }
+}
+
+/// A loaded model that scores and generates.
+pub struct Engine {
+    pub(super) decoder: Decoder,
+    pub(super) pool: rayon::ThreadPool,
+    pub(super) max_batched_tokens: usize,
+    identity: EngineIdentity,
+}
+
+impl Engine {
+    /// Loads a checkpoint, quantized or not, for the best kernels of this machine.
+    pub fn load(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<Self, EngineError> {
+        Self::load_with(checkpoint, options, KernelPath::detect())
+    }
+
+    /// Loads a checkpoint for the given kernels.
+    pub fn load_with(
+        checkpoint: &Checkpoint,
+        options: &EngineOptions,
+        path: KernelPath,
+    ) -> Result<Self, EngineError> {
+        let count = options.threads.count.max(1);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(|i| format!("engine-{i}"))
+            .build()
+            .map_err(|source| EngineError::Threads { count, source })?;
+        let decoder = pool.install(|| Decoder::load(checkpoint, path))?;
+        let digest = checkpoint.digest().map_err(crate::model::ModelError::from)?;
+        let identity = EngineIdentity {
+            engine: format!("day0 {TOOL_VERSION}+{GIT_HASH}"),
+            device: "cpu".to_owned(),
+            kernel_path: path.name().to_owned(),
+            checkpoint_digest: Some(digest),
+            identity_proven: true,
+            tokenizer_digest: None,
+        };
+        Ok(Self { decoder, pool, max_batched_tokens: options.max_batched_tokens.max(1), identity })
+    }
+
+    /// Records the tokenizer that made the requests.
+    #[must_use]
+    pub fn with_tokenizer_digest(mut self, digest: Digest) -> Self {
+        self.identity.tokenizer_digest = Some(digest);
+        self
+    }
+
+    /// What answers.
+    pub fn identity(&self) -> &EngineIdentity {
+        &self.identity
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        self.decoder.config()
+    }
+
+    /// The loaded model, for checks of single layers.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Most input tokens of a request: `max_position_embeddings`. A scored request may be one longer.
+    pub fn max_len(&self) -> usize {
+        self.decoder.config().max_position_embeddings
+    }
+
+    /// V.
+    pub fn vocab_size(&self) -> usize {
+        self.decoder.config().vocab_size
+    }
+
+    /// Whether [`Engine::score`] takes this request.
+    pub fn check(&self, request: &ScoreRequest) -> Result<(), RequestError> {
+        let (context_len, len) = (request.context_len, request.tokens.len());
+        if len == 0 {
+            return Err(RequestError::Empty);
+        }
+        if context_len == 0 || context_len >= len {
+            return Err(RequestError::Context { context_len, len });
+        }
+        self.check_tokens(&request.tokens, len - 1)
+    }
+
+    /// Whether all tokens exist and `inputs` of them fit the model.
+    pub(super) fn check_tokens(&self, tokens: &[u32], inputs: usize) -> Result<(), RequestError> {
+        let vocab_size = self.vocab_size();
+        if let Some(position) = tokens.iter().position(|t| *t as usize >= vocab_size) {
+            return Err(RequestError::Token { token: tokens[position], position, vocab_size });
+        }
+        if inputs > self.max_len() {
+            return Err(RequestError::TooLong { inputs, max_len: self.max_len() });
+        }
+        Ok(())
+    }
+}

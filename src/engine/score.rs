@@ -1,0 +1,107 @@
+//! Log-likelihoods of continuations and of prompts.
+
+use super::error::{EngineError, RequestError};
+use super::plan::{PlanRequest, Planner};
+use super::run::Engine;
+use crate::model::decoder::Workspace;
+use crate::ops::log_softmax::{HeadQuery, HeadRow};
+use crate::record::score::{ScoreRequest, ScoreResult};
+
+/// A token with its log-probability, and what else was likely in its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token.
+    pub token: u32,
+    /// ln p of the token given everything before it.
+    pub logprob: f32,
+    /// The most likely tokens with their ln p, by probability, then by token.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Engine {
+    /// Scores requests; results are in the order of the requests and do not depend on it. `progress` is called with the
+    /// number of requests done so far.
+    pub fn score(
+        &self,
+        requests: &[ScoreRequest],
+        progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<ScoreResult>, EngineError> {
+        for (index, request) in requests.iter().enumerate() {
+            self.check(request).map_err(|source| EngineError::Request { index, source })?;
+        }
+        let planned: Vec<PlanRequest<'_>> =
+            requests.iter().map(|r| PlanRequest { tokens: &r.tokens, context_len: r.context_len }).collect();
+        let mut results: Vec<ScoreResult> = requests
+            .iter()
+            .map(|r| {
+                let scored = r.tokens.len() - r.context_len;
+                ScoreResult { token_logprobs: vec![0.0; scored], token_is_greedy: vec![false; scored] }
+            })
+            .collect();
+        self.run(&planned, 0, progress, &mut |request, slot, row, _, logit| {
+            results[request].token_logprobs[slot] = row.logprob(logit);
+            results[request].token_is_greedy[slot] = logit >= row.max;
+        });
+        Ok(results)
+    }
+
+    /// The log-probability of each token of a prompt given those before it, with the `top_n` most likely tokens in its
+    /// place. The first token has none.
+    pub fn prompt_logprobs(
+        &self,
+        tokens: &[u32],
+        top_n: usize,
+    ) -> Result<Vec<Option<TokenLogprobs>>, EngineError> {
+        let invalid = |source| EngineError::Request { index: 0, source };
+        if tokens.is_empty() {
+            return Err(invalid(RequestError::Empty));
+        }
+        self.check_tokens(tokens, tokens.len() - 1).map_err(invalid)?;
+        let mut results = vec![None; tokens.len()];
+        if tokens.len() > 1 {
+            let request = [PlanRequest { tokens, context_len: 1 }];
+            self.run(&request, top_n, &|_| (), &mut |_, slot, row, token, logit| {
+                results[slot + 1] = Some(row.token(token, logit));
+            });
+        }
+        Ok(results)
+    }
+
+    /// Answers every scored token of checked requests: `each(request, which of its scored tokens, row, token, logit)`.
+    fn run(
+        &self,
+        requests: &[PlanRequest<'_>],
+        top_n: usize,
+        progress: &(dyn Fn(usize) + Sync),
+        each: &mut (dyn FnMut(usize, usize, &HeadRow, u32, f32) + Send),
+    ) {
+        let mut planner = Planner::new(requests);
+        let mut cache = self.decoder.new_cache();
+        let mut work = Workspace::default();
+        let mut done = 0;
+        self.pool.install(|| {
+            while let Some(planned) = planner.next_batch(self.max_batched_tokens) {
+                let hidden = self.decoder.forward(&planned.batch, &mut cache, &mut work);
+                let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
+                let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
+                for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
+                    let of_row = bounds[0]..bounds[1];
+                    let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
+                    for ((&(request, slot), &target), &logit) in scored.zip(&logits[of_row]) {
+                        each(request, slot, row, target, logit);
+                    }
+                }
+                done += planned.requests;
+                progress(done);
+            }
+        });
+    }
+}
+
+impl HeadRow {
+    /// The answer for one token of this row.
+    pub(super) fn token(&self, token: u32, logit: f32) -> TokenLogprobs {
+        let top = self.top.iter().map(|(t, l)| (*t, self.logprob(*l))).collect();
+        TokenLogprobs { token, logprob: self.logprob(logit), top }
+    }
+}

@@ -1,0 +1,143 @@
+//! Small random checkpoints, and where the shared models lie.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::{TensorView, serialize_to_file};
+use serde_json::{Value, json};
+
+use crate::base::threads::Threads;
+use crate::checkpoint::Checkpoint;
+use crate::engine::{Engine, EngineOptions};
+
+/// A tensor to write.
+pub(super) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// Which random model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Model {
+    pub tied: bool,
+    /// Input quantization: `float` (FP8) or `int` (INT8), or none.
+    pub quantized: Option<&'static str>,
+}
+
+pub(super) const VOCAB: usize = 40;
+pub(super) const MAX_LEN: usize = 96;
+const HIDDEN: usize = 24;
+const INNER: usize = 40;
+const LAYERS: usize = 2;
+
+struct Noise(u32);
+
+impl Noise {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.0 >> 8) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, name: String, shape: &[usize], size: f32, around: f32) -> Tensor {
+        let len = shape.iter().product();
+        let data = (0..len).flat_map(|_| (around + size * self.next()).to_le_bytes()).collect();
+        (name, Dtype::F32, shape.to_vec(), data)
+    }
+
+    fn codes(&mut self, name: String, dtype: Dtype, shape: &[usize]) -> Tensor {
+        let len = shape.iter().product();
+        // Below 0x78: neither NaN nor large in E4M3.
+        let data = (0..len).map(|_| (self.next().abs() * 112.0) as u8 | (u8::from(self.next() < 0.0) << 7));
+        (name, dtype, shape.to_vec(), data.collect())
+    }
+}
+
+impl Model {
+    pub(super) fn config(self) -> Value {
+        let mut config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+            "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 6,
+            "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB, "max_position_embeddings": MAX_LEN,
+            "rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"},
+            "tie_word_embeddings": self.tied, "dtype": "float32"
+        });
+        if let Some(kind) = self.quantized {
+            let args = |strategy: &str, dynamic: bool| json!({"num_bits": 8, "type": kind, "symmetric": true, "strategy": strategy, "dynamic": dynamic});
+            config["quantization_config"] = json!({
+                "quant_method": "compressed-tensors", "quantization_status": "compressed", "ignore": ["lm_head"],
+                "format": if kind == "float" { "float-quantized" } else { "int-quantized" },
+                "config_groups": {"group_0": {"targets": ["Linear"], "weights": args("channel", false),
+                    "input_activations": args("token", true)}}
+            });
+        }
+        config
+    }
+
+    pub(super) fn tensors(self, seed: u32) -> Vec<Tensor> {
+        let mut noise = Noise(seed);
+        let mut tensors = vec![noise.floats("model.embed_tokens.weight".into(), &[VOCAB, HIDDEN], 1.0, 0.0)];
+        tensors.push(noise.floats("model.norm.weight".into(), &[HIDDEN], 0.2, 1.0));
+        if !self.tied {
+            tensors.push(noise.floats("lm_head.weight".into(), &[VOCAB, HIDDEN], 1.0, 0.0));
+        }
+        for i in 0..LAYERS {
+            let name = |module: &str| format!("model.layers.{i}.{module}");
+            for norm in ["input_layernorm.weight", "post_attention_layernorm.weight"] {
+                tensors.push(noise.floats(name(norm), &[HIDDEN], 0.2, 1.0));
+            }
+            for (module, n, k) in [
+                ("self_attn.q_proj", 48, HIDDEN),
+                ("self_attn.k_proj", 16, HIDDEN),
+                ("self_attn.v_proj", 16, HIDDEN),
+                ("self_attn.o_proj", HIDDEN, 48),
+                ("mlp.gate_proj", INNER, HIDDEN),
+                ("mlp.up_proj", INNER, HIDDEN),
+                ("mlp.down_proj", HIDDEN, INNER),
+            ] {
+                let weight = name(&format!("{module}.weight"));
+                match self.quantized {
+                    None => tensors.push(noise.floats(weight, &[n, k], 0.3, 0.0)),
+                    Some(kind) => {
+                        let dtype = if kind == "float" { Dtype::F8_E4M3 } else { Dtype::I8 };
+                        let size = if kind == "float" { 5e-4 } else { 2e-3 };
+                        tensors.push(noise.floats(format!("{weight}_scale"), &[n, 1], size / 2.0, size));
+                        tensors.push(noise.codes(weight, dtype, &[n, k]));
+                    }
+                }
+            }
+        }
+        tensors
+    }
+}
+
+/// Writes a checkpoint directory.
+pub(super) fn write(dir: &Path, config: &Value, tensors: &[Tensor]) {
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()))
+        .collect();
+    serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+}
+
+pub(super) fn checkpoint(model: Model, seed: u32) -> (tempfile::TempDir, Checkpoint) {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &model.config(), &model.tensors(seed));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    (dir, checkpoint)
+}
+
+pub(super) fn options(threads: usize, max_batched_tokens: usize) -> EngineOptions {
+    EngineOptions { threads: Threads { count: threads, origin: "test".to_owned() }, max_batched_tokens }
+}
+
+pub(super) fn engine(model: Model) -> Engine {
+    Engine::load(&checkpoint(model, 1).1, &options(2, 512)).unwrap()
+}
+
+/// A path outside the repository's tracked files, or `None` with a printed reason.
+pub(super) fn outside(relative: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(relative);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("skipped: {relative} is not there");
+    None
+}

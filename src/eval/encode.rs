@@ -1,0 +1,104 @@
+//! Where context ends and continuation begins, in tokens.
+//!
+//! Source: lm-eval 0.4.13, `api/model.py` (`TemplateLM.loglikelihood`, `_encode_pair`) and `models/huggingface.py`
+//! (`tok_encode`; `_loglikelihood_tokens` for the truncation).
+
+use super::error::RequestProblem;
+use crate::base::python;
+use crate::model::tokenizer::{Tokenizer, TokenizerError};
+use crate::record::score::ScoreRequest;
+
+/// A request that cannot be encoded.
+#[derive(Debug)]
+pub(super) enum EncodeError {
+    /// The tokenizer fails.
+    Tokenizer(TokenizerError),
+    /// The tokens make no request.
+    Problem(RequestProblem),
+}
+
+impl From<TokenizerError> for EncodeError {
+    fn from(error: TokenizerError) -> Self {
+        Self::Tokenizer(error)
+    }
+}
+
+impl From<RequestProblem> for EncodeError {
+    fn from(problem: RequestProblem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+/// Tokens of a context and a continuation, cut to the `max_len + 1` that a request may hold.
+pub(super) fn encode(
+    tokenizer: &Tokenizer,
+    context: &str,
+    continuation: &str,
+    max_len: usize,
+) -> Result<ScoreRequest, EncodeError> {
+    let (context, continuation) = if context.is_empty() {
+        encode_alone(tokenizer, continuation)?
+    } else {
+        encode_pair(tokenizer, context, continuation)?
+    };
+    Ok(join(context, &continuation, max_len)?)
+}
+
+/// Without context: the prefix token, or the continuation's own first token if it is that one.
+fn encode_alone(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32>, Vec<u32>), EncodeError> {
+    let prefix = tokenizer.prefix_token_id().ok_or(RequestProblem::NoPrefixToken)?;
+    let mut continuation = tokenizer.encode(text, false)?;
+    if continuation.first() == Some(&prefix) {
+        continuation.remove(0);
+    }
+    Ok((vec![prefix], continuation))
+}
+
+/// White space at the context's end belongs to the continuation; both are tokenized together and cut by the number
+/// of tokens of the context alone, even where a token spans the boundary.
+fn encode_pair(
+    tokenizer: &Tokenizer,
+    context: &str,
+    continuation: &str,
+) -> Result<(Vec<u32>, Vec<u32>), EncodeError> {
+    let stripped = python::rstrip(context);
+    let whole = tokenizer.encode_prompt(&[context, continuation].concat())?;
+    let alone = tokenizer.encode_prompt(stripped)?;
+    let continuation = whole.get(alone.len()..).unwrap_or_default().to_vec();
+    Ok((alone, continuation))
+}
+
+/// Joins both parts and drops tokens from the left; the last token is predicted and never an input, so one more than
+/// `max_len` fits.
+fn join(mut context: Vec<u32>, continuation: &[u32], max_len: usize) -> Result<ScoreRequest, RequestProblem> {
+    if context.is_empty() {
+        return Err(RequestProblem::EmptyContext);
+    }
+    if continuation.is_empty() {
+        return Err(RequestProblem::EmptyContinuation);
+    }
+    if continuation.len() > max_len {
+        return Err(RequestProblem::TooLong { tokens: continuation.len(), max_len });
+    }
+    context.extend_from_slice(continuation);
+    let excess = context.len().saturating_sub(max_len + 1);
+    context.drain(..excess);
+    let context_len = context.len() - continuation.len();
+    Ok(ScoreRequest { tokens: context, context_len })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn left_truncation_keeps_one_token_more_than_fits() {
+        let request = join(vec![1, 2, 3, 4], &[5, 6], 4).unwrap();
+        assert_eq!(request, ScoreRequest { tokens: vec![2, 3, 4, 5, 6], context_len: 3 });
+        let request = join(vec![1, 2], &[5, 6, 7], 3).unwrap();
+        assert_eq!(request, ScoreRequest { tokens: vec![2, 5, 6, 7], context_len: 1 });
+        assert_eq!(join(vec![1], &[1, 2, 3], 2), Err(RequestProblem::TooLong { tokens: 3, max_len: 2 }));
+        assert_eq!(join(vec![], &[1], 2), Err(RequestProblem::EmptyContext));
+        assert_eq!(join(vec![1], &[], 2), Err(RequestProblem::EmptyContinuation));
+    }
+}

@@ -1,0 +1,165 @@
+//! One endpoint: which model it serves, and calls to it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Choice};
+use super::http::{CallError, Http};
+use super::{EndpointError, EndpointOptions};
+use crate::base::digest::Digest;
+use crate::record::score::EngineIdentity;
+
+/// Small questions (health, models) are answered at once or not at all.
+const SMALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What `/v1/models` and `/version` say about the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServedModel {
+    pub id: String,
+    pub max_model_len: Option<usize>,
+    pub engine: String,
+    pub device: Option<String>,
+    pub kernel_path: Option<String>,
+    pub checkpoint_digest: Option<Digest>,
+    pub tokenizer_digest: Option<Digest>,
+}
+
+impl ServedModel {
+    /// The identity as far as the endpoint tells it: declared, never proven.
+    pub fn identity(&self) -> EngineIdentity {
+        EngineIdentity {
+            engine: self.engine.clone(),
+            device: self.device.clone().unwrap_or_else(|| "unknown".to_owned()),
+            kernel_path: self.kernel_path.clone().unwrap_or_else(|| "unknown".to_owned()),
+            checkpoint_digest: self.checkpoint_digest.clone(),
+            identity_proven: false,
+            tokenizer_digest: self.tokenizer_digest.clone(),
+        }
+    }
+}
+
+/// Calls to one endpoint.
+#[derive(Debug)]
+pub struct EndpointClient {
+    http: Http,
+    model: Option<String>,
+    /// Whether the server accepts fields that OpenAI does not know (vLLM's `return_token_ids`, `ignore_eos`).
+    extras: AtomicBool,
+}
+
+impl EndpointClient {
+    /// A client; nothing is sent yet.
+    pub fn new(options: &EndpointOptions) -> Result<Self, EndpointError> {
+        let http = Http::new(&options.url, options.api_key.clone(), options.retry.clone(), options.timeout)?;
+        Ok(Self { http, model: options.model.clone(), extras: AtomicBool::new(true) })
+    }
+
+    /// The server's address without `/v1`.
+    pub fn root(&self) -> &str {
+        self.http.root()
+    }
+
+    /// `/health`; servers without it (404, 405) are healthy when they list models. Returns what was seen.
+    pub(crate) fn health(&self) -> Result<&'static str, CallError> {
+        match self.http.get("/health", SMALL_TIMEOUT) {
+            Ok(_) => Ok("/health"),
+            Err(e) if matches!(e.status, Some(404 | 405)) => {
+                self.http.get("/v1/models", SMALL_TIMEOUT).map(|_| "/v1/models (there is no /health)")
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The model this client asks for, as the endpoint describes it.
+    pub(crate) fn served_model(&self) -> Result<ServedModel, EndpointError> {
+        let url = self.root().to_owned();
+        let unreachable =
+            |message: String, status| EndpointError::Unreachable { url: url.clone(), status, message };
+        let list =
+            self.http.get_json("/v1/models", SMALL_TIMEOUT).map_err(|e| unreachable(e.message, e.status))?;
+        let models: &[Value] = list["data"].as_array().map_or(&[], Vec::as_slice);
+        let id_of = |m: &Value| m["id"].as_str().map(str::to_owned);
+        let model = match &self.model {
+            Some(name) => models.iter().find(|m| m["id"] == name.as_str()).ok_or_else(|| {
+                let served = models.iter().filter_map(id_of).collect();
+                EndpointError::NoSuchModel { url: url.clone(), model: name.clone(), served }
+            })?,
+            None => models
+                .first()
+                .ok_or_else(|| unreachable("/v1/models lists no model".to_owned(), Some(200)))?,
+        };
+        let text = |field: &str| model[field].as_str().map(str::to_owned);
+        let digest = |field: &str| serde_json::from_value(model[field].clone()).ok();
+        Ok(ServedModel {
+            id: id_of(model)
+                .ok_or_else(|| unreachable("/v1/models: a model without id".to_owned(), Some(200)))?,
+            max_model_len: model["max_model_len"].as_u64().map(|n| n as usize),
+            engine: text("engine").unwrap_or_else(|| self.engine_version(model)),
+            device: text("device"),
+            kernel_path: text("kernel_path"),
+            checkpoint_digest: digest("checkpoint_digest"),
+            tokenizer_digest: digest("tokenizer_digest"),
+        })
+    }
+
+    /// `vllm 0.33.0`: who owns the model, and `/version` where there is one.
+    fn engine_version(&self, model: &Value) -> String {
+        let owner = model["owned_by"].as_str().unwrap_or("unknown");
+        let version = self.http.get_json("/version", SMALL_TIMEOUT).ok();
+        match version.as_ref().and_then(|v| v["version"].as_str()) {
+            Some(version) => format!("{owner} {version}"),
+            None => owner.to_owned(),
+        }
+    }
+
+    /// Echoed log-probs of `prompts` and one generated token each, in the order of the prompts.
+    pub(crate) fn echo(&self, model: &str, prompts: &[&[u32]]) -> Result<Vec<Choice>, CallError> {
+        // The fields and values of lm-eval's `local-completions`, seed included.
+        let body = json!({"model": model, "prompt": prompts, "max_tokens": 1, "temperature": 0, "logprobs": 1,
+                          "echo": true, "seed": 1234});
+        self.completions(body, &[("return_token_ids", json!(true))], prompts.len())
+    }
+
+    /// `max_tokens` greedy tokens after `prompt`.
+    pub(crate) fn generate(
+        &self,
+        model: &str,
+        prompt: &[u32],
+        max_tokens: usize,
+    ) -> Result<Choice, CallError> {
+        let body = json!({"model": model, "prompt": [prompt], "max_tokens": max_tokens, "temperature": 0,
+                          "logprobs": 1, "seed": 1234});
+        let extras = [("return_token_ids", json!(true)), ("ignore_eos", json!(true))];
+        let choices = self.completions(body, &extras, 1)?;
+        choices.into_iter().next().ok_or_else(|| CallError::malformed("no choice in the answer"))
+    }
+
+    /// Sends with `extras`; a server that refuses them is asked without from then on.
+    fn completions(
+        &self,
+        mut body: Value,
+        extras: &[(&str, Value)],
+        n: usize,
+    ) -> Result<Vec<Choice>, CallError> {
+        let plain = body.clone();
+        let with_extras = self.extras.load(Ordering::Relaxed);
+        if with_extras {
+            for (name, value) in extras {
+                body[*name] = value.clone();
+            }
+        }
+        let bytes = match self.http.post("/v1/completions", &body) {
+            Err(refused) if with_extras && matches!(refused.status, Some(400 | 422)) => {
+                let bytes = self.http.post("/v1/completions", &plain)?;
+                self.extras.store(false, Ordering::Relaxed);
+                bytes
+            }
+            other => other?,
+        };
+        let answer: Answer = serde_json::from_slice(&bytes)
+            .map_err(|e| CallError::malformed(format!("unexpected answer of /v1/completions: {e}")))?;
+        answer.in_order(n).map_err(|e| CallError::malformed(e.to_string()))
+    }
+}

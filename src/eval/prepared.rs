@@ -1,0 +1,65 @@
+//! Items ready to be scored: rendered, tokenized, truncated and digested.
+
+use std::sync::Arc;
+
+use crate::base::digest::Digest;
+use crate::record::score::ScoreRequest;
+use crate::suite::{Doc, Task};
+
+/// One request of an item: a choice of a multiple-choice question, or a whole text to roll over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedRequest {
+    /// Text that is given; empty for rolling requests.
+    pub context: String,
+    /// Text that is scored.
+    pub continuation: String,
+    /// What is sent to the engine: one request, or one per window of a rolling text; their log-likelihoods add up.
+    pub windows: Vec<ScoreRequest>,
+}
+
+/// One document with its requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedItem {
+    /// Index in the split.
+    pub doc_id: usize,
+    /// Requests in lm-eval's order.
+    pub requests: Vec<PreparedRequest>,
+    /// Digest of the contexts and continuations.
+    pub prompt_digest: Digest,
+    /// Digest of the token ids and context lengths of all windows.
+    pub token_digest: Digest,
+}
+
+/// A task's items in the order in which they are to be visited.
+#[derive(Debug, Clone)]
+pub struct PreparedTask {
+    /// The task.
+    pub task: Arc<Task>,
+    /// Items in order of visit.
+    pub items: Vec<PreparedItem>,
+    /// Items of the full split.
+    pub full_split: usize,
+    /// Why there are fewer items than the split has, e.g. `--limit 40`; empty for the full split.
+    pub limited_by: String,
+    /// Examples before each question.
+    pub num_fewshot: usize,
+    /// Digest of the task's definition, its rows and the options that shape its prompts.
+    pub digest: Digest,
+}
+
+impl PreparedTask {
+    /// Task name.
+    pub fn name(&self) -> &str {
+        &self.task.config.task
+    }
+
+    /// The document of an item.
+    pub fn doc(&self, item: &PreparedItem) -> &Doc {
+        &self.task.docs[item.doc_id]
+    }
+
+    /// Number of requests to the engine that the items stand for.
+    pub fn num_requests(&self) -> usize {
+        self.items.iter().flat_map(|i| &i.requests).map(|r| r.windows.len()).sum()
+    }
+}

@@ -1,0 +1,345 @@
+//! Against lm-eval: the same prompts, hashes, token ids and metrics over whole splits, with a bigram as the model.
+//!
+//! Reference: testdata/lm_eval_golden.py, run with lm-eval 0.4.13 and transformers 5.17.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+use crate::base::python;
+use crate::model::tokenizer::Tokenizer;
+use crate::record::eval::{EvalRecord, ItemError, TaskStatus};
+use crate::record::provenance::Provenance;
+use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
+use crate::suite;
+
+/// ln p(token | previous) = −((7 previous + 13 token) mod 251 + 1) / 64; greedy if (previous + token) mod 3 = 0.
+struct Bigram {
+    max_len: usize,
+    fail_every: Option<usize>,
+}
+
+impl Scorer for Bigram {
+    fn identity(&self) -> EngineIdentity {
+        EngineIdentity {
+            engine: "bigram".to_owned(),
+            device: "cpu".to_owned(),
+            kernel_path: "test".to_owned(),
+            checkpoint_digest: None,
+            identity_proven: true,
+            tokenizer_digest: None,
+        }
+    }
+
+    fn max_len(&self) -> usize {
+        self.max_len
+    }
+
+    fn score(&self, requests: &[ScoreRequest], progress: OnDone<'_>) -> Vec<Result<ScoreResult, ItemError>> {
+        let answer = |(i, request): (usize, &ScoreRequest)| {
+            progress(1);
+            if self.fail_every.is_some_and(|n| i % n == 0) {
+                return Err(ItemError { status: Some(503), transient: true, message: "busy".to_owned() });
+            }
+            let pairs = request.tokens[request.context_len - 1..].windows(2);
+            let pairs: Vec<(u32, u32)> = pairs.map(|p| (p[0], p[1])).collect();
+            let logprob = |&(p, t): &(u32, u32)| -(((7 * p + 13 * t) % 251 + 1) as f32) / 64.0;
+            Ok(ScoreResult {
+                token_logprobs: pairs.iter().map(logprob).collect(),
+                token_is_greedy: pairs.iter().map(|(p, t)| (p + t) % 3 == 0).collect(),
+            })
+        };
+        requests.iter().enumerate().map(answer).collect()
+    }
+}
+
+fn manifest() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn shared(name: &str) -> Option<PathBuf> {
+    let path = manifest().join("../shared").join(name);
+    path.exists().then_some(path)
+}
+
+fn tokenizer(name: &str) -> Option<Tokenizer> {
+    let dir = match name {
+        "stories260k" => shared("models/stories260k")?,
+        other => manifest().join("target/models").join(format!("{other}-bf16")),
+    };
+    dir.join("tokenizer.json").exists().then(|| Tokenizer::load(&dir).unwrap())
+}
+
+fn sha(value: &Value) -> String {
+    super::outputs::hex(&Sha256::digest(python::json_dumps(value, None)))
+}
+
+fn load(task: &str) -> Option<std::sync::Arc<suite::Task>> {
+    let (name, data) = if task.starts_with("edges") {
+        let dir = manifest().join("src/eval/testdata");
+        (dir.join(format!("{task}.yaml")).display().to_string(), dir)
+    } else {
+        (task.to_owned(), shared("data")?)
+    };
+    Some(suite::load(&name, Some(&data)).unwrap().tasks.remove(0))
+}
+
+#[test]
+fn same_as_lm_eval() {
+    let golden = include_str!("testdata/lm_eval_golden.jsonl").lines();
+    for case in golden.map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let name = case["task"].as_str().unwrap();
+        let label = format!("{name} with {} and {} shots", case["tokenizer"], case["num_fewshot"]);
+        let (Some(task), Some(tokenizer)) = (load(name), tokenizer(case["tokenizer"].as_str().unwrap()))
+        else {
+            eprintln!("skipped: {label}: ../shared or target/models is not there");
+            continue;
+        };
+        let number = |key: &str| case[key].as_u64().map(|n| n as usize);
+        let options = EvalOptions {
+            limit: number("limit"),
+            num_fewshot: number("num_fewshot"),
+            apply_chat_template: case["chat"].as_bool().unwrap(),
+            ..EvalOptions::new(number("max_len").unwrap())
+        };
+        let prepared = prepare(&task, &tokenizer, &options).unwrap();
+        assert_eq!(Some(prepared.items.len()), number("n"), "{label}");
+        check_texts_and_tokens(&label, &prepared, &case);
+        check_metrics(&label, &prepared, &case);
+    }
+}
+
+fn check_texts_and_tokens(label: &str, prepared: &PreparedTask, case: &Value) {
+    let rolling = prepared.task.config.output_type == suite::OutputType::LoglikelihoodRolling;
+    let mut arguments = Vec::new();
+    let mut tokens = Vec::new();
+    for item in &prepared.items {
+        let texts = item
+            .requests
+            .iter()
+            .map(|r| if rolling { json!([r.continuation]) } else { json!([r.context, r.continuation]) });
+        arguments.push(texts.collect::<Value>());
+        tokens
+            .extend(item.requests.iter().flat_map(|r| &r.windows).map(|w| json!([w.tokens, w.context_len])));
+    }
+    assert_eq!(sha(&arguments.into()), case["arguments"], "{label}: texts");
+    if let Some(all) = case["all_tokens"].as_array() {
+        for (i, (ours, theirs)) in tokens.iter().zip(all).enumerate() {
+            assert_eq!(ours, theirs, "{label}: tokens of request {i}");
+        }
+    }
+    assert_eq!(sha(&tokens.into()), case["tokens"], "{label}: tokens");
+}
+
+fn check_metrics(label: &str, prepared: &PreparedTask, case: &Value) {
+    let scorer = Bigram { max_len: case["max_len"].as_u64().unwrap() as usize, fail_every: None };
+    let all: Vec<usize> = (0..prepared.items.len()).collect();
+    let done = AtomicUsize::new(0);
+    let count = |n| {
+        done.fetch_add(n, Ordering::Relaxed);
+    };
+    // Two waves give what one would.
+    let (first, second) = all.split_at(all.len() / 3);
+    let mut items = score_items(&scorer, prepared, second, &count);
+    items.extend(score_items(&scorer, prepared, first, &count));
+    assert_eq!(done.load(Ordering::Relaxed), prepared.num_requests(), "{label}");
+    let record = task_record(prepared, items, TaskStatus::Success);
+    let dir = tempfile::tempdir().unwrap();
+    let options = EvalOptions::new(scorer.max_len());
+    let info = OutputInfo { model_name: "bigram", options: &options, groups: &[] };
+    let record = eval_record(&scorer, vec![record]);
+    write_outputs(dir.path(), &record, std::slice::from_ref(prepared), &info).unwrap();
+    let results: Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("results.json")).unwrap()).unwrap();
+    assert_eq!(results["task_hashes"][prepared.name()], case["task_hash"], "{label}: documents and prompts");
+    let ours = &results["results"][prepared.name()];
+    for (key, theirs) in case["metrics"].as_object().unwrap() {
+        let ours = &ours[key];
+        match (ours.as_f64(), theirs.as_f64()) {
+            (Some(a), Some(b)) => {
+                assert!((a - b).abs() <= 1e-9 * b.abs(), "{label}: {key}: {a}, lm-eval {b}");
+            }
+            _ => assert_eq!(ours, theirs, "{label}: {key}"),
+        }
+    }
+}
+
+fn eval_record(scorer: &dyn Scorer, tasks: Vec<crate::record::eval::TaskRecord>) -> EvalRecord {
+    EvalRecord {
+        schema_version: crate::record::SCHEMA_VERSION,
+        arm: "baseline".to_owned(),
+        identity: scorer.identity(),
+        tasks: tasks.into_iter().map(|t| (t.task.clone(), t)).collect::<BTreeMap<_, _>>(),
+        reused: false,
+        provenance: Provenance::new(crate::base::threads::detect(Some(1))),
+    }
+}
+
+fn all_items(prepared: &PreparedTask) -> Vec<usize> {
+    (0..prepared.items.len()).collect()
+}
+
+fn edges() -> Option<PreparedTask> {
+    let tokenizer = tokenizer("stories260k")?;
+    Some(prepare(&load("edges")?, &tokenizer, &EvalOptions::new(64)).unwrap())
+}
+
+#[test]
+fn failed_items_have_no_score_and_a_reason() {
+    let Some(prepared) = edges() else { return eprintln!("skipped: ../shared is not there") };
+    let scorer = Bigram { max_len: 64, fail_every: Some(7) };
+    let items = score_items(&scorer, &prepared, &all_items(&prepared), &|_| ());
+    let record = task_record(&prepared, items.clone(), TaskStatus::Success);
+    assert!(record.failed() > 0 && record.scored() > 0);
+    assert_eq!(record.expected, record.items.len());
+    for item in &record.items {
+        assert_eq!(item.error.is_some(), item.values.is_empty());
+        assert_eq!(item.error.is_some(), item.loglikelihoods.is_empty());
+    }
+    // The items that did not fail have the scores that they have when none fails.
+    let healthy =
+        score_items(&Bigram { max_len: 64, fail_every: None }, &prepared, &all_items(&prepared), &|_| ());
+    for (a, b) in items.iter().zip(&healthy).filter(|(a, _)| a.error.is_none()) {
+        assert_eq!(a, b);
+    }
+    let none = task_record(&prepared, Vec::new(), TaskStatus::Running);
+    assert!(none.metrics.is_empty());
+}
+
+/// An engine that breaks its contract.
+struct Broken(fn(usize) -> Option<ScoreResult>);
+
+impl Scorer for Broken {
+    fn identity(&self) -> EngineIdentity {
+        Bigram { max_len: 1, fail_every: None }.identity()
+    }
+
+    fn max_len(&self) -> usize {
+        64
+    }
+
+    fn score(&self, requests: &[ScoreRequest], _: OnDone<'_>) -> Vec<Result<ScoreResult, ItemError>> {
+        requests.iter().filter_map(|r| (self.0)(r.tokens.len() - r.context_len)).map(Ok).collect()
+    }
+}
+
+#[test]
+fn answers_that_cannot_be_right_are_errors() {
+    let Some(prepared) = edges() else { return eprintln!("skipped: ../shared is not there") };
+    let message = |scorer: Broken| {
+        let items = score_items(&scorer, &prepared, &[0], &|_| ());
+        items[0].error.clone().unwrap().message
+    };
+    assert!(message(Broken(|_| None)).contains("no result"));
+    let short =
+        |n: usize| Some(ScoreResult { token_logprobs: vec![-1.0; n + 1], token_is_greedy: vec![true; n] });
+    assert!(message(Broken(short)).contains("log-probabilities for"));
+    let nan =
+        |n: usize| Some(ScoreResult { token_logprobs: vec![f32::NAN; n], token_is_greedy: vec![true; n] });
+    assert!(message(Broken(nan)).contains("not finite"));
+}
+
+#[test]
+fn a_permutation_is_a_sample_of_the_same_items() {
+    let (Some(tokenizer), Some(task)) = (tokenizer("stories260k"), load("edges")) else {
+        return eprintln!("skipped: ../shared is not there");
+    };
+    let full = prepare(&task, &tokenizer, &EvalOptions::new(64)).unwrap();
+    let order = ItemOrder::Permuted { seed: 7 };
+    let options = EvalOptions { limit: Some(5), order, ..EvalOptions::new(64) };
+    let sample = prepare(&task, &tokenizer, &options).unwrap();
+    // Reference: CPython, r = random.Random(7); l = list(range(14)); r.shuffle(l); l[:5].
+    let ids: Vec<usize> = sample.items.iter().map(|i| i.doc_id).collect();
+    assert_eq!(ids, [3, 11, 13, 7, 9]);
+    for item in &sample.items {
+        assert_eq!(item, &full.items[item.doc_id]);
+    }
+    assert_eq!((sample.limited_by.as_str(), sample.full_split), ("--limit 5", 14));
+    assert_eq!(full.limited_by, "");
+    assert_eq!(sample.digest, full.digest);
+}
+
+#[test]
+fn requests_that_cannot_be_scored_are_named() {
+    let Some(tokenizer) = tokenizer("smollm2") else {
+        return eprintln!("skipped: target/models is not there");
+    };
+    let problem = |context: &str, choice: &str, max_len: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let yaml = include_str!("testdata/edges.yaml").replace("acc_mutual_info", "acc");
+        let row = json!({"context": context, "choices": [choice], "gold": 0}).to_string();
+        let path = dir.path().join("edges.yaml");
+        crate::base::atomic::write(&path, yaml.as_bytes()).unwrap();
+        crate::base::atomic::write(&dir.path().join("edges.test.jsonl"), row.as_bytes()).unwrap();
+        let suite = suite::load(&path.display().to_string(), Some(dir.path())).unwrap();
+        prepare(&suite.tasks[0], &tokenizer, &EvalOptions::new(max_len)).unwrap_err().to_string()
+    };
+    // The merge of both parts has as many tokens as the context alone.
+    assert!(problem("unbeliev", "able", 64).ends_with("the continuation has no token of its own"));
+    assert!(problem(" \n", "x", 64).contains("document 0, request 0: the context is only white space"));
+    assert!(problem("a", " one two three four five", 3).ends_with("has 5 tokens, but the model takes 3"));
+}
+
+#[test]
+fn ties_go_to_the_first() {
+    assert_eq!(argmax(&[-1.0, -0.5, -0.5, -2.0]), 1);
+    assert_eq!(argmax(&[-1.0]), 0);
+}
+
+/// Reference: lm-eval 0.4.13, `pooled_sample_stderr`, `unweighted_mean_stderr` and `aggregate_subtask_metrics` on
+/// means 0.5 and 0.25 with standard errors 0.05 and 0.03 over 100 and 200 items.
+#[test]
+fn groups_as_lm_eval() {
+    let task = |name: &str, value, stderr, n: usize| {
+        let metric = crate::record::eval::Metric { value, stderr: Some(stderr), higher_is_better: true };
+        let item = |doc_id| crate::record::eval::ItemRecord {
+            doc_id,
+            prompt_digest: crate::base::digest::Digest::of(b""),
+            token_digest: crate::base::digest::Digest::of(b""),
+            loglikelihoods: vec![0.0],
+            is_greedy: vec![true],
+            values: BTreeMap::new(),
+            weight: 1.0,
+            cluster: None,
+            error: None,
+        };
+        let record = crate::record::eval::TaskRecord {
+            task: name.to_owned(),
+            version: "1.0".to_owned(),
+            task_digest: crate::base::digest::Digest::of(b""),
+            status: TaskStatus::Success,
+            expected: n,
+            full_split: n,
+            limited_by: String::new(),
+            items: (0..n).map(item).collect(),
+            primary_metric: crate::record::eval::MetricInfo {
+                name: "acc".to_owned(),
+                higher_is_better: true,
+                scale: Some(1.0),
+            },
+            metrics: BTreeMap::from([("acc".to_owned(), metric)]),
+        };
+        (name.to_owned(), record)
+    };
+    let tasks = BTreeMap::from([task("a", 0.5, 0.05, 100), task("b", 0.25, 0.03, 200)]);
+    let group = |weight_by_size| suite::Group {
+        name: "g".to_owned(),
+        alias: "g".to_owned(),
+        members: vec!["a".to_owned(), "b".to_owned()],
+        tasks: vec!["a".to_owned(), "b".to_owned()],
+        aggregates: vec![suite::GroupMetric { metric: "acc".to_owned(), weight_by_size }],
+        version: "N/A".to_owned(),
+    };
+    let check = |by_size, value: f64, stderr: f64| {
+        let (metrics, n) = aggregate_group(&group(by_size), &tasks);
+        assert_eq!(n, 300);
+        assert!((metrics["acc"].value - value).abs() < 1e-12);
+        assert!((metrics["acc"].stderr.unwrap() - stderr).abs() < 1e-12, "{:?}", metrics["acc"].stderr);
+    };
+    check(true, 0.3333333333333333, 0.026029152474168076);
+    check(false, 0.375, 0.029154759474226504);
+}

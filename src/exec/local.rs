@@ -1,0 +1,264 @@
+//! The local executor: runs the graph in this process, one unit after the other (units are parallel inside).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::graph::{Graph, Node};
+use super::ledger::{Claim, Done, Ledger};
+use super::unit::{Context, Flow};
+use crate::base::{interrupt, progress};
+use crate::record::{Failure, FailureClass};
+
+/// A unit that runs this long has its lease renewed.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// What became of a graph.
+#[derive(Debug, Default)]
+pub struct RunSummary {
+    /// Outputs of the nodes that are done, by name.
+    pub outputs: BTreeMap<String, Value>,
+    /// Nodes whose result came from the shared ledger.
+    pub reused: BTreeSet<String>,
+    /// Seconds per stage, counting work done now and before.
+    pub stage_seconds: BTreeMap<&'static str, f64>,
+    /// Nodes that did not run because an earlier one halted or failed.
+    pub skipped: Vec<String>,
+    /// The first failure, with the node's name.
+    pub failure: Option<(String, Failure)>,
+    /// Signal that stopped the run.
+    pub interrupted: Option<i32>,
+}
+
+impl RunSummary {
+    /// The output of node `name`, if it is done and of this type.
+    pub fn output<T: serde::de::DeserializeOwned>(&self, name: &str) -> Option<T> {
+        T::deserialize(self.outputs.get(name)?).ok()
+    }
+}
+
+/// Runs graphs.
+pub trait Executor {
+    /// Runs every node that is not done. Errors of units are in the summary; an `Err` means that the ledger failed.
+    fn run(&self, graph: &Graph<'_>) -> Result<RunSummary, Failure>;
+}
+
+/// Runs a graph in this process.
+pub struct LocalExecutor<'a> {
+    /// Ledger of the run.
+    pub ledger: &'a Ledger,
+    /// Ledger shared between runs, for nodes that allow it.
+    pub shared: Option<&'a Ledger>,
+    /// How often a stage may repeat a unit after a transient fault.
+    pub retries_per_stage: usize,
+    /// Told of every node that is done, in order.
+    pub observer: &'a (dyn Fn(&Node<'_>, &Done) + Sync),
+}
+
+impl Executor for LocalExecutor<'_> {
+    fn run(&self, graph: &Graph<'_>) -> Result<RunSummary, Failure> {
+        let mut summary = RunSummary::default();
+        let mut stopped = false;
+        let mut retries: BTreeMap<&'static str, usize> = BTreeMap::new();
+        for node in graph.nodes() {
+            summary.interrupted = summary.interrupted.or_else(interrupt::received);
+            if summary.interrupted.is_some() {
+                summary.skipped.push(node.name.clone());
+                continue;
+            }
+            let ready = node.after.iter().all(|name| summary.outputs.contains_key(name));
+            if !node.always && (stopped || !ready) {
+                summary.skipped.push(node.name.clone());
+                continue;
+            }
+            match self.run_node(node, &summary.outputs, &mut retries)? {
+                Ok(done) => {
+                    stopped |= done.flow == Flow::Halt;
+                    *summary.stage_seconds.entry(node.stage).or_default() += done.elapsed_s;
+                    (self.observer)(node, &done);
+                    if done.reused {
+                        summary.reused.insert(node.name.clone());
+                    }
+                    summary.outputs.insert(node.name.clone(), done.output);
+                }
+                Err(failure) => {
+                    stopped = true;
+                    summary.interrupted = interrupt::received();
+                    summary.failure.get_or_insert((node.name.clone(), failure));
+                }
+            }
+        }
+        Ok(summary)
+    }
+}
+
+impl LocalExecutor<'_> {
+    fn run_node(
+        &self,
+        node: &Node<'_>,
+        outputs: &BTreeMap<String, Value>,
+        retries: &mut BTreeMap<&'static str, usize>,
+    ) -> Result<Result<Done, Failure>, Failure> {
+        if let Some(done) = self.find_done(node)? {
+            return Ok(Ok(done));
+        }
+        loop {
+            let start = Instant::now();
+            match self.with_heartbeat(node, || node.unit.run(&Context::new(outputs))) {
+                Ok(output) => {
+                    let elapsed_s = start.elapsed().as_secs_f64();
+                    let done = Done { output: output.value, flow: output.flow, elapsed_s, reused: false };
+                    self.ledger.finish(node.unit.key(), &node.name, &done)?;
+                    if let Some(shared) = self.shared.filter(|_| node.shared) {
+                        shared.finish(node.unit.key(), &node.name, &done)?;
+                    }
+                    return Ok(Ok(done));
+                }
+                Err(failure) => {
+                    self.ledger.fail(node.unit.key(), &node.name, &failure)?;
+                    let used = retries.entry(node.stage).or_default();
+                    if failure.class != FailureClass::InfraTransient
+                        || *used >= self.retries_per_stage
+                        || interrupt::received().is_some()
+                    {
+                        return Ok(Err(failure));
+                    }
+                    *used += 1;
+                    progress::note(&format!("{}: {failure}; trying once more", node.name));
+                }
+            }
+        }
+    }
+
+    /// The node's result from an earlier run, if it still holds; otherwise the unit is ours.
+    fn find_done(&self, node: &Node<'_>) -> Result<Option<Done>, Failure> {
+        let key = node.unit.key();
+        match self.ledger.claim(key, &node.name)? {
+            Claim::Done(done) if node.unit.verify(&done.output) => return Ok(Some(done)),
+            Claim::Done(_) | Claim::Granted => {}
+            Claim::Busy(owner) => {
+                let message = format!(
+                    "unit '{}' is being run by process {} on host {}",
+                    node.name, owner.pid, owner.host
+                );
+                let failure = Failure::new(FailureClass::InfraTransient, message);
+                return Err(failure.with_hint("wait for that process, or stop it and resume"));
+            }
+        }
+        let Some(shared) = self.shared.filter(|_| node.shared) else { return Ok(None) };
+        let Some(mut done) = shared.done(key)?.filter(|d| node.unit.verify(&d.output)) else {
+            return Ok(None);
+        };
+        done.reused = true;
+        done.elapsed_s = 0.0;
+        self.ledger.finish(key, &node.name, &done)?;
+        Ok(Some(done))
+    }
+
+    /// Runs `work` while a thread renews the unit's lease.
+    fn with_heartbeat<T>(&self, node: &Node<'_>, work: impl FnOnce() -> T) -> T {
+        std::thread::scope(|scope| {
+            let (stop, stopped) = mpsc::channel::<()>();
+            scope.spawn(move || {
+                while stopped.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    if let Err(error) = self.ledger.renew(node.unit.key(), &node.name) {
+                        progress::note(&format!("{}: the lease was not renewed: {error}", node.name));
+                    }
+                }
+            });
+            let result = work();
+            drop(stop);
+            result
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::unit::{FnUnit, KeyBuilder, Output};
+    use super::*;
+
+    fn node<'a>(
+        name: &str,
+        after: &[&str],
+        runs: &'a AtomicUsize,
+        result: impl Fn(usize) -> Result<Output, Failure> + Send + Sync + 'static,
+    ) -> Node<'a> {
+        Node {
+            name: name.to_owned(),
+            stage: "test",
+            after: after.iter().map(|s| (*s).to_owned()).collect(),
+            always: false,
+            shared: true,
+            unit: Box::new(FnUnit::new(KeyBuilder::new("test/1").part("name", name).finish(), move |_| {
+                result(runs.fetch_add(1, Ordering::SeqCst))
+            })),
+        }
+    }
+
+    fn ok(_: usize) -> Result<Output, Failure> {
+        Output::of(&1)
+    }
+
+    #[test]
+    fn second_run_does_nothing_and_shared_results_are_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = Ledger::open(&dir.path().join("shared.jsonl")).unwrap();
+        let runs = AtomicUsize::new(0);
+        let mut graph = Graph::default();
+        graph.add(node("a", &[], &runs, ok));
+        graph.add(node("b", &["a"], &runs, ok));
+        for (run, reused) in [("one", 0), ("one", 0), ("two", 2)] {
+            let ledger = Ledger::open(&dir.path().join(run)).unwrap();
+            let executor = LocalExecutor {
+                ledger: &ledger,
+                shared: Some(&shared),
+                retries_per_stage: 0,
+                observer: &|_, _| (),
+            };
+            let summary = executor.run(&graph).unwrap();
+            assert_eq!(summary.outputs.len(), 2);
+            assert_eq!(summary.reused.len(), reused);
+        }
+        assert_eq!(runs.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn halt_and_failure_stop_all_but_the_closeout() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = AtomicUsize::new(0);
+        let mut graph = Graph::default();
+        graph.add(node("gate", &[], &runs, |_| Output::with(&1, Flow::Halt)));
+        graph.add(node("next", &["gate"], &runs, ok));
+        graph.add(Node { always: true, ..node("closeout", &[], &runs, ok) });
+        let ledger = Ledger::open(&dir.path().join("l")).unwrap();
+        let executor =
+            LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
+        let summary = executor.run(&graph).unwrap();
+        assert_eq!(summary.skipped, ["next"]);
+        assert_eq!(summary.outputs.len(), 2);
+    }
+
+    #[test]
+    fn transient_faults_are_tried_again_within_the_budget() {
+        let dir = tempfile::tempdir().unwrap();
+        let fault = || Err(Failure::new(FailureClass::InfraTransient, "lost"));
+        for (budget, faults, succeeds) in [(1, 1, true), (1, 2, false), (0, 1, false)] {
+            let runs = AtomicUsize::new(0);
+            let mut graph = Graph::default();
+            graph.add(node("a", &[], &runs, move |n| if n < faults { fault() } else { Output::of(&1) }));
+            let ledger = Ledger::open(&dir.path().join(format!("{budget}-{faults}"))).unwrap();
+            let executor = LocalExecutor {
+                ledger: &ledger,
+                shared: None,
+                retries_per_stage: budget,
+                observer: &|_, _| (),
+            };
+            assert_eq!(executor.run(&graph).unwrap().failure.is_none(), succeeds);
+        }
+    }
+}

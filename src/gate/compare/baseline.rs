@@ -1,0 +1,86 @@
+//! Checks of the baseline alone: whether the task can show damage at all, and whether its score is the known one.
+
+use super::evidence::TaskEvidence;
+use super::options::CompareOptions;
+use super::policy::is_limited;
+use super::sample::choices;
+use crate::base::stats::Alpha;
+use crate::gate::decimal::{Decimal, exceeds};
+use crate::gate::findings::Collector;
+use crate::record::eval::TaskRecord;
+use crate::record::{FailureClass, Finding, GateName};
+
+/// Largest difference between measured and published score, as a fraction of the scale (of the published score for
+/// metrics without one): the 5 points of the upstream run validation.
+const PUBLISHED_TOLERANCE: f64 = 0.05;
+
+/// The share of right answers that guessing gives: the mean of 1/choices. `None` unless the metric counts right
+/// answers among at least two choices.
+fn chance(task: &TaskRecord) -> Option<f64> {
+    let metric = &task.primary_metric;
+    let is_count = |v: &f64| *v == 0.0 || *v == 1.0;
+    let countable = metric.higher_is_better
+        && metric.scale == Some(1.0)
+        && task.items.iter().all(|item| item.values.get(&metric.name).is_some_and(is_count));
+    let sizes = || task.items.iter().map(|item| choices(item).len());
+    if !countable || task.items.is_empty() || sizes().any(|n| n < 2) {
+        return None;
+    }
+    Some(sizes().map(|n| 1.0 / n as f64).sum::<f64>() / task.items.len() as f64)
+}
+
+/// A baseline that is not shown to be better than guessing cannot lose anything, so nothing follows from a candidate
+/// that is as good: INSUFFICIENT_EVIDENCE. One-sided score test of the binomial share at level `alpha`.
+pub(super) fn above_chance(
+    task: &TaskRecord,
+    name: &str,
+    evidence: &TaskEvidence,
+    alpha: Alpha,
+) -> Option<Finding> {
+    let chance = chance(task)?;
+    let noise = alpha.z() * (chance * (1.0 - chance) / evidence.n as f64).sqrt();
+    (evidence.baseline <= chance + noise).then(|| {
+        Finding::new(GateName::Compare, "baseline.chance", FailureClass::InsufficientEvidence, name)
+            .observed(format!(
+                "the baseline's {} of {:.4} is within noise of guessing",
+                evidence.metric, evidence.baseline
+            ))
+            .expected(format!("more than {:.4} at n {}", chance + noise, evidence.n))
+            .hint("choose a task that this model can do: on this one damage cannot show")
+    })
+}
+
+/// Compares the baseline with its published score; a limited run is too noisy for more than a note.
+pub(super) fn published(name: &str, evidence: &TaskEvidence, published: f64) -> Option<Finding> {
+    let (high, low) = if evidence.baseline > published {
+        (evidence.baseline, published)
+    } else {
+        (published, evidence.baseline)
+    };
+    let unit = evidence.scale.unwrap_or(published);
+    let [high, low, unit] = [high, low, unit].map(Decimal::of);
+    exceeds(high, low, Decimal::of(PUBLISHED_TOLERANCE), unit).then(|| {
+        let finding = Finding::new(
+            GateName::Compare,
+            "baseline.published",
+            FailureClass::ExternalBaselineMismatch,
+            name,
+        )
+        .observed(format!("{} {:.4} measured on the baseline", evidence.metric, evidence.baseline))
+        .expected(format!("{published} ± {PUBLISHED_TOLERANCE} as published"));
+        if is_limited(evidence) { finding.as_note() } else { finding }
+    })
+}
+
+/// One note that names the tasks without a published score.
+pub(super) fn unverified(out: &mut Collector, options: &CompareOptions, tasks: &[&str]) {
+    let without: Vec<&str> =
+        tasks.iter().copied().filter(|task| !options.published.contains_key(*task)).collect();
+    if !without.is_empty() {
+        out.add(
+            out.finding("baseline.published", FailureClass::ExternalBaselineMismatch, without.join(", "))
+                .observed("externally unverified: no published score given")
+                .as_note(),
+        );
+    }
+}

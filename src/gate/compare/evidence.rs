@@ -1,0 +1,260 @@
+//! What the paired items of one task show: estimates, interval, flips. Every policy reports the same evidence.
+
+use serde::{Deserialize, Serialize};
+
+use super::options::{Margin, Tier};
+use super::sample::{Sample, choices};
+use crate::base::stats::{
+    Alpha, PairedCounts, mcnemar, minimal_detectable, needed_n, zero_flip_bound, zero_flip_n,
+};
+use crate::record::eval::{ItemRecord, TaskRecord};
+
+/// Flipped items listed in a report; the counts are always complete.
+const LISTED_FLIPS: usize = 200;
+
+/// What a policy says of one task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskVerdict {
+    /// Within the margin.
+    Within,
+    /// Worse than the margin allows.
+    Regression,
+    /// Better than quantization can explain.
+    ImplausibleGain,
+    /// The items do not suffice to say.
+    Undecided,
+}
+
+/// How the bounds were found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Tango's score interval for paired 0/1 items.
+    Tango,
+    /// The wider of Tango's and the cluster-robust interval.
+    TangoOrCluster,
+    /// Paired t, on ratios where items have weights or the margin is relative.
+    PairedT,
+    /// The wider of the paired t and the cluster-robust interval.
+    PairedTOrCluster,
+    /// There are too few items, or the baseline is zero.
+    None,
+}
+
+/// One item whose 0/1 value changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Flip {
+    /// Index in the split.
+    pub doc_id: usize,
+    /// Whether the baseline was right and the candidate is not.
+    pub lost: bool,
+    /// Most likely choice of the baseline, by log-likelihood.
+    pub baseline_choice: Option<usize>,
+    /// Most likely choice of the candidate, by log-likelihood.
+    pub candidate_choice: Option<usize>,
+    /// Log-likelihoods of the baseline's choices.
+    pub baseline_loglikelihoods: Vec<f64>,
+    /// Log-likelihoods of the candidate's choices.
+    pub candidate_loglikelihoods: Vec<f64>,
+}
+
+/// Everything a report says of one task. Drops are positive where the candidate is worse, whatever the metric's
+/// direction; `*_fraction`, `lower`, `upper`, `stderr`, `mde` and `margin` share one unit: a fraction of the scale,
+/// or of the baseline's value for relative margins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskEvidence {
+    /// Name of the primary metric.
+    pub metric: String,
+    /// Its direction.
+    pub higher_is_better: bool,
+    /// Its full scale.
+    pub scale: Option<f64>,
+    /// Whether the task decides.
+    pub tier: Tier,
+    /// Largest allowed drop.
+    pub margin: Margin,
+    /// Value on the baseline.
+    pub baseline: f64,
+    /// Value on the candidate.
+    pub candidate: f64,
+    /// Candidate − baseline, in the metric's unit.
+    pub difference: f64,
+    /// Drop in the metric's unit.
+    pub drop: f64,
+    /// Drop as a fraction; `None` where it cannot be formed.
+    pub drop_fraction: Option<f64>,
+    /// Standard error of the drop fraction.
+    pub stderr: Option<f64>,
+    /// One-sided lower bound of the drop fraction; `None` where the data bound nothing.
+    pub lower: Option<f64>,
+    /// One-sided upper bound of the drop fraction.
+    pub upper: Option<f64>,
+    /// How the bounds were found.
+    pub method: Method,
+    /// Why the bounds may not decide although they exist; empty otherwise.
+    pub unreliable: String,
+    /// Paired items.
+    pub n: usize,
+    /// Items of the full split.
+    pub full_split: usize,
+    /// Why fewer were visited; empty for the full split.
+    pub limited_by: String,
+    /// Items right only on the baseline (0/1 metrics).
+    pub flips_b: Option<u64>,
+    /// Items right only on the candidate (0/1 metrics).
+    pub flips_c: Option<u64>,
+    /// Flip rate (b + c)/n.
+    pub psi: Option<f64>,
+    /// McNemar's mid-p against "the candidate is worse", with no margin.
+    pub mcnemar_p: Option<f64>,
+    /// Smallest true drop these items show with power 0.8.
+    pub mde: Option<f64>,
+    /// Items that would decide with power 0.8 if the observed drop is the true one.
+    pub n_needed: Option<u64>,
+    /// Items that would show "within the margin" with power 0.8 if there is no drop.
+    pub n_needed_no_drop: Option<u64>,
+    /// p-value of "the drop is at most the margin".
+    pub p_value: Option<f64>,
+    /// The same after Holm's correction across the tasks of the tier.
+    pub p_adjusted: Option<f64>,
+    /// Mean KL divergence in nats of the candidate's choice distribution from the baseline's.
+    pub choice_kl: Option<f64>,
+    /// What the policy says.
+    pub verdict: TaskVerdict,
+    /// `verdict` as upstream's key: whether the task is within the margin.
+    pub within_threshold: bool,
+    /// The first flipped items, at most 200.
+    pub flips: Vec<Flip>,
+}
+
+impl TaskEvidence {
+    /// The evidence of a task whose items are the same on both arms; not yet judged.
+    pub(super) fn new(
+        baseline: &TaskRecord,
+        candidate: &TaskRecord,
+        sample: &Sample,
+        margin: Margin,
+        tier: Tier,
+        alpha: Alpha,
+    ) -> Self {
+        let metric = &baseline.primary_metric;
+        let interval = sample.interval(alpha);
+        let finite = |value: f64| value.is_finite().then_some(value);
+        let estimate = sample.estimate();
+        let drop_fraction = estimate.and_then(|e| finite(e.value));
+        let stderr = estimate.and_then(|e| finite(e.stderr));
+        let counts = sample.counts;
+        let plan = |distance: f64| {
+            let variance = stderr?.powi(2) * sample.n as f64;
+            let floor = if counts.is_some() { zero_flip_n(margin.value(), alpha)? } else { 2 };
+            Some(needed_n(variance, distance, alpha)?.max(floor))
+        };
+        Self {
+            metric: metric.name.clone(),
+            higher_is_better: metric.higher_is_better,
+            scale: metric.scale,
+            tier,
+            margin,
+            baseline: sample.baseline,
+            candidate: sample.candidate,
+            difference: sample.candidate - sample.baseline,
+            drop: sample.drop(),
+            drop_fraction,
+            stderr,
+            lower: finite(interval.bounds.lower),
+            upper: finite(interval.bounds.upper),
+            method: interval.method,
+            unreliable: interval.unreliable,
+            n: sample.n,
+            full_split: baseline.full_split,
+            limited_by: baseline.limited_by.clone(),
+            flips_b: counts.map(PairedCounts::b),
+            flips_c: counts.map(PairedCounts::c),
+            psi: counts.map(PairedCounts::flip_rate),
+            mcnemar_p: counts.map(|c| mcnemar(c.b(), c.c()).mid_p_worse),
+            mde: stderr.map(|stderr| {
+                let floor = if counts.is_some() { zero_flip_bound(sample.n, alpha) } else { 0.0 };
+                minimal_detectable(stderr, alpha).max(floor)
+            }),
+            n_needed: drop_fraction.and_then(|drop| plan(margin.value() - drop)),
+            n_needed_no_drop: plan(margin.value()),
+            p_value: sample.p_at_most(margin.value()),
+            p_adjusted: None,
+            choice_kl: choice_kl(baseline, candidate),
+            verdict: TaskVerdict::Undecided,
+            within_threshold: false,
+            flips: if counts.is_some() { flips(baseline, candidate) } else { Vec::new() },
+        }
+    }
+
+    /// Sets the verdict.
+    pub(super) fn judge(&mut self, verdict: TaskVerdict) {
+        self.verdict = verdict;
+        self.within_threshold = verdict == TaskVerdict::Within;
+    }
+}
+
+fn flips(baseline: &TaskRecord, candidate: &TaskRecord) -> Vec<Flip> {
+    let metric = &baseline.primary_metric;
+    let value = |item: &ItemRecord| item.values.get(&metric.name).copied();
+    let changed = baseline.items.iter().zip(&candidate.items).filter(|(a, b)| value(a) != value(b));
+    let flip = |(a, b): (&ItemRecord, &ItemRecord)| Flip {
+        doc_id: a.doc_id,
+        lost: (value(a) > value(b)) == metric.higher_is_better,
+        baseline_choice: likeliest(choices(a)),
+        candidate_choice: likeliest(choices(b)),
+        baseline_loglikelihoods: choices(a).to_vec(),
+        candidate_loglikelihoods: choices(b).to_vec(),
+    };
+    changed.take(LISTED_FLIPS).map(flip).collect()
+}
+
+/// Index of the largest log-likelihood, the lowest on ties as in lm-eval; `None` without a choice.
+fn likeliest(loglikelihoods: &[f64]) -> Option<usize> {
+    if loglikelihoods.len() < 2 {
+        return None;
+    }
+    let largest = loglikelihoods.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    loglikelihoods.iter().position(|l| *l == largest)
+}
+
+/// Mean over items of KL(softmax(baseline) ‖ softmax(candidate)) over the choices; `None` without choices.
+fn choice_kl(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<f64> {
+    let pairs = baseline.items.iter().zip(&candidate.items).map(|(a, b)| (choices(a), choices(b)));
+    let divergences: Vec<f64> = pairs
+        .filter(|(a, b)| a.len() > 1 && a.len() == b.len())
+        .map(|(a, b)| {
+            let (p, q) = (log_softmax(a), log_softmax(b));
+            p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
+        })
+        .collect();
+    let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
+    mean.is_finite().then_some(mean)
+}
+
+fn log_softmax(values: &[f64]) -> Vec<f64> {
+    let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let log_sum = values.iter().map(|v| (v - largest).exp()).sum::<f64>().ln() + largest;
+    values.iter().map(|v| v - log_sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kl_of_known_distributions() {
+        // KL((1/2, 1/2) ‖ (1/4, 3/4)) = ln 2 − ln(3)/2, whatever constant each side's logits carry.
+        let p = log_softmax(&[-700.0, -700.0]);
+        let q = log_softmax(&[5.0, 5.0 + 3.0f64.ln()]);
+        let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+        assert!((kl - (2.0f64.ln() - 3.0f64.ln() / 2.0)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn ties_go_to_the_lowest_choice() {
+        assert_eq!(likeliest(&[-3.0, -1.0, -1.0]), Some(1));
+        assert_eq!(likeliest(&[-3.0]), None);
+    }
+}

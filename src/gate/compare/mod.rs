@@ -1,0 +1,20 @@
+//! Gate `compare`: is the candidate within the margin of the baseline, task by task?
+//!
+//! First both runs must be complete (the checks of gate `run`) and comparable (`proof`); otherwise nothing is
+//! judged. Then the baseline is checked alone (`baseline`), and the policy judges each task (`policy`) on its
+//! evidence (`evidence`). Required tasks decide, advisory ones leave notes.
+
+mod baseline;
+mod evidence;
+mod judge;
+mod options;
+mod policy;
+mod proof;
+mod sample;
+#[cfg(test)]
+mod tests;
+mod wording;
+
+pub use evidence::{Flip, Method, TaskEvidence, TaskVerdict};
+pub use judge::compare;
+pub use options::{CompareOptions, Margin, Policy, TaskOptions, Tier};

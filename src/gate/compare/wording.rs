@@ -1,0 +1,86 @@
+//! What the gate says of each judged task, in findings.
+
+use super::evidence::{TaskEvidence, TaskVerdict};
+use super::options::Policy;
+use super::policy::{IMPLAUSIBLE_GAIN, is_limited};
+use crate::record::{FailureClass, Finding, GateName};
+
+/// Flip rate above which a task is worth a look whatever its verdict: accuracy hides changes that cancel (A. Dutta et
+/// al., Accuracy is not all you need, arXiv 2407.09141). The value is day0's.
+const FLIP_ALARM: f64 = 0.10;
+
+/// Mean KL in nats of the choice distributions above which a task is worth a look. The value is day0's.
+const CHOICE_KL_ALARM: f64 = 0.10;
+
+/// Findings of one judged task: its verdict and its alarms.
+pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> Vec<Finding> {
+    let finding = |check: &str, class| Finding::new(GateName::Compare, check, class, name);
+    let mut findings = Vec::new();
+    let margin = format!(
+        "a drop of {} {}",
+        if policy == Policy::Certify { "less than" } else { "at most" },
+        task.margin
+    );
+    match task.verdict {
+        TaskVerdict::Within if task.lower > Some(0.0) => findings.push(
+            finding("accuracy", FailureClass::AccuracyRegression)
+                .observed(format!("{}: detectable, but within the margin", drop_text(task)))
+                .as_note(),
+        ),
+        TaskVerdict::Within => {}
+        TaskVerdict::Regression => findings.push(
+            finding("accuracy", FailureClass::AccuracyRegression).observed(drop_text(task)).expected(margin),
+        ),
+        TaskVerdict::ImplausibleGain => findings.push(
+            finding("gain", FailureClass::ImplausibleGain)
+                .observed(drop_text(task))
+                .expected(format!("a gain of at most {} %", 100.0 * IMPLAUSIBLE_GAIN)),
+        ),
+        TaskVerdict::Undecided => findings.push(
+            finding("evidence", FailureClass::InsufficientEvidence)
+                .observed(undecided_text(task))
+                .expected(margin),
+        ),
+    }
+    if is_limited(task) && task.verdict == TaskVerdict::Within {
+        let observed = format!("judged on {} of {} items ({})", task.n, task.full_split, task.limited_by);
+        findings.push(finding("evidence", FailureClass::InsufficientEvidence).observed(observed).as_note());
+    }
+    let alarms = [("flip rate", task.psi, FLIP_ALARM), ("choice KL", task.choice_kl, CHOICE_KL_ALARM)];
+    for (what, value, ceiling) in alarms {
+        if let Some(value) = value.filter(|value| *value > ceiling) {
+            let alarm = finding("alarm", FailureClass::AccuracyRegression);
+            findings.push(
+                alarm.observed(format!("{what} {value:.4}")).expected(format!("at most {ceiling}")).as_note(),
+            );
+        }
+    }
+    findings
+}
+
+/// `acc 0.8210 to 0.8158, drop 0.52 % (0.11 % to 0.93 %), n 4000, 30 items lost, 9 gained`.
+fn drop_text(task: &TaskEvidence) -> String {
+    let percent = |value: Option<f64>| value.map_or("?".to_owned(), |v| format!("{:.2} %", 100.0 * v));
+    let (drop, lower, upper) = (percent(task.drop_fraction), percent(task.lower), percent(task.upper));
+    let flips = match (task.flips_b, task.flips_c) {
+        (Some(lost), Some(gained)) => format!(", {lost} items lost, {gained} gained"),
+        _ => String::new(),
+    };
+    let TaskEvidence { metric, baseline, candidate, n, .. } = task;
+    format!("{metric} {baseline:.4} to {candidate:.4}, drop {drop} ({lower} to {upper}), n {n}{flips}")
+}
+
+/// The drop, and what would settle it: flip rate, detectable effect, n needed.
+fn undecided_text(task: &TaskEvidence) -> String {
+    let parts = [
+        Some(drop_text(task)),
+        task.psi.map(|psi| format!("flip rate {psi:.4}")),
+        task.mde.map(|mde| format!("detectable drop {:.2} %", 100.0 * mde)),
+        task.n_needed_no_drop.map(|n| format!("n needed {n} if there is no drop")),
+        task.n_needed.map(|n| format!("n needed {n} if this is the drop")),
+        (!task.unreliable.is_empty()).then(|| task.unreliable.clone()),
+        is_limited(task)
+            .then(|| format!("{} of {} items visited ({})", task.n, task.full_split, task.limited_by)),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}

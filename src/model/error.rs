@@ -1,0 +1,82 @@
+//! Why a checkpoint cannot be run by the built-in engine.
+
+use super::config::ConfigError;
+use crate::checkpoint::{CheckpointError, QuantConfigError};
+use crate::ops::dequantize::DequantizeError;
+use crate::record::{Classified, FailureClass};
+
+/// A model that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// `config.json` cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The checkpoint cannot be read, or lacks a tensor.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A quantized weight cannot be decoded.
+    #[error(transparent)]
+    Dequantize(#[from] DequantizeError),
+    /// `quantization_config` cannot be used.
+    #[error("config.json: quantization_config")]
+    Quantization(#[from] QuantConfigError),
+    /// A tensor does not have the shape that `config.json` implies.
+    #[error("{tensor}: shape {found:?}, expected {expected:?} by config.json")]
+    Shape {
+        /// Name.
+        tensor: String,
+        /// By the configuration.
+        expected: Vec<usize>,
+        /// In the file.
+        found: Vec<usize>,
+    },
+    /// Inputs of a module are quantized in a way that is not implemented.
+    #[error("{module}: input activations {found} are not implemented for {inputs} inputs")]
+    Activations {
+        /// Module name.
+        module: String,
+        /// K.
+        inputs: usize,
+        /// What the scheme asks for.
+        found: String,
+    },
+    /// Tensors that the graph does not use: it is not the graph this checkpoint was made for.
+    #[error("{count} tensors of the checkpoint are not part of {architecture}: {}", names.join(", "))]
+    Extra {
+        /// Architecture that was built.
+        architecture: String,
+        /// How many.
+        count: usize,
+        /// The first of them.
+        names: Vec<String>,
+    },
+}
+
+impl Classified for ModelError {
+    fn failure_class(&self) -> FailureClass {
+        match self {
+            Self::Config(e) => e.failure_class(),
+            Self::Checkpoint(e) => e.failure_class(),
+            Self::Dequantize(e) => e.failure_class(),
+            Self::Quantization(e) => e.failure_class(),
+            Self::Shape { .. } => FailureClass::UserConfigError,
+            Self::Activations { .. } | Self::Extra { .. } => FailureClass::ModelUnsupported,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Config(e) => e.hint(),
+            Self::Checkpoint(e) => e.hint(),
+            Self::Dequantize(e) => e.hint(),
+            Self::Quantization(e) => e.hint(),
+            Self::Shape { .. } => Some("config.json and the weights belong to different models".to_owned()),
+            Self::Activations { .. } => {
+                Some("serve this checkpoint with an external engine and --endpoint".to_owned())
+            }
+            Self::Extra { .. } => {
+                Some("the model may be a variant; serve it with an external engine and --endpoint".to_owned())
+            }
+        }
+    }
+}

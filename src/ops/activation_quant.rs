@@ -1,0 +1,193 @@
+//! Dynamic quantization of activations, as transformers runs compressed-tensors models in f32.
+//!
+//! For each row x \[K\], or each group of a row: scale = max|x| / R (R = 448 for FP8 E4M3, 127.5 for INT8; 2^−23 if all
+//! are 0), q = round(clamp(x / scale)), x ≈ q · scale. FP8 rounds to E4M3, ties to even; INT8 to integers, ties to even,
+//! in −128..=127. Source: compressed-tensors 0.19 `quantization/utils/helpers.py` (`compute_dynamic_scales_and_zp`,
+//! `calculate_qparams`) and `quantization/lifecycle/forward_helpers.py` (`_quantize_dequantize`).
+
+use rayon::prelude::*;
+
+use super::elementary::LANES;
+use super::fp8;
+use super::kernel_path::{KernelPath, per_path};
+
+/// How activations are quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ActivationQuant {
+    /// Element type.
+    pub element: ActivationElement,
+    /// Elements that share a scale; `None`: a whole row (token).
+    pub group_size: Option<usize>,
+}
+
+/// Element type of quantized activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ActivationElement {
+    /// FP8 E4M3.
+    Fp8,
+    /// INT8, symmetric.
+    Int8,
+}
+
+/// Rows per parallel task.
+const ROWS: usize = 64;
+
+impl ActivationElement {
+    /// Largest magnitude that the scale maps to.
+    fn range(self) -> f32 {
+        match self {
+            Self::Fp8 => 448.0,
+            // (127 − (−128)) / 2: compressed-tensors halves the whole range.
+            Self::Int8 => 127.5,
+        }
+    }
+}
+
+/// out \[T, K\] = dequantized quantization of x \[T, K\], row by row. K is a multiple of the group size.
+pub fn fake_quantize(path: KernelPath, quant: ActivationQuant, x: &[f32], k: usize, out: &mut [f32]) {
+    let group = quant.group_size.unwrap_or(k);
+    assert!(
+        group > 0 && k.is_multiple_of(group) && x.len() == out.len() && x.len().is_multiple_of(k),
+        "whole rows of whole groups"
+    );
+    out.par_chunks_mut(ROWS * k).zip(x.par_chunks(ROWS * k)).for_each(|(out, x)| {
+        for (out, x) in out.chunks_exact_mut(group).zip(x.chunks_exact(group)) {
+            let scale = scale_of(quant.element, max_abs(path, x));
+            round(path, quant.element, x, scale, scale, out);
+        }
+    });
+}
+
+/// The quantized values of one row before they are multiplied by their scales, and the scales.
+pub fn codes(path: KernelPath, quant: ActivationQuant, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let mut out = vec![0.0; x.len()];
+    let group = quant.group_size.unwrap_or(x.len()).max(1);
+    let scales = out.chunks_mut(group).zip(x.chunks(group)).map(|(out, x)| {
+        let scale = scale_of(quant.element, max_abs(path, x));
+        round(path, quant.element, x, scale, 1.0, out);
+        scale
+    });
+    let scales = scales.collect();
+    (out, scales)
+}
+
+/// out = round(clamp(x / scale)) · multiplier.
+fn round(
+    path: KernelPath,
+    element: ActivationElement,
+    x: &[f32],
+    scale: f32,
+    multiplier: f32,
+    out: &mut [f32],
+) {
+    match element {
+        ActivationElement::Fp8 => fp8_row(path, x, scale, multiplier, out),
+        ActivationElement::Int8 => int8_row(path, x, scale, multiplier, out),
+    }
+}
+
+fn scale_of(element: ActivationElement, max_abs: f32) -> f32 {
+    let scale = max_abs / element.range();
+    if scale == 0.0 { f32::EPSILON } else { scale }
+}
+
+#[inline(always)]
+fn max_abs_body<const FMA: bool>(x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = lane.max(x.abs());
+        }
+    }
+    tail.iter().map(|x| x.abs()).chain(lanes).fold(0.0, f32::max)
+}
+
+per_path! {
+    fn max_abs(x: &[f32]) -> f32 = max_abs_body
+}
+
+#[inline(always)]
+fn fp8_row_body<const FMA: bool>(x: &[f32], scale: f32, multiplier: f32, out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = fp8::e4m3_code_and_value(*x / scale).1 * multiplier;
+    }
+}
+
+per_path! {
+    fn fp8_row(x: &[f32], scale: f32, multiplier: f32, out: &mut [f32]) = fp8_row_body
+}
+
+#[inline(always)]
+fn int8_row_body<const FMA: bool>(x: &[f32], scale: f32, multiplier: f32, out: &mut [f32]) {
+    /// 1.5·2^23: adding it rounds to the nearest integer, ties to even.
+    const INTEGER: f32 = 12_582_912.0;
+    for (out, x) in out.iter_mut().zip(x) {
+        let v = (*x / scale).clamp(-128.0, 127.0);
+        *out = ((v + INTEGER) - INTEGER) * multiplier;
+    }
+}
+
+per_path! {
+    fn int8_row(x: &[f32], scale: f32, multiplier: f32, out: &mut [f32]) = int8_row_body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(element: ActivationElement) -> ActivationQuant {
+        ActivationQuant { element, group_size: None }
+    }
+
+    /// Reference: `tests/oracle/activation_quant.py` (compressed-tensors 0.19 `fake_quantize`, torch 2.10).
+    #[test]
+    fn golden_int8() {
+        let x = [-1.0, 0.25, 0.5, 2.0, -0.007, 1.999, 0.0, 0.015];
+        for path in KernelPath::available() {
+            let (q, scale) = codes(path, token(ActivationElement::Int8), &x);
+            assert_eq!(scale, [2.0 / 127.5]);
+            assert_eq!(q, [-64.0, 16.0, 32.0, 127.0, 0.0, 127.0, 0.0, 1.0]);
+        }
+    }
+
+    #[test]
+    fn golden_fp8() {
+        // max 448, so the scale is 1: values are rounded as they stand.
+        let x = [448.0, -300.0, 17.0, 19.0, 0.3, 0.001, 0.000_976_562_5, 0.002_929_687_5, -0.014];
+        for path in KernelPath::available() {
+            let (q, scale) = codes(path, token(ActivationElement::Fp8), &x);
+            assert_eq!(scale, [1.0]);
+            let want = [448.0, -288.0, 16.0, 20.0, 0.3125, 0.001_953_125, 0.0, 0.003_906_25, -0.013_671_875];
+            assert_eq!(q, want, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn zeros_and_nan() {
+        for path in KernelPath::available() {
+            for kind in [ActivationElement::Fp8, ActivationElement::Int8].map(token) {
+                assert_eq!(codes(path, kind, &[0.0; 3]), (vec![0.0; 3], vec![f32::EPSILON]));
+                let mut out = [0.0; 2];
+                fake_quantize(path, kind, &[f32::NAN, 1.0], 2, &mut out);
+                assert!(out[0].is_nan());
+            }
+        }
+    }
+
+    #[test]
+    fn groups_are_quantized_apart() {
+        let x: Vec<f32> = (0..12).map(|i| (i as f32 - 4.0) * 1.7).collect();
+        for path in KernelPath::available() {
+            let quant = ActivationQuant { element: ActivationElement::Fp8, group_size: Some(4) };
+            let mut out = vec![0.0; 12];
+            fake_quantize(path, quant, &x, 6 * 2, &mut out);
+            for (out, x) in out.chunks(4).zip(x.chunks(4)) {
+                let mut alone = vec![0.0; 4];
+                fake_quantize(path, token(ActivationElement::Fp8), x, 4, &mut alone);
+                assert_eq!(out, alone);
+            }
+            assert_eq!(codes(path, quant, &x).1.len(), 3);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The end of every run: `release.json` and `report.md`, whatever happened.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::arm::{ArmEngine, ArmName};
+use super::conductor::Ending;
+use super::graph::names;
+use super::preflight::Inputs;
+use super::run_dir::{RunDir, RunRecord};
+use crate::base::digest::Digest;
+use crate::base::json;
+use crate::exec::RunSummary;
+use crate::record::release::{ReleaseRecord, StageRecord};
+use crate::record::{
+    Failure, Finding, Folded, GateName, GateReport, Outcome, Provenance, SCHEMA_VERSION, Verdict, fold,
+};
+use crate::report;
+
+/// Stages in order, with the node whose gate decides each.
+fn stages() -> Vec<(&'static str, String)> {
+    let mut stages = vec![("quantize", names::FINISH.to_owned()), ("scan", names::GATE_PTQ.to_owned())];
+    for arm in ArmName::BOTH {
+        stages.push((arm.serve_stage(), names::gate_serve(arm)));
+    }
+    for arm in ArmName::BOTH {
+        stages.push((arm.eval_stage(), names::gate_run(arm)));
+    }
+    stages.push(("compare", names::GATE_COMPARE.to_owned()));
+    stages
+}
+
+/// Closes a run that never started because the request is impossible.
+pub fn infeasible(run: &RunDir, inputs: &Inputs, failure: &Failure) -> Result<Ending, Failure> {
+    let finding = finding_of("quantize", failure);
+    write(run, inputs, &RunSummary::default(), vec![finding])
+}
+
+/// Closes a run from what its units left.
+pub fn close(run: &RunDir, inputs: &Inputs, summary: &RunSummary) -> Result<Ending, Failure> {
+    let findings = summary.failure.iter().map(|(node, failure)| finding_of(node, failure)).collect();
+    write(run, inputs, summary, findings)
+}
+
+/// What a stage that could not run means for the release.
+fn finding_of(node: &str, failure: &Failure) -> Finding {
+    let finding =
+        Finding::new(GateName::Release, "stage", failure.class, node).observed(failure.message.clone());
+    match &failure.hint {
+        Some(hint) => finding.hint(hint.clone()),
+        None => finding,
+    }
+}
+
+fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>) -> Result<Ending, Failure> {
+    let gates = gates(summary);
+    let findings: Vec<Finding> = gates.iter().flat_map(|g| g.findings.clone()).chain(own).collect();
+    let folded = fold(&findings);
+    let complete = summary.outputs.contains_key(names::GATE_COMPARE);
+    // Without a finding and without a comparison something was skipped that nobody noticed: never ACCEPT.
+    let folded = if folded.outcome.is_accept() && !complete { incomplete() } else { folded };
+    let identity: RunRecord = json::read(&run.join("run.json"))?;
+    let mut record = ReleaseRecord {
+        schema_version: SCHEMA_VERSION,
+        run_id: identity.run_id,
+        model: inputs.config.model.clone(),
+        recipe: inputs.recipe.name.clone(),
+        suites: inputs.config.suites.clone(),
+        verdict: folded.outcome.verdict(),
+        failure_class: folded.failure_class,
+        detail: folded.detail.clone(),
+        recommendation: recommendation(&folded, inputs, run),
+        stages: stage_records(summary),
+        gates,
+        findings,
+        not_tested: not_tested(inputs),
+        baseline_reused: summary.reused.iter().any(|n| n.starts_with("score/baseline")),
+        artifacts: artifacts(run.path())?,
+        provenance: provenance(inputs, summary),
+    };
+    record.findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    let text = report::release(&record);
+    let report_path = run.join("report.md");
+    crate::base::atomic::write(&report_path, text.as_bytes())
+        .map_err(|e| Failure::io(report_path.display(), &e))?;
+    json::write(&run.join("release.json"), &record)?;
+    run.event(
+        "closed",
+        "release",
+        &folded.outcome.verdict().map_or_else(|| "no verdict".into(), |v| v.to_string()),
+    );
+    Ok(Ending::Closed { record: Box::new(record), outcome: folded.outcome, run: run.path().to_path_buf() })
+}
+
+fn incomplete() -> Folded {
+    let class = crate::record::FailureClass::Unknown;
+    fold(&[Finding::new(GateName::Release, "complete", class, "release")
+        .observed("the chain did not reach the compare gate")])
+}
+
+/// Reports of all gates that ran, in order. The gate after scoring replaces the one before it.
+fn gates(summary: &RunSummary) -> Vec<GateReport> {
+    let mut order = vec![names::GATE_PTQ.to_owned()];
+    for arm in ArmName::BOTH {
+        let end = names::gate_serve_end(arm);
+        order.push(if summary.outputs.contains_key(&end) { end } else { names::gate_serve(arm) });
+    }
+    order.extend(ArmName::BOTH.map(names::gate_run));
+    order.push(names::GATE_COMPARE.to_owned());
+    order.iter().filter_map(|name| summary.output(name)).collect()
+}
+
+fn stage_records(summary: &RunSummary) -> Vec<StageRecord> {
+    stages()
+        .into_iter()
+        .map(|(stage, node)| {
+            let done = summary.outputs.contains_key(&node);
+            let report: Option<GateReport> = summary.output(&node);
+            StageRecord {
+                stage: stage.to_owned(),
+                verdict: report.and_then(|r| r.verdict),
+                skipped: if done { String::new() } else { "an earlier stage ended the chain".to_owned() },
+                elapsed_s: summary.stage_seconds.get(stage).copied().unwrap_or(0.0),
+            }
+        })
+        .collect()
+}
+
+/// May the checkpoint be published? One sentence.
+fn recommendation(folded: &Folded, inputs: &Inputs, run: &RunDir) -> String {
+    let recipe = &inputs.recipe.name;
+    let tasks = inputs.tasks.len();
+    match folded.outcome {
+        Outcome::Verdict(Verdict::Accept) => {
+            format!("Publish: {recipe} is within the margin of the original on all {tasks} tasks.")
+        }
+        Outcome::Verdict(Verdict::Regression) => {
+            format!("Do not publish: {recipe} is shown to be worse than the margin allows.")
+        }
+        Outcome::Verdict(Verdict::Anomalous) => {
+            "Do not publish yet: the evidence cannot be trusted or is not enough.".to_owned()
+        }
+        Outcome::Verdict(Verdict::Infeasible) => {
+            format!("Do not publish: {recipe} cannot be made or served for this model as asked.")
+        }
+        Outcome::Transient => {
+            format!("No answer yet: resume with `day0 release --resume {}`.", run.path().display())
+        }
+    }
+}
+
+/// What this release does not say anything about.
+fn not_tested(inputs: &Inputs) -> Vec<String> {
+    let mut list = vec![
+        "generation quality: only log-likelihood tasks ran".to_owned(),
+        "other engines, devices and tensor-parallel layouts than the one named in the records".to_owned(),
+        "readiness gates: reproducibility, QA, diff, ratchet, quality".to_owned(),
+    ];
+    if let Some(limit) = inputs.config.limit {
+        list.push(format!("all items but {limit} a task (--limit)"));
+    }
+    if inputs.engines.iter().any(|e| matches!(e, ArmEngine::Endpoint { .. })) {
+        list.push("identity of the declared endpoint: declared, not proven".to_owned());
+    }
+    list
+}
+
+/// Digests of the run's artifacts. JSON is hashed without what differs between two runs on the same inputs.
+fn artifacts(run: &Path) -> Result<BTreeMap<String, Digest>, Failure> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![run.to_path_buf()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).map_err(|e| Failure::io(dir.display(), &e))? {
+            let path = entry.map_err(|e| Failure::io(dir.display(), &e))?.path();
+            let name = path.strip_prefix(run).unwrap_or(&path).display().to_string();
+            let skipped = ["ledger.jsonl", "events.jsonl", "run.json", "release.json", "report.md"];
+            if path.is_dir() {
+                open.push(path);
+            } else if !skipped.contains(&name.as_str()) {
+                found.insert(name, artifact_digest(&path)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Keys whose values are times, places or process details.
+const VOLATILE: [&str; 9] = [
+    "timing",
+    "elapsed_s",
+    "url",
+    "date",
+    "start_time",
+    "end_time",
+    "total_evaluation_time_seconds",
+    "command",
+    "log_excerpt",
+];
+
+fn artifact_digest(path: &Path) -> Result<Digest, Failure> {
+    if path.extension().is_some_and(|e| e == "json")
+        && !path.components().any(|c| c.as_os_str() == "checkpoint")
+    {
+        let mut value: serde_json::Value = json::read(path)?;
+        remove_volatile(&mut value);
+        return Digest::of_json(&value).map_err(|e| Failure::config(format!("{}: {e}", path.display())));
+    }
+    Digest::of_file(path).map_err(|e| Failure::io(path.display(), &e))
+}
+
+/// Removes everything that differs between two runs on the same inputs.
+pub fn remove_volatile(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.retain(|key, _| !VOLATILE.contains(&key.as_str()));
+            map.values_mut().for_each(remove_volatile);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(remove_volatile),
+        _ => {}
+    }
+}
+
+fn provenance(inputs: &Inputs, summary: &RunSummary) -> Provenance {
+    let mut provenance = inputs.provenance();
+    provenance.timing.started_at = crate::base::clock::now_iso8601();
+    provenance.timing.elapsed_s = summary.stage_seconds.values().sum();
+    provenance.timing.peak_memory_bytes = crate::record::provenance::peak_memory_bytes();
+    provenance
+}

@@ -1,0 +1,267 @@
+//! `day0.yaml`: everything a release needs. What was typed ([`ConfigFile`]) and what is valid ([`ReleaseConfig`]) are
+//! two types; only the second goes down.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::closest::suggestion;
+use crate::gate::{CompareOptions, Margin, TaskOptions};
+pub use crate::gate::{Policy, Tier};
+use crate::record::Failure;
+use crate::record::eval::{EvalRecord, MetricInfo};
+
+/// Default margin: share of the scale for 0/1 metrics, relative for unbounded ones.
+pub const DEFAULT_MARGIN: f64 = 0.01;
+/// Default seed of the item permutation.
+pub const DEFAULT_SEED: u64 = 1234;
+
+/// Settings of one task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskConfig {
+    /// Margin: share of the scale (relative for unbounded metrics).
+    pub margin: Option<f64>,
+    /// Whether the task decides; default required.
+    pub tier: Option<Tier>,
+    /// Published score of the original model on this task's primary metric.
+    pub published: Option<f64>,
+}
+
+/// Engines that day0 does not start itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineConfig {
+    /// OpenAI-compatible endpoint that serves the candidate.
+    pub endpoint: Option<String>,
+    /// OpenAI-compatible endpoint that serves the baseline; the built-in engine serves it otherwise.
+    pub baseline_endpoint: Option<String>,
+    /// File holding the API key of the endpoints.
+    pub api_key_file: Option<PathBuf>,
+}
+
+/// The file as typed; absent fields keep their defaults.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigFile {
+    /// Model to release.
+    pub model: Option<String>,
+    /// Recipe name or file.
+    pub recipe: Option<String>,
+    /// Suite or task names or files.
+    pub suites: Option<Vec<String>>,
+    /// Directory of local evaluation data.
+    pub data: Option<PathBuf>,
+    /// Policy of the compare gate.
+    pub policy: Option<Policy>,
+    /// Margin of every task that names none.
+    pub margin: Option<f64>,
+    /// Settings per task.
+    pub tasks: Option<BTreeMap<String, TaskConfig>>,
+    /// At most this many items a task.
+    pub limit: Option<usize>,
+    /// Seed of the item permutation.
+    pub seed: Option<u64>,
+    /// External engines.
+    pub engine: Option<EngineConfig>,
+}
+
+/// Field names, for suggestions.
+const FIELDS: [&str; 10] =
+    ["model", "recipe", "suites", "data", "policy", "margin", "tasks", "limit", "seed", "engine"];
+
+/// A valid release configuration. This is what the run directory keeps as `day0.yaml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseConfig {
+    /// Model to release.
+    pub model: String,
+    /// Recipe name or file.
+    pub recipe: String,
+    /// Suite or task names or files.
+    pub suites: Vec<String>,
+    /// Directory of local evaluation data.
+    pub data: Option<PathBuf>,
+    /// Policy of the compare gate.
+    pub policy: Policy,
+    /// Margin of every task that names none.
+    pub margin: f64,
+    /// Settings per task.
+    pub tasks: BTreeMap<String, TaskConfig>,
+    /// At most this many items a task.
+    pub limit: Option<usize>,
+    /// Seed of the item permutation.
+    pub seed: u64,
+    /// External engines.
+    pub engine: EngineConfig,
+}
+
+impl ConfigFile {
+    /// Reads a file. Unknown keys are refused with line and suggestion.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Failure::io(path.display(), &e)
+                .with_hint("`day0 init` writes a commented day0.yaml to start from")
+        })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Parses the text of a file called `name`.
+    pub fn parse(text: &str, name: &str) -> Result<Self, Failure> {
+        if text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        serde_yaml_ng::from_str(text).map_err(|e| {
+            let message = e.to_string();
+            let failure = Failure::config(format!("{name}: {message}"));
+            match message.split('`').nth(1).filter(|_| message.contains("unknown field")) {
+                Some(field) => failure.with_hint(suggestion(field, &FIELDS)),
+                None => failure,
+            }
+        })
+    }
+
+    /// `self`, with every field that `over` sets taken from there.
+    #[must_use]
+    pub fn overridden_by(self, over: Self) -> Self {
+        let engine = match (self.engine, over.engine) {
+            (Some(a), Some(b)) => Some(EngineConfig {
+                endpoint: b.endpoint.or(a.endpoint),
+                baseline_endpoint: b.baseline_endpoint.or(a.baseline_endpoint),
+                api_key_file: b.api_key_file.or(a.api_key_file),
+            }),
+            (a, b) => b.or(a),
+        };
+        Self {
+            model: over.model.or(self.model),
+            recipe: over.recipe.or(self.recipe),
+            suites: over.suites.or(self.suites),
+            data: over.data.or(self.data),
+            policy: over.policy.or(self.policy),
+            margin: over.margin.or(self.margin),
+            tasks: over.tasks.or(self.tasks),
+            limit: over.limit.or(self.limit),
+            seed: over.seed.or(self.seed),
+            engine,
+        }
+    }
+
+    /// Fills in the defaults and checks every value.
+    pub fn validate(self) -> Result<ReleaseConfig, Failure> {
+        let config = ReleaseConfig {
+            model: self.model.unwrap_or_else(|| "day0-tiny".to_owned()),
+            recipe: self.recipe.unwrap_or_else(|| "fp8_dynamic".to_owned()),
+            suites: self.suites.unwrap_or_else(|| vec!["day0-tiny".to_owned()]),
+            data: self.data,
+            policy: self.policy.unwrap_or(Policy::Certify),
+            margin: self.margin.unwrap_or(DEFAULT_MARGIN),
+            tasks: self.tasks.unwrap_or_default(),
+            limit: self.limit,
+            seed: self.seed.unwrap_or(DEFAULT_SEED),
+            engine: self.engine.unwrap_or_default(),
+        };
+        check_margin("margin", config.margin)?;
+        for (task, settings) in &config.tasks {
+            if let Some(margin) = settings.margin {
+                check_margin(&format!("tasks.{task}.margin"), margin)?;
+            }
+            if settings.published.is_some_and(|p| !p.is_finite()) {
+                return Err(Failure::config(format!("tasks.{task}.published: not a finite number")));
+            }
+        }
+        if config.suites.is_empty() {
+            return Err(Failure::config("suites: at least one suite or task is needed"));
+        }
+        if config.limit == Some(0) {
+            return Err(Failure::config("limit: 0 items cannot be evaluated")
+                .with_hint("leave it out for the full split"));
+        }
+        Ok(config)
+    }
+}
+
+fn check_margin(field: &str, margin: f64) -> Result<(), Failure> {
+    if margin > 0.0 && margin < 1.0 {
+        return Ok(());
+    }
+    Err(Failure::config(format!("{field}: {margin} is not between 0 and 1"))
+        .with_hint("a margin is a share of the metric's scale: 0.01 is one point of accuracy"))
+}
+
+impl ReleaseConfig {
+    /// What the compare gate is asked about the tasks of `baseline`: a margin is a share of the scale where the metric
+    /// has one, and relative to the baseline otherwise.
+    pub fn compare_options(&self, baseline: &EvalRecord) -> CompareOptions {
+        let margin = |settings: Option<&TaskConfig>, metric: Option<&MetricInfo>| {
+            let value = settings.and_then(|s| s.margin).unwrap_or(self.margin);
+            let bounded = metric.is_none_or(|m| m.scale.is_some());
+            Some(if bounded { Margin::Absolute(value) } else { Margin::Relative(value) })
+        };
+        let names: BTreeSet<&String> = baseline.tasks.keys().chain(self.tasks.keys()).collect();
+        let options = |name: &String| {
+            let settings = self.tasks.get(name);
+            let metric = baseline.tasks.get(name).map(|t| &t.primary_metric);
+            let tier = settings.and_then(|s| s.tier).unwrap_or_default();
+            (name.clone(), TaskOptions { margin: margin(settings, metric), tier })
+        };
+        let published = self.tasks.iter().filter_map(|(name, s)| Some((name.clone(), s.published?)));
+        CompareOptions {
+            policy: self.policy,
+            tasks: names.into_iter().map(options).collect(),
+            published: published.collect(),
+            ..CompareOptions::default()
+        }
+    }
+}
+
+/// The commented `day0.yaml` that `day0 init` writes.
+pub const TEMPLATE: &str = include_str!("day0.template.yaml");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn template_is_valid_and_says_the_defaults() {
+        let typed = ConfigFile::parse(TEMPLATE, "day0.yaml").unwrap();
+        assert_eq!(typed.validate().unwrap(), ConfigFile::default().validate().unwrap());
+    }
+
+    #[test]
+    fn effective_config_reads_back() {
+        let config = ConfigFile::default().validate().unwrap();
+        let text = serde_yaml_ng::to_string(&config).unwrap();
+        assert_eq!(ConfigFile::parse(&text, "x").unwrap().validate().unwrap(), config);
+    }
+
+    #[test]
+    fn unknown_key_is_refused_with_line_and_suggestion() {
+        let failure = ConfigFile::parse("model: x\nrecipee: y\n", "day0.yaml").unwrap_err();
+        assert!(failure.message.contains("day0.yaml") && failure.message.contains("line 2"), "{failure}");
+        assert_eq!(failure.hint.as_deref(), Some("did you mean 'recipe'?"));
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for text in [
+            "margin: 1.5",
+            "margin: 0",
+            "suites: []",
+            "limit: 0",
+            "tasks: {a: {margin: -1}}",
+            "policy: maybe",
+        ] {
+            assert!(ConfigFile::parse(text, "x").and_then(ConfigFile::validate).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let file = ConfigFile::parse("recipe: w8a8\nlimit: 5\nengine: {endpoint: a}", "x").unwrap();
+        let flags = ConfigFile { recipe: Some("w4a16".to_owned()), ..ConfigFile::default() };
+        let config = file.overridden_by(flags).validate().unwrap();
+        assert_eq!((config.recipe.as_str(), config.limit), ("w4a16", Some(5)));
+        assert_eq!(config.engine.endpoint.as_deref(), Some("a"));
+    }
+}

@@ -1,0 +1,127 @@
+//! Units of the stages serve, eval and compare of a release.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::arm::{ArmEngine, ArmName};
+use super::graph::{Build, Timer, names, node};
+use super::keys;
+use super::score_units::EvalJob;
+use crate::base::json;
+use crate::exec::{FnUnit, Graph, Node, Output};
+use crate::gate;
+use crate::record::Failure;
+use crate::record::eval::EvalRecord;
+use crate::record::serve::ServeRecord;
+
+/// Adds everything after `gate/ptq`. `jobs` are the evaluations of baseline and candidate.
+pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>, jobs: &'a [EvalJob<'a>; 2]) {
+    let groups: Vec<Vec<ArmName>> = if both_arms_fit(build) {
+        vec![ArmName::BOTH.to_vec()]
+    } else {
+        ArmName::BOTH.iter().map(|arm| vec![*arm]).collect()
+    };
+    for arms in groups {
+        for arm in &arms {
+            graph.add(serve_node(build, *arm));
+            graph.add(gate_serve_node(build, *arm, names::serve(*arm), &names::gate_serve(*arm)));
+        }
+        // One wave scores the same items on both arms before the next begins.
+        for wave in jobs[0].waves() {
+            for arm in &arms {
+                let wave = jobs[*arm as usize].wave_node(wave, vec![names::gate_serve(*arm)]);
+                graph.add(Node { shared: is_shared(build, *arm), ..wave });
+            }
+        }
+        for arm in &arms {
+            graph.add(serve_end_node(build, &jobs[*arm as usize], *arm));
+            graph.add(gate_serve_node(build, *arm, names::serve_end(*arm), &names::gate_serve_end(*arm)));
+        }
+    }
+    for arm in ArmName::BOTH {
+        let mut after = jobs[arm as usize].wave_names();
+        after.push(names::gate_serve_end(arm));
+        graph.add(jobs[arm as usize].merge_node(names::eval(arm), after));
+        graph.add(gate_run_node(build, arm));
+    }
+    graph.add(gate_compare_node(build));
+}
+
+/// Whether both engines can be in memory at once, with half of what is available to spare.
+fn both_arms_fit(build: &Build<'_>) -> bool {
+    if !build.inputs.engines.iter().all(|e| matches!(e, ArmEngine::Local)) {
+        return true;
+    }
+    let weights = crate::engine::memory_bytes(&build.inputs.source);
+    crate::device::cpu::memory()
+        .available_bytes
+        .is_none_or(|available| weights.saturating_mul(2) < available / 2)
+}
+
+/// Results of the baseline on the built-in engine may serve later releases.
+fn is_shared(build: &Build<'_>, arm: ArmName) -> bool {
+    arm == ArmName::Baseline && matches!(build.inputs.engines[0], ArmEngine::Local)
+}
+
+/// A failed start is not a result to keep: a resumed run starts the engine again.
+fn came_up(output: &Value) -> bool {
+    ServeRecord::deserialize(output).is_ok_and(|record| gate::serve(&record).pass)
+}
+
+fn serve_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
+    let unit = FnUnit::new(keys::derived("serve/1", &build.keys.arms[arm as usize]), move |_| {
+        let timer = Timer::start();
+        let mut record = build.arm(arm).probe(&build.provenance())?;
+        record.provenance = timer.stop(record.provenance);
+        Output::of(&record)
+    })
+    .verified_by(came_up);
+    let node = node(names::serve(arm), arm.serve_stage(), vec![names::GATE_PTQ.to_owned()], unit);
+    Node { shared: is_shared(build, arm), ..node }
+}
+
+fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName) -> Node<'a> {
+    let key = keys::derived("serve-end/1", &build.keys.evaluated[arm as usize]);
+    let unit = FnUnit::new(key, move |context| {
+        let opening: ServeRecord = context.output(&names::serve(arm))?;
+        let record = build.arm(arm).probe_again(&opening, &build.provenance())?;
+        build.arm(arm).stop();
+        Output::of(&record)
+    })
+    .verified_by(came_up);
+    let mut after = job.wave_names();
+    after.push(names::serve(arm));
+    let node = node(names::serve_end(arm), arm.serve_stage(), after, unit);
+    Node { shared: is_shared(build, arm), ..node }
+}
+
+/// Decides about the serve record that node `of` left.
+fn gate_serve_node<'a>(build: &'a Build<'a>, arm: ArmName, of: String, name: &str) -> Node<'a> {
+    let subject = keys::derived(&of, &build.keys.evaluated[arm as usize]);
+    let after = vec![of.clone()];
+    build.gate_node(name, arm.serve_stage(), &subject, after, move |context| {
+        let record: ServeRecord = context.output(&of)?;
+        json::write(&build.run.join(format!("serve/{arm}.json")), &record)?;
+        Ok(gate::serve(&record).about(arm.to_string()))
+    })
+}
+
+fn read_eval(build: &Build<'_>, arm: ArmName) -> Result<EvalRecord, Failure> {
+    Ok(json::read(&build.run.join(format!("eval/{arm}/record.json")))?)
+}
+
+fn gate_run_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
+    let subject = &build.keys.evaluated[arm as usize];
+    build.gate_node(&names::gate_run(arm), arm.eval_stage(), subject, vec![names::eval(arm)], move |_| {
+        Ok(gate::run(&read_eval(build, arm)?).about(arm.to_string()))
+    })
+}
+
+fn gate_compare_node<'a>(build: &'a Build<'a>) -> Node<'a> {
+    let after = ArmName::BOTH.map(names::gate_run).to_vec();
+    build.gate_node(names::GATE_COMPARE, "compare", &build.keys.compare, after, move |_| {
+        let (baseline, candidate) =
+            (read_eval(build, ArmName::Baseline)?, read_eval(build, ArmName::Candidate)?);
+        Ok(gate::compare(&baseline, &candidate, &build.inputs.config.compare_options(&baseline)))
+    })
+}

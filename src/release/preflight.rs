@@ -1,0 +1,175 @@
+//! Everything that can be decided before work starts: the model is there, the recipe applies, the engine knows the
+//! architecture, the tasks load and their requests can be made.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::arm::ArmEngine;
+use super::config::ReleaseConfig;
+use crate::base::digest::{Digest, DigestBuilder};
+use crate::base::env_vars;
+use crate::base::threads::Threads;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::source::{self, ResolvedModel};
+use crate::engine;
+use crate::eval::endpoint::ApiKey;
+use crate::eval::{self, EvalOptions, ItemOrder, OutputInfo, PreparedTask};
+use crate::model::tokenizer::Tokenizer;
+use crate::quantize::{Arithmetic, QuantizePlan};
+use crate::recipe::{self, Recipe};
+use crate::record::{Failure, FailureClass, Provenance};
+use crate::suite::{self, Group, Suite};
+
+/// The inputs of a release, validated.
+pub struct Inputs {
+    /// Effective configuration.
+    pub config: ReleaseConfig,
+    /// The resolved model.
+    pub model: ResolvedModel,
+    /// Its checkpoint.
+    pub source: Arc<Checkpoint>,
+    /// Digest of the checkpoint.
+    pub source_digest: Digest,
+    /// Recipe.
+    pub recipe: Recipe,
+    /// What the recipe does to this checkpoint, or why it cannot.
+    pub plan: Result<QuantizePlan, Failure>,
+    /// Why the built-in engine cannot run this model, if it is needed and cannot.
+    pub engine_gap: Option<Failure>,
+    /// Tasks with their requests.
+    pub tasks: Vec<PreparedTask>,
+    groups: Vec<Group>,
+    options: EvalOptions,
+    /// Digest of the tokenizer.
+    pub tokenizer_digest: Digest,
+    /// Engines of both arms: baseline, candidate.
+    pub engines: [ArmEngine; 2],
+    /// Worker threads.
+    pub threads: Threads,
+    /// Digest of the running program: results of another build are never reused.
+    pub build: Digest,
+    /// Cache directory.
+    pub cache: PathBuf,
+    config_digest: Digest,
+}
+
+impl Inputs {
+    /// Validates `config`. An error here is a usage error: nothing has run yet. What makes the release INFEASIBLE is
+    /// kept inside, because it is a verdict.
+    pub fn gather(config: ReleaseConfig, threads: Threads) -> Result<Self, Failure> {
+        let cache = env_vars::cache_dir();
+        let recipe = recipe::load(&config.recipe)?;
+        let suite = suite::load(&config.suites.join(","), config.data.as_deref())?;
+        let engines = engines(&config)?;
+        let model = source::resolve(&config.model, &cache)?;
+        let source = Arc::new(Checkpoint::open(&model.dir)?);
+        let source_digest = source.digest()?;
+        let tokenizer = Tokenizer::load(&model.dir)?;
+        let plan =
+            QuantizePlan::new(Arc::clone(&source), recipe.clone(), Arithmetic::F32).map_err(Failure::from);
+        let local = engines.iter().any(|e| matches!(e, ArmEngine::Local));
+        let engine_gap = if local { engine::check_supported(&source).err().map(Failure::from) } else { None };
+        let options = EvalOptions {
+            limit: config.limit,
+            order: ItemOrder::Permuted { seed: config.seed },
+            ..EvalOptions::new(max_len(&source, &engines))
+        };
+        let tasks = prepare(&suite, &tokenizer, &options)?;
+        let build = program_digest()?;
+        let config_digest = Digest::of_json(&config).map_err(|e| {
+            Failure::new(FailureClass::Unknown, format!("the configuration is not JSON: {e}"))
+        })?;
+        Ok(Self {
+            config,
+            config_digest,
+            model,
+            source,
+            source_digest,
+            recipe,
+            plan,
+            engine_gap,
+            groups: suite.groups,
+            options,
+            tasks,
+            tokenizer_digest: tokenizer.digest().clone(),
+            engines,
+            threads,
+            build,
+            cache,
+        })
+    }
+
+    /// What makes this release impossible before anything runs.
+    pub fn impossible(&self) -> Option<&Failure> {
+        self.engine_gap.as_ref().or(self.plan.as_ref().err())
+    }
+
+    /// Digest of the effective configuration.
+    pub fn config_digest(&self) -> &Digest {
+        &self.config_digest
+    }
+
+    /// What `results.json` says beside the scores.
+    pub fn output_info(&self) -> OutputInfo<'_> {
+        OutputInfo { model_name: &self.config.model, options: &self.options, groups: &self.groups }
+    }
+
+    /// The common part of every record's origin.
+    pub fn provenance(&self) -> Provenance {
+        let mut provenance = Provenance::new(self.threads.clone());
+        let inputs = [
+            ("build", &self.build),
+            ("recipe", &self.recipe.digest),
+            ("source", &self.source_digest),
+            ("tokenizer", &self.tokenizer_digest),
+        ];
+        provenance.inputs = inputs.into_iter().map(|(name, d)| (name.to_owned(), d.clone())).collect();
+        provenance.seeds.insert("permutation".to_owned(), self.config.seed);
+        engine::kernel_path().clone_into(&mut provenance.kernel_path);
+        provenance
+    }
+
+    /// Digest over everything that decides the outcome.
+    pub fn digest(&self) -> Digest {
+        let mut digest = DigestBuilder::default();
+        for part in [&self.config_digest, &self.source_digest, &self.recipe.digest, &self.tokenizer_digest] {
+            digest.field(part.as_str().as_bytes());
+        }
+        for task in &self.tasks {
+            digest.field(task.digest.as_str().as_bytes());
+        }
+        digest.finish()
+    }
+}
+
+/// Requests of all tasks.
+pub fn prepare(
+    suite: &Suite,
+    tokenizer: &Tokenizer,
+    options: &EvalOptions,
+) -> Result<Vec<PreparedTask>, Failure> {
+    let tasks = suite.tasks.iter().map(|task| eval::prepare(task, tokenizer, options));
+    Ok(tasks.collect::<Result<Vec<_>, _>>()?)
+}
+
+/// Longest input of both arms. An endpoint generates one token beyond the scored ones, which takes two places.
+fn max_len(source: &Checkpoint, engines: &[ArmEngine; 2]) -> usize {
+    let whole = engine::max_len(source.config());
+    let endpoint = engines.iter().any(|e| matches!(e, ArmEngine::Endpoint { .. }));
+    if endpoint { whole.saturating_sub(2) } else { whole }
+}
+
+fn engines(config: &ReleaseConfig) -> Result<[ArmEngine; 2], Failure> {
+    let api_key = config.engine.api_key_file.as_deref().map(ApiKey::from_file).transpose()?;
+    let engine = |url: &Option<String>| match url {
+        None => ArmEngine::Local,
+        Some(url) => ArmEngine::Endpoint { url: url.clone(), api_key: api_key.clone() },
+    };
+    Ok([engine(&config.engine.baseline_endpoint), engine(&config.engine.endpoint)])
+}
+
+/// Digest of the running executable.
+pub fn program_digest() -> Result<Digest, Failure> {
+    let path = std::env::current_exe().map_err(|e| Failure::io("the running program", &e))?;
+    Digest::of_file(&path).map_err(|e| Failure::io(path.display(), &e))
+}

@@ -1,0 +1,176 @@
+//! `report.md`: the verdict and everything it rests on, for the person who must decide today.
+
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+
+use crate::base::units::{human_bytes, human_seconds};
+use crate::gate::TaskEvidence;
+use crate::record::release::ReleaseRecord;
+use crate::record::{GateName, GateReport};
+
+/// Flipped items shown per task.
+const SHOWN_FLIPS: usize = 10;
+
+/// Renders a release.
+pub fn release(record: &ReleaseRecord) -> String {
+    let mut text = String::new();
+    verdict(&mut text, record);
+    stages(&mut text, record);
+    for gate in &record.gates {
+        gate_section(&mut text, gate);
+    }
+    if let Some(compare) = record.gates.iter().find(|g| g.gate == GateName::Compare) {
+        scores(&mut text, compare);
+        flips(&mut text, compare);
+    }
+    lists(&mut text, record);
+    provenance(&mut text, record);
+    text
+}
+
+// Writing to a String cannot fail.
+macro_rules! line {
+    ($text:expr) => { let _ = writeln!($text); };
+    ($text:expr, $($arg:tt)*) => { let _ = writeln!($text, $($arg)*); };
+}
+
+fn verdict(text: &mut String, record: &ReleaseRecord) {
+    let verdict = record.verdict.map_or_else(|| "no verdict".to_owned(), |v| v.to_string());
+    line!(text, "# {verdict}: {} with recipe {}", record.model, record.recipe);
+    line!(text);
+    line!(text, "**{}**", record.recommendation);
+    if let Some(class) = record.failure_class {
+        line!(text);
+        line!(text, "`{class}`: {}", cell(&record.detail));
+        line!(text);
+        line!(text, "Next: {}.", class.next_action());
+    }
+    line!(text);
+}
+
+fn stages(text: &mut String, record: &ReleaseRecord) {
+    line!(text, "## Stages\n\n| stage | verdict | time |\n|---|---|---|");
+    for stage in &record.stages {
+        let verdict = match (&stage.verdict, stage.skipped.is_empty()) {
+            (Some(v), _) => v.to_string(),
+            (None, true) => "done".to_owned(),
+            (None, false) => format!("not run: {}", stage.skipped),
+        };
+        line!(text, "| {} | {verdict} | {} |", stage.stage, human_seconds(stage.elapsed_s));
+    }
+    line!(text);
+    if record.baseline_reused {
+        line!(text, "The baseline arm was reused from an earlier run with the same key.\n");
+    }
+}
+
+fn gate_section(text: &mut String, gate: &GateReport) {
+    let subject = if gate.subject.is_empty() { String::new() } else { format!(" ({})", gate.subject) };
+    let verdict = gate.verdict.map_or_else(|| "no verdict".to_owned(), |v| v.to_string());
+    line!(text, "## Gate {}{subject}: {verdict}\n\n| check | result |\n|---|---|", gate.gate);
+    for (name, check) in &gate.checks {
+        let result = match check.get("pass").and_then(serde_json::Value::as_bool) {
+            Some(true) => "pass",
+            Some(false) => "**fail**",
+            None => "noted",
+        };
+        line!(text, "| {name} | {result} |");
+    }
+    line!(text);
+    for finding in &gate.findings {
+        let kind = if finding.decides() { finding.failure_class.to_string() } else { "note".to_owned() };
+        line!(text, "- {kind}: {}", cell(&finding.to_string()));
+        if finding.decides() {
+            line!(text, "  - next: {}", cell(&finding.hint));
+        }
+    }
+    line!(text);
+}
+
+fn evidence(gate: &GateReport) -> impl Iterator<Item = (&String, TaskEvidence)> {
+    gate.per_task.iter().filter_map(|(name, value)| Some((name, TaskEvidence::deserialize(value).ok()?)))
+}
+
+fn scores(text: &mut String, compare: &GateReport) {
+    line!(text, "## Scores\n");
+    line!(
+        text,
+        "Drops are positive where the candidate is worse. Bounds are one-sided; fractions of the scale, or of the"
+    );
+    line!(text, "baseline for metrics without one.\n");
+    line!(
+        text,
+        "| task | metric | baseline | candidate | drop | bounds | margin | n | flips lost/won | smallest detectable | verdict |"
+    );
+    line!(text, "|---|---|---|---|---|---|---|---|---|---|---|");
+    for (name, e) in evidence(compare) {
+        let flips = match (e.flips_b, e.flips_c) {
+            (Some(b), Some(c)) => format!("{b}/{c}"),
+            _ => "–".to_owned(),
+        };
+        line!(
+            text,
+            "| {name} | {} | {:.4} | {:.4} | {} | {} … {} | {:.4} | {} | {flips} | {} | {:?} |",
+            e.metric,
+            e.baseline,
+            e.candidate,
+            number(e.drop_fraction),
+            number(e.lower),
+            number(e.upper),
+            e.margin.value(),
+            e.n,
+            number(e.mde),
+            e.verdict
+        );
+    }
+    line!(text);
+}
+
+fn flips(text: &mut String, compare: &GateReport) {
+    for (name, e) in evidence(compare).filter(|(_, e)| !e.flips.is_empty()) {
+        line!(text, "### Flipped items of {name} (first {SHOWN_FLIPS})\n");
+        line!(text, "| doc_id | change | baseline chose | candidate chose |\n|---|---|---|---|");
+        for flip in e.flips.iter().take(SHOWN_FLIPS) {
+            let choice = |c: Option<usize>| c.map_or_else(|| "–".to_owned(), |c| c.to_string());
+            let change = if flip.lost { "right → wrong" } else { "wrong → right" };
+            let (before, after) = (choice(flip.baseline_choice), choice(flip.candidate_choice));
+            line!(text, "| {} | {change} | {before} | {after} |", flip.doc_id);
+        }
+        line!(text);
+    }
+}
+
+fn lists(text: &mut String, record: &ReleaseRecord) {
+    line!(text, "## Not tested\n");
+    for item in &record.not_tested {
+        line!(text, "- {item}");
+    }
+    line!(text);
+}
+
+fn provenance(text: &mut String, record: &ReleaseRecord) {
+    let p = &record.provenance;
+    line!(text, "## Provenance\n\n| what | value |\n|---|---|");
+    line!(text, "| run | {} |", record.run_id);
+    line!(text, "| day0 | {} ({}) |", p.tool_version, p.git_hash);
+    line!(text, "| kernel path | {} on {}, {} threads |", p.kernel_path, p.device, p.threads.count);
+    for (name, digest) in &p.inputs {
+        line!(text, "| {name} | `{}` |", digest.short(16));
+    }
+    for (name, seed) in &p.seeds {
+        line!(text, "| seed of the {name} | {seed} |");
+    }
+    if let Some(bytes) = p.timing.peak_memory_bytes {
+        line!(text, "| peak memory | {} |", human_bytes(bytes));
+    }
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |v| format!("{v:.4}"))
+}
+
+/// Text that does not break a table or list.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}

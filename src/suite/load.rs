@@ -1,0 +1,223 @@
+//! From names to tasks and groups.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::config::TaskConfig;
+use super::data::DataSource;
+use super::definition::{Definition, Origin};
+use super::embedded;
+use super::error::{Place, SuiteError};
+use super::group::{GROUP_KEYS, Group};
+use super::task::Task;
+use crate::base::python;
+
+/// What `--suite` names: tasks in order, and the groups that some of them belong to.
+#[derive(Debug, Clone, Default)]
+pub struct Suite {
+    /// Tasks, each once.
+    pub tasks: Vec<Arc<Task>>,
+    /// Groups, outer ones after the ones they contain.
+    pub groups: Vec<Group>,
+}
+
+/// `dataset_path` of rows that come with the program.
+pub const EMBEDDED_DATA: &str = "day0-tiny";
+/// `dataset_path` of rows in files that the task itself names.
+const JSON_DATA: &str = "json";
+
+/// Loads a comma-separated list of names and YAML paths; `data` is the directory of JSON-lines files.
+pub fn load(names: &str, data: Option<&Path>) -> Result<Suite, SuiteError> {
+    let mut loader = Loader { data, suite: Suite::default(), siblings: BTreeMap::new() };
+    for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+        loader.add(name, None)?;
+    }
+    if loader.suite.tasks.is_empty() {
+        return Err(SuiteError::UnknownName { name: names.to_owned(), known: builtin_names() });
+    }
+    Ok(loader.suite)
+}
+
+/// Names of all built-in tasks and groups.
+pub fn builtin_names() -> Vec<String> {
+    let mut names: Vec<String> = builtin_index().into_iter().filter_map(|(keys, _)| keys.name).collect();
+    names.sort();
+    names
+}
+
+struct Loader<'a> {
+    data: Option<&'a Path>,
+    suite: Suite,
+    siblings: BTreeMap<PathBuf, Vec<(Keys, Origin)>>,
+}
+
+/// What a definition can be called by.
+struct Keys {
+    name: Option<String>,
+    tags: Vec<String>,
+}
+
+impl Loader<'_> {
+    /// Adds what `name` stands for and returns the names of the tasks and groups it added directly.
+    fn add(&mut self, name: &str, beside: Option<&Origin>) -> Result<Vec<String>, SuiteError> {
+        let mut added = Vec::new();
+        for origin in self.find(name, beside)? {
+            added.push(self.add_definition(&Definition::load(&origin)?)?);
+        }
+        Ok(added)
+    }
+
+    fn add_definition(&mut self, definition: &Definition) -> Result<String, SuiteError> {
+        if definition.get("group").is_some() && !matches!(definition.get("task"), Some(Value::String(_))) {
+            self.add_group(definition)
+        } else {
+            self.add_task(definition)
+        }
+    }
+
+    /// A path, else a file beside the one that names it (by task, group or tag), else a built-in.
+    fn find(&mut self, name: &str, beside: Option<&Origin>) -> Result<Vec<Origin>, SuiteError> {
+        let is_yaml = Path::new(name).extension().is_some_and(|e| e == "yaml" || e == "yml");
+        if is_yaml || name.contains('/') {
+            return Ok(vec![Origin::File(PathBuf::from(name))]);
+        }
+        let mut known = Vec::new();
+        if let Some(Origin::File(path)) = beside {
+            let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
+            let index = self.siblings.entry(dir.clone()).or_insert_with(|| directory_index(&dir));
+            let found = matching(index, name);
+            if !found.is_empty() {
+                return Ok(found);
+            }
+            known.extend(index.iter().filter_map(|(keys, _)| keys.name.clone()));
+        }
+        let builtin = builtin_index();
+        let found = matching(&builtin, name);
+        if found.is_empty() {
+            known.extend(builtin_names());
+            return Err(SuiteError::UnknownName { name: name.to_owned(), known });
+        }
+        Ok(found)
+    }
+
+    fn add_task(&mut self, definition: &Definition) -> Result<String, SuiteError> {
+        let config = TaskConfig::from_definition(definition)?;
+        let name = config.task.clone();
+        let place = definition.place("task");
+        if let Some(same) = self.suite.tasks.iter().find(|t| t.config.task == name) {
+            if same.config.definition == config.definition {
+                return Ok(name);
+            }
+            let detail = format!("{name} is defined twice, differently");
+            return Err(SuiteError::Value { place, key: "task".to_owned(), detail });
+        }
+        let source = self.data_source(&config)?;
+        let place = Place { line: None, ..place };
+        self.suite.tasks.push(Arc::new(Task::load(config, source, &place)?));
+        Ok(name)
+    }
+
+    fn data_source(&self, config: &TaskConfig) -> Result<DataSource, SuiteError> {
+        let stem = config.data_stem.clone();
+        if config.dataset_path == EMBEDDED_DATA {
+            return Ok(DataSource::Embedded { stem });
+        }
+        if config.dataset_path == JSON_DATA && !config.data_files.is_empty() {
+            return Ok(DataSource::Files(config.data_files.clone()));
+        }
+        if let Some(dir) = self.data {
+            return Ok(DataSource::Dir { dir: dir.to_path_buf(), stem });
+        }
+        Err(SuiteError::NoData {
+            task: config.task.clone(),
+            dataset: config.dataset_path.clone(),
+            stem,
+            splits: config.eval_splits().into_iter().map(str::to_owned).collect(),
+        })
+    }
+
+    fn add_group(&mut self, definition: &Definition) -> Result<String, SuiteError> {
+        if let Some(unknown) = definition.values.keys().find(|k| !GROUP_KEYS.contains(&k.as_str())) {
+            let place = definition.place(unknown);
+            return Err(SuiteError::UnknownKey { place, key: unknown.clone(), known: GROUP_KEYS });
+        }
+        let mut members = Vec::new();
+        let listed = match definition.get("task") {
+            Some(Value::Array(list)) => list.clone(),
+            other => return Err(wrong_members(definition, other.unwrap_or(&Value::Null))),
+        };
+        for member in &listed {
+            match member {
+                Value::String(name) => members.extend(self.add(name, Some(&definition.origin))?),
+                Value::Object(overrides) => members.push(self.add_inline(definition, overrides)?),
+                other => return Err(wrong_members(definition, other)),
+            }
+        }
+        let group = Group::from_definition(definition, members, &self.suite)?;
+        let name = group.name.clone();
+        self.suite.groups.retain(|g| g.name != name);
+        self.suite.groups.push(group);
+        Ok(name)
+    }
+
+    /// A member written out: a known task by its name, with other settings.
+    fn add_inline(&mut self, group: &Definition, values: &Map<String, Value>) -> Result<String, SuiteError> {
+        let Some(Value::String(name)) = values.get("task") else {
+            let feature = "a member without the name of a task".to_owned();
+            return Err(SuiteError::Unsupported {
+                place: group.place("task"),
+                key: "task".to_owned(),
+                feature,
+            });
+        };
+        let found = self.find(name, Some(&group.origin))?;
+        let mut definition = Definition::load(&found[0])?;
+        definition.override_with(values);
+        self.add_task(&definition)
+    }
+}
+
+fn wrong_members(definition: &Definition, found: &Value) -> SuiteError {
+    let detail = format!("expected a list of names, found {}", python::repr(found));
+    SuiteError::Value { place: definition.place("task"), key: "task".to_owned(), detail }
+}
+
+/// Files whose task or group has this name, else all files with this tag.
+fn matching(index: &[(Keys, Origin)], name: &str) -> Vec<Origin> {
+    if let Some((_, origin)) = index.iter().find(|(keys, _)| keys.name.as_deref() == Some(name)) {
+        return vec![origin.clone()];
+    }
+    let tagged = index.iter().filter(|(keys, _)| keys.tags.iter().any(|t| t == name));
+    tagged.map(|(_, origin)| origin.clone()).collect()
+}
+
+fn keys_of(origin: &Origin) -> Option<Keys> {
+    // A neighbour that is broken is reported when it is asked for, not when another one is.
+    let definition = Definition::load(origin).ok()?;
+    let text = |key: &str| definition.get(key).and_then(Value::as_str).map(str::to_owned);
+    let tags = match definition.get("tag") {
+        Some(Value::String(tag)) => vec![tag.clone()],
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    };
+    Some(Keys { name: text("task").or_else(|| text("group")), tags })
+}
+
+fn index_of(origins: impl Iterator<Item = Origin>) -> Vec<(Keys, Origin)> {
+    origins.filter_map(|origin| Some((keys_of(&origin)?, origin))).collect()
+}
+
+fn builtin_index() -> Vec<(Keys, Origin)> {
+    index_of(embedded::definition_names().into_iter().map(Origin::Embedded))
+}
+
+fn directory_index(dir: &Path) -> Vec<(Keys, Origin)> {
+    let entries = std::fs::read_dir(if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    let mut paths: Vec<PathBuf> = entries.into_iter().flatten().flatten().map(|e| e.path()).collect();
+    paths.retain(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml"));
+    paths.sort();
+    index_of(paths.into_iter().map(Origin::File))
+}

@@ -1,0 +1,244 @@
+//! Definitions, data and templates that are right, and the messages for those that are not.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::record::Classified;
+
+const ROWS: &str = r#"{"q": "One?", "choices": ["a", "b"], "gold": 1}
+{"q": "2", "choices": ["a", "it's \"ü\""], "gold": 0}
+"#;
+
+const TASK: &str = "task: t\ndataset_path: x/y\noutput_type: multiple_choice\ntest_split: test\n\
+                    doc_to_text: \"Q: {{q}}\\nA:\"\ndoc_to_target: gold\ndoc_to_choice: \"{{choices}}\"\n";
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(task: &str, rows: &str) -> Self {
+        let files = Self(tempfile::tempdir().unwrap());
+        files.put("t.yaml", task);
+        files.put("t.test.jsonl", rows);
+        files
+    }
+
+    fn put(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        crate::base::atomic::write(&path, text.as_bytes()).unwrap();
+        path
+    }
+
+    fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn load(&self, name: &str) -> Result<Suite, SuiteError> {
+        load(&self.dir().join(name).display().to_string(), Some(self.dir()))
+    }
+
+    /// The message of the error, with the directory cut out.
+    fn error(&self) -> String {
+        let error = self.load("t.yaml").unwrap_err();
+        let message = crate::record::failure::chain(&error);
+        let hint = error.hint().map(|h| format!(" | {h}")).unwrap_or_default();
+        format!("{message}{hint}").replace(&format!("{}/", self.dir().display()), "")
+    }
+}
+
+fn error_of(task: &str, rows: &str) -> String {
+    Files::new(task, rows).error()
+}
+
+#[test]
+fn rows_are_rendered() {
+    let task = &Files::new(TASK, ROWS).load("t.yaml").unwrap().tasks[0];
+    let texts: Vec<_> = task.docs.iter().map(|d| d.text.as_str().unwrap()).collect();
+    assert_eq!(texts, ["Q: One?\nA:", "Q: 2\nA:"]);
+    assert_eq!(task.docs[1].choices, ["a", "it's \"ü\""]);
+    assert_eq!(task.docs[0].gold().unwrap(), [1]);
+    assert_eq!(task.config.primary_metric, MetricKind::AccNorm);
+    assert_eq!(task.config.version, "Yaml");
+}
+
+#[test]
+fn every_builtin_definition_parses() {
+    for name in builtin_names() {
+        match load(&name, None) {
+            Ok(_) | Err(SuiteError::NoData { .. }) => {}
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn names_and_data_that_are_not_there() {
+    let error = load("arc_esy", None).unwrap_err();
+    assert_eq!(error.to_string(), "unknown suite 'arc_esy'");
+    assert!(error.hint().unwrap().contains("arc_easy"));
+    let error = load("arc_easy", None).unwrap_err();
+    assert!(error.to_string().contains("allenai/ai2_arc is not embedded"));
+    assert!(error.hint().unwrap().contains("DIR/arc_easy.test.jsonl"));
+    let dir = tempfile::tempdir().unwrap();
+    let error = load("arc_easy", Some(dir.path())).unwrap_err().to_string();
+    assert!(error.contains("arc_easy.test.jsonl") && error.contains("arc_easy.validation.jsonl"), "{error}");
+    assert!(load(" , ", None).is_err());
+}
+
+#[test]
+fn keys_and_values_are_checked() {
+    let with = |line: &str| error_of(&format!("{TASK}{line}\n"), ROWS);
+    assert_eq!(with("doc_to_txt: x"), "t.yaml:8: unknown key 'doc_to_txt' | did you mean 'doc_to_text'?");
+    assert!(
+        with("metric_list:\n  - metric: acc\n    agregation: mean")
+            .starts_with("t.yaml:10: unknown key 'agregation'")
+    );
+    assert!(
+        with("metric_list:\n  - metric: f1").contains("t.yaml:8: metric_list: expected one of acc, acc_norm")
+    );
+    assert!(
+        with("metric_list:\n  - metric: acc\n    aggregation: median")
+            .contains("acc with aggregation median is not supported")
+    );
+    assert!(with("metric_list: []").contains("expected a list of metrics"));
+    assert!(with("primary_metric: acc_bytes").contains("expected one of metric_list (acc, acc_norm)"));
+    assert!(
+        with("process_docs: !function utils.process_docs")
+            .contains("process_docs: !function utils.process_docs is not supported")
+    );
+    assert!(with("process_results: !function utils.f").contains("!function utils.f is not supported"));
+    assert!(with("description: !function utils.f").contains("!function utils.f is not supported"));
+    assert!(with("filter_list:\n  - name: x").contains("filter_list is not supported"));
+    assert!(with("repeats: 2").contains("repeating a request 2 times"));
+    assert!(with("num_fewshot: -1").contains("expected a whole number"));
+    assert!(with("fewshot_config:\n  sampler: balanced").contains("sampler balanced is not supported"));
+    assert!(with("fewshot_config:\n  samplr: x").contains("unknown key 'samplr'"));
+    assert!(with("include: nowhere.yaml").contains("nowhere.yaml: cannot be read"));
+    assert!(with("include: t.yaml").contains("t.yaml: included by itself"));
+    assert!(with("target_delimiter: !other x").contains("not a YAML mapping: target_delimiter: unknown tag"));
+    assert!(error_of("- a\n", ROWS).contains("the top level is no mapping"));
+    assert!(error_of("a: [", ROWS).contains("t.yaml: not a YAML mapping"));
+    assert!(error_of("a: b\na: c\n", ROWS).contains("duplicate"));
+    assert!(
+        error_of(&TASK.replace("multiple_choice", "generate_until"), ROWS)
+            .contains("generate_until is not supported")
+    );
+    assert!(error_of(&TASK.replace("multiple_choice", "choice"), ROWS).contains("expected multiple_choice"));
+    assert!(error_of(&TASK.replace("doc_to_target: gold\n", ""), ROWS).contains("doc_to_target: missing"));
+    assert!(error_of(&TASK.replace("test_split: test\n", ""), ROWS).contains("nothing to evaluate"));
+    assert!(
+        error_of(&TASK.replace("{{q}}", "{{q"), ROWS).contains("t.yaml: doc_to_text: not a valid template")
+    );
+}
+
+#[test]
+fn rows_are_checked() {
+    let row = |line: &str| error_of(TASK, &format!("{ROWS}\n{line}\n"));
+    assert_eq!(row("{\"q\": 1,}").split(':').take(2).collect::<Vec<_>>(), ["t.test.jsonl", "4"]);
+    assert!(row("{\"q\": ").contains("t.test.jsonl:4: the JSON object is not complete"));
+    assert!(row("[1]").contains("t.test.jsonl:4: a row must be a JSON object"));
+    assert!(row("{\"q\": \"\u{0}\"}").contains("t.test.jsonl:4: not JSON"));
+    assert_eq!(
+        row(r#"{"q": "x", "gold": 1}"#),
+        "t.test.jsonl:4: column 'choices' is missing; doc_to_choice of task t needs it"
+    );
+    assert!(
+        row(r#"{"q": "x", "choices": ["a"], "gold": 1}"#)
+            .contains("the answer 1 is no index of the 1 choices")
+    );
+    assert!(row(r#"{"q": "x", "choices": ["a", ""], "gold": 0}"#).contains("texts that are not empty"));
+    assert!(row(r#"{"q": "x", "choices": [1, 2], "gold": 0}"#).contains("texts that are not empty"));
+    assert!(row(r#"{"q": "x", "choices": [], "gold": 0}"#).contains("no choices"));
+    assert!(row(r#"{"q": "x", "choices": "a", "gold": 0}"#).contains("t.test.jsonl:4"));
+    assert!(row(r#"{"q": "x", "choices": ["a"], "gold": -1}"#).contains("the answer -1"));
+    assert!(row(r#"{"q": "x", "choices": ["a"], "gold": "b"}"#).contains("none of the 1 choices"));
+    assert!(error_of(TASK, "\n\n").contains("t.test.jsonl: holds no rows"));
+    let strict = TASK.replace("{{q}}", "{{q.part}}");
+    assert!(error_of(&strict, ROWS).contains("t.test.jsonl:1: doc_to_text of task t"));
+}
+
+#[test]
+fn not_utf8() {
+    let files = Files::new(TASK, ROWS);
+    crate::base::atomic::write(&files.dir().join("t.test.jsonl"), b"{\"q\": \"\xff\"}\n").unwrap();
+    assert!(files.error().contains("t.test.jsonl:1: not JSON"));
+    crate::base::atomic::write(&files.dir().join("t.yaml"), b"task: \xff\n").unwrap();
+    assert!(files.error().contains("t.yaml: cannot be read"));
+}
+
+/// Reference: Jinja2 3.1 with lm-eval's settings (`lm_eval.utils.apply_template`) on the same row.
+#[test]
+fn templates_as_jinja2() {
+    let row = r#"{"q": "One?", "choices": ["a", "b"], "gold": 1, "l": ["x", "y"], "f": 2.0, "n": null, "b": true, "s": " a b  c ", "d": {"k": [1, "v"]}}"#;
+    let cases = [
+        ("i={{l.index('y')}}", "i=1"),
+        ("{{l}} {{f}} {{n}} {{b}} {{d}}", "['x', 'y'] 2.0 None True {'k': [1, 'v']}"),
+        (
+            "{{s.split()}}|{{s.rsplit(None, 1)}}|{{s.rsplit(' ', 1)}}",
+            "['a', 'b', 'c']|[' a b', 'c']|[' a b  c', '']",
+        ),
+        ("{{s.strip()}}|{{s.lstrip()}}|{{s.split(' ')[:-1]|join('-')}}", "a b  c|a b  c |-a-b--c"),
+        ("{{'%s-%d'|format(q, gold)}}", "One?-1"),
+        ("{{ q ~ gold ~ '!' }}{% if gold == 1 %} yes{% endif %}\n", "One?1! yes\n"),
+        ("{% for c in choices %}{{loop.index}}. {{c}}\n{% endfor %}", "1. a\n2. b\n"),
+        ("{{ s | regex_replace('(a) (b)', '\\\\2$\\\\1') }}", " b$a  c "),
+        ("<b>{{ '<&>' }}</b>", "<b><&></b>"),
+        ("{{ ['A','B','C'][gold] }}{{ d.k[1] }}{{ q|length }}{{ q.removesuffix('?') }}", "Bv4One"),
+        ("{{ q.index('e') }}{{ choices|map('upper')|join(', ') }}", "2A, B"),
+    ];
+    for (template, expected) in cases {
+        let source = serde_json::to_string(template).unwrap();
+        let task = TASK.replace("\"Q: {{q}}\\nA:\"", &source);
+        let suite = Files::new(&task, row).load("t.yaml");
+        let suite = suite.unwrap_or_else(|e| panic!("{template}: {}", crate::record::failure::chain(&e)));
+        assert_eq!(suite.tasks[0].docs[0].text, expected, "{template}");
+    }
+}
+
+#[test]
+fn includes_groups_and_tags() {
+    let files = Files::new(TASK, ROWS);
+    files.put("u.yaml", "include: t.yaml\ntask: u\ndata_stem: t\ntag: [few, both]\ndescription: hi\n");
+    files.put("w.yaml", "include: [t.yaml]\ntask: w\ndata_stem: t\ntag: few\n");
+    files.put("inner.yaml", "group: inner\ntask: [few]\n");
+    files.put("broken.yaml", "a: [");
+    files.put(
+        "outer.yaml",
+        "group: outer\ngroup_alias: all\ntask:\n  - inner\n  - t\n  - task: t\n    task_alias: x\n\
+         aggregate_metric_list:\n  - metric: acc\n    weight_by_size: false\nmetadata:\n  version: 2\n",
+    );
+    // The inline member has other settings than the task of the same name.
+    assert!(files.load("outer.yaml").unwrap_err().to_string().contains("t is defined twice, differently"));
+    files.put("outer.yaml", "group: outer\ntask:\n  - inner\n  - t\naggregate_metric_list:\n  - metric: acc\n    weight_by_size: false\n");
+    let suite = files.load("outer.yaml").unwrap();
+    let names: Vec<&str> = suite.tasks.iter().map(|t| t.config.task.as_str()).collect();
+    assert_eq!(names, ["u", "w", "t"]);
+    assert_eq!(suite.groups[0].members, ["u", "w"]);
+    assert_eq!(suite.groups[1].members, ["inner", "t"]);
+    assert_eq!(suite.groups[1].tasks, ["u", "w", "t"]);
+    assert_eq!(suite.groups[1].version, "N/A");
+    assert!(!suite.groups[1].aggregates[0].weight_by_size);
+    assert_eq!(suite.tasks[0].notes, ["ignored 'tag': it does not change log-likelihoods"]);
+    files.put("outer.yaml", "group: outer\ntask: [nowhere]\n");
+    assert!(files.load("outer.yaml").unwrap_err().to_string().contains("unknown suite 'nowhere'"));
+    files.put("outer.yaml", "group: outer\ntask: t\nmetrics: x\n");
+    assert!(files.load("outer.yaml").unwrap_err().to_string().contains("unknown key 'metrics'"));
+}
+
+#[test]
+fn a_split_that_is_not_there_is_passed_over() {
+    let files =
+        Files::new(&TASK.replace("test_split: test", "test_split: other\nvalidation_split: test"), ROWS);
+    let suite = files.load("t.yaml").unwrap();
+    assert_eq!(suite.tasks[0].split, "test");
+    assert_eq!(suite.tasks[0].notes, ["evaluates split 'test': the data has no 'other'"]);
+}
+
+#[test]
+fn digests_follow_definition_and_data() {
+    let digest =
+        |task: &str, rows: &str| Files::new(task, rows).load("t.yaml").unwrap().tasks[0].digest.clone();
+    let base = digest(TASK, ROWS);
+    assert_eq!(base, digest(TASK, ROWS));
+    assert_ne!(base, digest(&format!("{TASK}description: x\n"), ROWS));
+    assert_ne!(base, digest(TASK, &ROWS.replace("One", "Two")));
+}

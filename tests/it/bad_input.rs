@@ -1,0 +1,180 @@
+//! Wrong input gets a message that names it, the right exit code, and leaves nothing behind.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::common::{day0, read_json, serial};
+
+/// A copy of the embedded model, to be damaged.
+fn model(dir: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/day0-tiny");
+    let target = dir.join("m");
+    std::fs::create_dir(&target).unwrap();
+    for entry in std::fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, target.join(path.file_name().unwrap())).unwrap();
+    }
+    target
+}
+
+fn edit_config(model: &Path, edit: impl Fn(&mut Value)) {
+    let path = model.join("config.json");
+    let mut config = read_json(&path);
+    edit(&mut config);
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+/// Header and data of the model's only shard.
+fn shard(model: &Path) -> (Value, Vec<u8>) {
+    let bytes = std::fs::read(model.join("model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
+}
+
+fn write_shard(model: &Path, header: &Value, data: &[u8]) {
+    let text = header.to_string();
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes.extend(data);
+    std::fs::write(model.join("model.safetensors"), bytes).unwrap();
+}
+
+const TENSOR: &str = "model.layers.0.self_attn.q_proj.weight";
+
+/// Quantizes a damaged model: the exit code must be `code`, the message must hold all of `words`, and nothing may lie
+/// under the final name.
+#[track_caller]
+fn refused(code: i32, words: &[&str], damage: impl Fn(&Path)) {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    damage(&model(dir.path()));
+    let mut ran = day0(dir.path(), ["quantize", "m", "--recipe", "fp8_dynamic", "--out", "q"]).expect(code);
+    for word in words {
+        ran = ran.says(word);
+    }
+    assert!(!dir.path().join("q").exists());
+}
+
+#[test]
+fn truncated_weights() {
+    refused(2, &["model.safetensors"], |m| {
+        let bytes = std::fs::read(m.join("model.safetensors")).unwrap();
+        std::fs::write(m.join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    });
+}
+
+#[test]
+fn overlapping_tensors() {
+    refused(2, &["model.safetensors"], |m| {
+        let (mut header, data) = shard(m);
+        let first = header["model.layers.0.self_attn.k_proj.weight"]["data_offsets"].clone();
+        header["model.layers.0.self_attn.v_proj.weight"]["data_offsets"] = first;
+        write_shard(m, &header, &data);
+    });
+}
+
+#[test]
+fn header_of_an_exabyte() {
+    refused(2, &["model.safetensors"], |m| {
+        std::fs::write(m.join("model.safetensors"), (1u64 << 60).to_le_bytes()).unwrap();
+    });
+}
+
+#[test]
+fn not_a_number_in_the_weights() {
+    refused(4, &["MODEL_UNSUPPORTED", TENSOR], |m| {
+        let (header, mut data) = shard(m);
+        let at = header[TENSOR]["data_offsets"][0].as_u64().unwrap() as usize + 10;
+        data[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+        write_shard(m, &header, &data);
+    });
+}
+
+#[test]
+fn missing_and_broken_config() {
+    refused(2, &["config.json"], |m| std::fs::remove_file(m.join("config.json")).unwrap());
+    refused(2, &["config.json"], |m| std::fs::write(m.join("config.json"), "{").unwrap());
+}
+
+#[test]
+fn pickle_weights() {
+    refused(2, &["pytorch_model.bin"], |m| {
+        std::fs::rename(m.join("model.safetensors"), m.join("pytorch_model.bin")).unwrap();
+    });
+}
+
+#[test]
+fn missing_model_and_unwritable_target() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    day0(dir.path(), ["quantize", "./nowhere", "--recipe", "fp8", "--out", "q"]).expect(2).says("nowhere");
+    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8", "--out", "/proc/q"])
+        .expect(2)
+        .says("/proc");
+    day0(dir.path(), ["import", "nowhere.gguf", "--out", "q"]).expect(2).says("nowhere.gguf");
+    std::fs::write(dir.path().join("x.gguf"), b"GGUF\xff\xff\xff\xff").unwrap();
+    day0(dir.path(), ["import", "x.gguf", "--out", "q"]).expect(2).says("x.gguf");
+    assert!(!dir.path().join("q").exists());
+}
+
+#[test]
+fn recipes_that_are_wrong_or_do_not_fit() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    let quantize =
+        |recipe: &str| day0(dir.path(), ["quantize", "day0-tiny", "--recipe", recipe, "--out", "q"]);
+    quantize("fp8_dynamc").expect(2).says("fp8_dynamic");
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/w4a16.yaml")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("typo.yaml", &text.replace("group_size", "group_sise"));
+    quantize("typo.yaml").expect(2).says("typo.yaml").says("group_size").says("line");
+    write("g96.yaml", &text.replace("128", "96"));
+    quantize("g96.yaml").expect(4).says("MODEL_UNSUPPORTED").says("q_proj").says("64");
+    assert!(!dir.path().join("q").exists());
+}
+
+#[test]
+fn architecture_that_the_engine_does_not_know() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    edit_config(&model(dir.path()), |config| {
+        config["architectures"] = json!(["NovelForCausalLM"]);
+        config["model_type"] = json!("novel");
+    });
+    // Quantizing works by names and shapes; releasing needs an engine.
+    day0(dir.path(), ["quantize", "m", "--recipe", "fp8", "--out", "q"]).expect(0);
+    day0(dir.path(), ["serve", "m", "--port", "0"]).expect(4).says("Novel");
+    let ran = day0(dir.path(), ["release", "m", "--out", "run"]).expect(4);
+    ran.says("MODEL_UNSUPPORTED").says("Novel");
+    assert!(!dir.path().join("run/quantize").exists());
+}
+
+#[test]
+fn configurations_that_are_wrong() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    let cases = [
+        ("recipee: w8a8", "recipe"),
+        ("margin: 7", "margin"),
+        ("limit: 0", "limit"),
+        ("suites: [arc_easi]", "arc_easy"),
+    ];
+    for (text, word) in cases {
+        std::fs::write(dir.path().join("c.yaml"), text).unwrap();
+        day0(dir.path(), ["release", "--config", "c.yaml", "--out", "run"]).expect(2).says(word);
+    }
+    day0(dir.path(), ["release", "--config", "none.yaml"]).expect(2).says("none.yaml");
+    assert!(!dir.path().join("run").exists());
+}
+
+#[test]
+fn gates_on_files_that_are_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("x.json"), "[1,").unwrap();
+    day0(dir.path(), ["gate", "run", "--run", "x.json"]).expect(2).says("x.json");
+    std::fs::write(dir.path().join("x.json"), "{}").unwrap();
+    let report = day0(dir.path(), ["gate", "run", "--run", "x.json"]).expect(3).json();
+    assert_eq!(report["failure_class"], json!("USER_CONFIG_ERROR"));
+}

@@ -1,0 +1,17 @@
+//! The integration tests, one binary.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "tests write damaged files and say what they skip"
+)]
+
+mod bad_input;
+mod chain;
+mod common;
+mod fake_engine;
+mod resume;
+mod serving;
+mod single_stage;
+mod tidy;
+mod train_tiny;

@@ -1,0 +1,199 @@
+//! The rules of the code base that no compiler checks: layers, sizes, the crate budget, documents that agree.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Layers from low to high. A module uses only rows above it here, or modules to its left in its row.
+const LAYERS: &[&[&str]] = &[
+    &["base"],
+    &["record"],
+    &["checkpoint", "device"],
+    &["ops", "recipe"],
+    &["model"],
+    &["exec", "scan", "quantize", "engine"],
+    &["serve", "suite"],
+    &["eval"],
+    &["gate"],
+    &["report", "release"],
+    &["cli"],
+];
+
+const MAX_FILE_LINES: usize = 600;
+const MAX_FUNCTION_LINES: usize = 70;
+const MAX_CRATES: usize = 280;
+
+/// Files or `file::function`s over a cap, with the date they were let through and the reason.
+const EXCEPTIONS: &[(&str, &str)] = &[];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// Files below `dir` with this extension, as paths relative to the root.
+fn files(dir: &str, extension: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(dir)];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|e| e == extension) {
+                found.push(relative(&path));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).expect("below the root").display().to_string()
+}
+
+#[test]
+fn modules_stand_in_layer_order() {
+    let lib = read("src/lib.rs");
+    let modules: Vec<&str> =
+        lib.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let expected: Vec<&str> = LAYERS.concat();
+    assert_eq!(modules, expected, "the mod lines of src/lib.rs stand in the order of the layers");
+    for module in modules {
+        assert!(lib.contains(&format!("[`{module}`]")), "the code map of src/lib.rs names {module}");
+    }
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let mut order = BTreeMap::new();
+    for (row, modules) in LAYERS.iter().enumerate() {
+        for (column, module) in modules.iter().enumerate() {
+            order.insert(*module, (row, column));
+        }
+    }
+    let mut wrong = Vec::new();
+    for file in files("src", "rs") {
+        let Some(module) = file.strip_prefix("src/").and_then(|f| f.split('/').next()) else { continue };
+        let Some(own) = order.get(module.trim_end_matches(".rs")) else { continue };
+        for (number, line) in read(&file).lines().enumerate() {
+            for used in used_modules(line) {
+                let allowed = order.get(used.as_str()).is_none_or(|other| {
+                    other == own || other.0 < own.0 || (other.0 == own.0 && other.1 < own.1)
+                });
+                // Gates are pure decisions: they may see records and nothing that makes them.
+                let pure = module != "gate" || matches!(used.as_str(), "base" | "record" | "gate");
+                if !allowed || !pure {
+                    wrong.push(format!("{file}:{}: uses {used}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "a module uses only layers below it:\n{}", wrong.join("\n"));
+}
+
+/// Top-level modules named in a line of code as `crate::module`.
+fn used_modules(line: &str) -> Vec<String> {
+    if line.trim_start().starts_with("//") {
+        return Vec::new();
+    }
+    line.match_indices("crate::")
+        .map(|(at, m)| {
+            line[at + m.len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+        })
+        .collect()
+}
+
+#[test]
+fn files_and_functions_stay_short() {
+    let excepted = |name: &str| EXCEPTIONS.iter().any(|(n, _)| *n == name);
+    let mut long = Vec::new();
+    for file in ["src", "tests", "examples", "benches"].iter().flat_map(|d| files(d, "rs")) {
+        let text = read(&file);
+        let lines: Vec<&str> = text.lines().collect();
+        if lines.len() > MAX_FILE_LINES && !excepted(&file) {
+            long.push(format!("{file}: {} lines", lines.len()));
+        }
+        for (name, length) in function_lengths(&lines) {
+            let name = format!("{file}::{name}");
+            if length > MAX_FUNCTION_LINES && !excepted(&name) {
+                long.push(format!("{name}: {length} lines"));
+            }
+        }
+    }
+    assert!(long.is_empty(), "over the caps ({MAX_FILE_LINES}/{MAX_FUNCTION_LINES}):\n{}", long.join("\n"));
+}
+
+/// Functions with their line counts; rustfmt puts a function's closing brace at the indent of its first line.
+fn function_lengths(lines: &[&str]) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let trimmed = line.trim_start();
+        let Some(at) = trimmed.find("fn ").filter(|at| {
+            trimmed[..*at].split_whitespace().all(|w| {
+                matches!(w, "pub" | "const" | "async" | "unsafe" | "extern") || w.starts_with("pub(")
+            })
+        }) else {
+            continue;
+        };
+        let indent = &line[..line.len() - trimmed.len()];
+        let name: String =
+            trimmed[at + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let closing = format!("{indent}}}");
+        if let Some(length) = lines[start..].iter().position(|l| *l == closing) {
+            found.push((name, length + 1));
+        }
+    }
+    found
+}
+
+#[test]
+fn crate_budget_is_kept() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "-e", "normal,build,dev", "--prefix", "none", "--format", "{p}"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8_lossy(&output.stdout);
+    let mut crates: Vec<&str> =
+        tree.lines().map(|l| l.trim_end_matches(" (*)")).filter(|l| !l.is_empty()).collect();
+    crates.sort_unstable();
+    crates.dedup();
+    assert!(crates.len() <= MAX_CRATES, "{} crates, at most {MAX_CRATES}", crates.len());
+    for banned in ["aws-lc", "cmake", "openssl-sys"] {
+        assert!(!crates.iter().any(|c| c.starts_with(banned)), "{banned} is in the tree");
+    }
+}
+
+#[test]
+fn readme_and_ci_run_the_same_commands() {
+    let (readme, ci) = (read("README.md"), read(".ci/run"));
+    for command in ["cargo run --release -- release", "cargo test"] {
+        assert!(readme.contains(command), "README.md shows `{command}`");
+        assert!(ci.contains(command), ".ci/run runs `{command}`");
+    }
+    for folder in ["src", "kernels", "recipes", "suites", "benches", "models", "tests", "examples"] {
+        assert!(readme.contains(&format!("`{folder}/`")), "the map in README.md names {folder}/");
+    }
+}
+
+#[test]
+fn no_unfinished_code_is_committed() {
+    let marks = ["todo!(", "unimplemented!(", concat!("FIX", "ME"), concat!("#[ign", "ore")];
+    let mut found = Vec::new();
+    for file in
+        ["src", "tests", "examples"].iter().flat_map(|d| files(d, "rs")).filter(|f| !f.ends_with("tidy.rs"))
+    {
+        for (number, line) in read(&file).lines().enumerate() {
+            if marks.iter().any(|m| line.contains(m)) {
+                found.push(format!("{file}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}

@@ -126,7 +126,7 @@ fn dispatch(command: Command, settings: &Settings) -> Result<u8, Failure> {
         Command::Runs(arguments) => runs::run(&arguments, settings),
         Command::List(arguments) => list::run(&arguments, settings),
         Command::Doctor => doctor::run(settings),
-        Command::Completions(arguments) => completions::run::<Cli>(&arguments),
+        Command::Completions(arguments) => Ok(completions::run::<Cli>(&arguments)),
     }
 }
 

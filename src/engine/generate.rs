@@ -76,6 +76,6 @@ fn continuation(tokens: &[u32], cached: usize) -> RaggedBatch {
         sequences: vec![sequence],
         segments,
         logit_rows: vec![len - 1],
-        kept: (cached, vec![0..len]),
+        kept: (cached, std::iter::once(0..len).collect()),
     }
 }

@@ -237,7 +237,7 @@ mod tests {
         assert!(batches.len() > 1);
         assert_eq!(rows, 50 + 10 * 3);
         assert_eq!(batches[1].batch.segments[0].source, Source::Cache);
-        assert_eq!(batches[0].batch.kept, (0, vec![0..50]));
+        assert_eq!(batches[0].batch.kept, (0, std::iter::once(0..50).collect()));
         assert_eq!(batches[1].batch.kept.0, 0);
     }
 

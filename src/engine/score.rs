@@ -85,9 +85,10 @@ impl Engine {
                 let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
                 let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
                 for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
-                    for i in bounds[0]..bounds[1] {
-                        let (request, slot) = planned.slots[i];
-                        each(request, slot, row, planned.targets[i], logits[i]);
+                    let of_row = bounds[0]..bounds[1];
+                    let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
+                    for ((&(request, slot), &target), &logit) in scored.zip(&logits[of_row]) {
+                        each(request, slot, row, target, logit);
                     }
                 }
                 done += planned.requests;

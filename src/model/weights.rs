@@ -104,7 +104,7 @@ fn activation_quant(module: &str, args: &QuantizationArgs, k: usize) -> Result<A
     let group_size = match (args.strategy, args.group_size) {
         (Strategy::Token, _) => Some(None),
         // transformers fails on a ragged last group.
-        (Strategy::Group, Some(size)) if size > 0 && k % size == 0 => Some(Some(size)),
+        (Strategy::Group, Some(size)) if size > 0 && k.is_multiple_of(size) => Some(Some(size)),
         _ => None,
     };
     match group_size {

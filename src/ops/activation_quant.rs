@@ -47,7 +47,7 @@ impl ActivationElement {
 pub fn fake_quantize(path: KernelPath, quant: ActivationQuant, x: &[f32], k: usize, out: &mut [f32]) {
     let group = quant.group_size.unwrap_or(k);
     assert!(
-        group > 0 && k % group == 0 && x.len() == out.len() && x.len() % k == 0,
+        group > 0 && k.is_multiple_of(group) && x.len() == out.len() && x.len().is_multiple_of(k),
         "whole rows of whole groups"
     );
     out.par_chunks_mut(ROWS * k).zip(x.par_chunks(ROWS * k)).for_each(|(out, x)| {

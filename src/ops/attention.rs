@@ -180,7 +180,7 @@ pub fn attention(path: KernelPath, batch: &Batch<'_>, out: &mut [f32]) {
         let sequence = &batch.sequences[sequence];
         let rows = first..(first + ROWS).min(sequence.rows.len());
         SCRATCH.with_borrow_mut(|scratch| {
-            let head = Head { path, batch, sequence, kv_head: task % shape.kv_heads };
+            let head = Head { path, batch, sequence, kv: task % shape.kv_heads };
             // SAFETY: each task writes its own rows and heads of `out`; `check` has compared segments with storage.
             unsafe { head.run(rows, target, scratch) };
         });
@@ -226,7 +226,7 @@ struct Head<'a> {
     path: KernelPath,
     batch: &'a Batch<'a>,
     sequence: &'a Sequence,
-    kv_head: usize,
+    kv: usize,
 }
 
 impl Head<'_> {
@@ -259,7 +259,7 @@ impl Head<'_> {
         for (i, pair) in pairs.clone().enumerate() {
             let row = self.sequence.rows.start + pair / group;
             let query =
-                &self.batch.qkv[row * shape.qkv_columns() + (self.kv_head * group + pair % group) * d..][..d];
+                &self.batch.qkv[row * shape.qkv_columns() + (self.kv * group + pair % group) * d..][..d];
             for (slot, x) in scratch.packed[i..].iter_mut().step_by(count).zip(query) {
                 *slot = *x;
             }
@@ -283,7 +283,7 @@ impl Head<'_> {
 
         for (i, pair) in pairs.enumerate() {
             let row = self.sequence.rows.start + pair / group;
-            let head = self.kv_head * group + pair % group;
+            let head = self.kv * group + pair % group;
             let to = out.at(row * shape.heads * d + head * d);
             for (j, x) in scratch.result[i * result_stride..][..d].iter().enumerate() {
                 // SAFETY: the caller alone writes this row and head.
@@ -304,7 +304,7 @@ impl Head<'_> {
             };
             let len = segment.len.min(keys.saturating_sub(position));
             for tile in 0..tiles_for(len) {
-                let at = (segment.first_tile + tile) * shape.tile_len() + self.kv_head * shape.head_dim * NR;
+                let at = (segment.first_tile + tile) * shape.tile_len() + self.kv * shape.head_dim * NR;
                 let tile = Tile {
                     k: shape.head_dim,
                     a: scratch.packed.as_ptr(),
@@ -340,7 +340,7 @@ impl Head<'_> {
                 if len == 0 {
                     break;
                 }
-                let at = segment.first_row * ldb + first + self.kv_head * shape.head_dim + column;
+                let at = segment.first_row * ldb + first + self.kv * shape.head_dim + column;
                 let tile = Tile {
                     k: len,
                     a: scratch.packed.as_ptr().wrapping_add(position * count),
@@ -400,7 +400,7 @@ mod tests {
             let cache = KeysValues { keys: &empty, values: &empty, value_stride: 1, value_column: 0 };
             let sequence = Sequence { rows: 0..rows, first_position: 0, first_tile: 0, segments: 0..1 };
             for path in KernelPath::available() {
-                let out = run(shape, &qkv, cache, &[sequence.clone()], &[own(0, 0, rows)], path);
+                let out = run(shape, &qkv, cache, std::slice::from_ref(&sequence), &[own(0, 0, rows)], path);
                 for (t, h) in [(0, 0), (31, heads - 1), (74, 0), (74, heads - 1)] {
                     let at = |row: usize, column: usize| {
                         qkv[row * columns + column..][..head_dim]
@@ -440,7 +440,7 @@ mod tests {
         let whole = Sequence { rows: 0..rows, first_position: 0, first_tile: 0, segments: 0..1 };
         let width = shape.heads * shape.head_dim;
         for path in KernelPath::available() {
-            let expected = run(shape, &qkv, none, &[whole.clone()], &[own(0, 0, rows)], path);
+            let expected = run(shape, &qkv, none, std::slice::from_ref(&whole), &[own(0, 0, rows)], path);
             for cut in [1, 5, 32, 33, 64, 82] {
                 let prefix = Sequence { rows: 0..cut, first_position: 0, first_tile: 0, segments: 0..1 };
                 let branch = Sequence {

@@ -35,14 +35,14 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     const MIN: f32 = -87.336_54;
     const MAX: f32 = 88.376_26;
     // ln 2 in two parts, so that n·LN2_HI is exact.
-    const LN2_HI: f32 = 0.693_359_375;
+    const LN2_HI: f32 = 355.0 / 512.0;
     const LN2_LO: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(MIN, MAX);
     let shifted = fma::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = fma::<FMA>(n, -LN2_LO, fma::<FMA>(n, -LN2_HI, clamped));
     let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = fma::<FMA>(p, r, c);
     }
     let e_r = fma::<FMA>(p, r * r, r) + 1.0;

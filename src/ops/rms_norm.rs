@@ -14,7 +14,10 @@ const ROWS: usize = 64;
 /// h = norm(x), after x ← x + y where `y` is given.
 pub fn rms_norm(path: KernelPath, x: &mut [f32], y: Option<&[f32]>, w: &[f32], eps: f32, h: &mut [f32]) {
     let k = w.len();
-    assert!(x.len() == h.len() && x.len() % k == 0 && y.is_none_or(|y| y.len() == x.len()), "equal shapes");
+    assert!(
+        x.len() == h.len() && x.len().is_multiple_of(k) && y.is_none_or(|y| y.len() == x.len()),
+        "equal shapes"
+    );
     let blocks = x.par_chunks_mut(ROWS * k).zip(h.par_chunks_mut(ROWS * k)).enumerate();
     blocks.for_each(|(block, (x, h))| {
         let y = y.map(|y| &y[block * ROWS * k..][..x.len()]);

@@ -12,7 +12,7 @@ const ROWS: usize = 64;
 
 /// out \[T, I\] from gate_up \[T, 2·I\].
 pub fn silu_mul(path: KernelPath, gate_up: &[f32], inner: usize, out: &mut [f32]) {
-    assert!(gate_up.len() == 2 * out.len() && out.len() % inner == 0, "two inputs to an output");
+    assert!(gate_up.len() == 2 * out.len() && out.len().is_multiple_of(inner), "two inputs to an output");
     out.par_chunks_mut(ROWS * inner).zip(gate_up.par_chunks(2 * ROWS * inner)).for_each(|(out, gate_up)| {
         for (out, gate_up) in out.chunks_exact_mut(inner).zip(gate_up.chunks_exact(2 * inner)) {
             let (gate, up) = gate_up.split_at(inner);

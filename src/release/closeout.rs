@@ -78,7 +78,7 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         artifacts: artifacts(run.path())?,
         provenance: provenance(inputs, summary),
     };
-    record.findings.sort_by(|a, b| b.severity.cmp(&a.severity));
+    record.findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
     let text = report::release(&record);
     let report_path = run.join("report.md");
     crate::base::atomic::write(&report_path, text.as_bytes())

@@ -47,7 +47,7 @@ fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<
     let unit = FnUnit::new(key, move |_| {
         let staging = StagingDir::open(&job.target).map_err(|e| Failure::io(job.target.display(), &e))?;
         let file = job.plan.shard_file_name(index);
-        let progress = Progress::new(&file, job.plan.shard_source_bytes(index), "B");
+        let progress = Progress::new(file, job.plan.shard_source_bytes(index), "B");
         Output::of(&job.plan.write_shard(index, staging.path(), &|bytes| progress.inc(bytes))?)
     })
     .verified_by(move |output: &Value| shard_is_there(output, &job.target));

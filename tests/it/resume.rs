@@ -4,15 +4,15 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use rand::Rng as _;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
 use super::common::{command, day0, ran, read_json, serial};
 
 const LIMIT: &str = "300";
 
-fn release_args<'a>(run: &'a str) -> Vec<&'a str> {
+fn release_args(run: &str) -> Vec<&str> {
     vec!["release", "--limit", LIMIT, "--recipe", "w8a8", "--out", run]
 }
 
@@ -69,7 +69,7 @@ fn ten_kills_at_random_moments_change_nothing() {
     let whole = start.elapsed();
     let expected = comparable(&dir.path().join("calm"));
 
-    let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut rng = ChaCha8Rng::seed_from_u64(10);
     for attempt in 0..10 {
         let run = format!("killed-{attempt}");
         let cache = cache(&format!("k{attempt}"));
@@ -120,10 +120,9 @@ fn killed_quantize_leaves_no_checkpoint_under_the_final_name() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
     let args = ["quantize", "day0-tiny", "--recipe", "mxfp4a16", "--out", "q"];
-    let mut runner =
-        TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
     for _ in 0..5 {
-        let delay = Duration::from_millis(runner.rng().random_range(1..120));
+        let delay = Duration::from_millis(rng.random_range(1..120));
         let code = signalled(dir.path(), &args, super::common::cache(), delay, libc::SIGKILL);
         let target = dir.path().join("q");
         if target.exists() {

@@ -5,6 +5,8 @@
 //! in −128..=127. Source: compressed-tensors 0.19 `quantization/utils/helpers.py` (`compute_dynamic_scales_and_zp`,
 //! `calculate_qparams`) and `quantization/lifecycle/forward_helpers.py` (`_quantize_dequantize`).
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 use rayon::prelude::*;
 
 use super::elementary::LANES;

@@ -1,5 +1,7 @@
 //! Elementary functions and reductions over fixed lanes: the same bits for an element wherever it stands in a vector.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 use super::kernel_path::per_path;
 
 /// Lanes of every reduction; element i belongs to lane i mod 16.
@@ -32,8 +34,8 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     /// 1.5·2^23: adding it rounds to the nearest integer, which then stands in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     /// Below it e^x is no normal number.
-    const MIN: f32 = -87.336_54;
-    const MAX: f32 = 88.376_26;
+    const MIN: f32 = -87.33654;
+    const MAX: f32 = 88.37626;
     // ln 2 in two parts, so that n·LN2_HI is exact.
     const LN2_HI: f32 = 355.0 / 512.0;
     const LN2_LO: f32 = -2.121_944_4e-4;

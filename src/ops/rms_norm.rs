@@ -3,6 +3,8 @@
 //! x, y, h \[T, K\], w \[K\]. The mean is summed in 16 lanes. Order of roundings as transformers 5.17
 //! `LlamaRMSNorm`: x times the inverse root first, then times w.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 use rayon::prelude::*;
 
 use super::elementary::{LANES, fma, sum_lanes};

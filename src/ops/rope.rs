@@ -3,6 +3,8 @@
 //! For a head x \[D\] at position p, with θ_i = p · f_i for i < D/2:
 //! x_i ← x_i·cos θ_i − x_{i+D/2}·sin θ_i, x_{i+D/2} ← x_{i+D/2}·cos θ_i + x_i·sin θ_i.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 use rayon::prelude::*;
 
 use super::kernel_path::{KernelPath, per_path};

@@ -2,6 +2,8 @@
 //!
 //! Input \[T, 2·I\]: gate in the first I columns, up in the others (one matrix product gives both). Output \[T, I\].
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 use rayon::prelude::*;
 
 use super::elementary::exp;

@@ -58,9 +58,6 @@ pub enum SourceError {
         /// The file.
         path: PathBuf,
     },
-    /// This build contains no model.
-    #[error("{}: this build contains no model", embedded::NAME)]
-    NotEmbedded,
     /// The GGUF file cannot be imported.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -155,9 +152,6 @@ fn import_file(path: &Path, cache: &Path) -> Result<ResolvedModel, SourceError> 
 }
 
 fn lay_out_embedded(cache: &Path) -> Result<ResolvedModel, SourceError> {
-    if embedded::FILES.is_empty() {
-        return Err(SourceError::NotEmbedded);
-    }
     let dir_name = format!("{}-{}", embedded::NAME, embedded::digest().short(12));
     let dir = once(cache, &dir_name, |target| lay_out(embedded::FILES, target))?;
     Ok(ResolvedModel { dir, name: embedded::NAME.to_owned(), kind: ModelKind::Embedded, revision: None })

@@ -510,7 +510,7 @@ mod tests {
 
     /// SmolLM2's tokenizer as the GGUF import or oracle/convert_smollm2.py writes it.
     fn smollm2() -> Option<PathBuf> {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models/smollm2-bf16");
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models/smollm2");
         dir.join("tokenizer.json").exists().then_some(dir)
     }
 }

@@ -190,7 +190,7 @@ impl WeightLayout {
         matches!(self.strategy, Strategy::Group | Strategy::TensorGroup).then_some(self.sizes[1])
     }
 
-    /// Shape of `weight_scale`: [1], [N, 1], [N, K/g], or [ceil(N/rows), ceil(K/columns)].
+    /// Shape of `weight_scale`: `[1]`, `[N, 1]`, `[N, K/g]`, or `[ceil(N/rows), ceil(K/columns)]`.
     pub fn scale_shape(&self, shape: [usize; 2]) -> Vec<usize> {
         let [rows, columns] = self.block(shape);
         match self.strategy {

@@ -124,10 +124,10 @@ impl QuantizePlan {
         &self.source.shards()[shard].file
     }
 
-    /// Tensor bytes of a source shard.
+    /// Bytes of the source's tensors in one shard: what `progress` of [`Self::write_shard`] adds up to.
     pub fn shard_source_bytes(&self, shard: usize) -> u64 {
-        let tensors = self.source.shards()[shard].tensors.iter();
-        tensors.filter_map(|name| self.source.info(name)).map(TensorInfo::num_bytes).sum()
+        let names = &self.source.shards()[shard].tensors;
+        names.iter().filter_map(|name| self.source.info(name)).map(TensorInfo::num_bytes).sum()
     }
 
     /// Writes one shard into `staging`, under its name only when complete; `progress` is called with numbers of source

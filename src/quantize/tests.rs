@@ -286,6 +286,7 @@ fn progress_adds_up_to_the_source() {
     let done = std::cell::Cell::new(0);
     plan.write_shard(0, &out, &|n| done.set(done.get() + n)).unwrap();
     assert_eq!(done.get(), plan.source_tensor_bytes());
+    assert_eq!(done.get(), plan.shard_source_bytes(0));
 }
 
 #[test]

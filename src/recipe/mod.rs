@@ -1,7 +1,7 @@
 //! Layer 3: recipes: versioned YAML, validated into typed schemes.
 //!
 //! A recipe says which modules are quantized and how. It is a built-in name (`recipes/*.yaml`) or a path to a YAML file;
-//! see [`file`] for its keys. [`assignment`] applies one to the tensors of a checkpoint.
+//! see [`mod@file`] for its keys. [`assignment`] applies one to the tensors of a checkpoint.
 
 pub mod assignment;
 pub mod error;

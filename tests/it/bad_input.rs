@@ -129,7 +129,7 @@ fn recipes_that_are_wrong_or_do_not_fit() {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/w4a16.yaml")).unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     write("typo.yaml", &text.replace("group_size", "group_sise"));
-    quantize("typo.yaml").expect(2).says("typo.yaml").says("group_size").says("line");
+    quantize("typo.yaml").expect(2).says("typo.yaml:").says("group_size");
     write("g96.yaml", &text.replace("128", "96"));
     quantize("g96.yaml").expect(4).says("MODEL_UNSUPPORTED").says("q_proj").says("64");
     assert!(!dir.path().join("q").exists());

@@ -142,31 +142,32 @@ fn changed_tokenizer_is_caught() {
     assert!(report["detail"].as_str().unwrap().contains("tokenizer_config.json"), "{report:#}");
 }
 
+/// Rows of one of the embedded tasks.
+fn colours() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("suites/day0-tiny/data/tiny_colours.test.jsonl");
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// A multiple-choice task `name` with these rows, in files in `dir`.
+fn local_task(dir: &Path, name: &str, rows: &[String]) {
+    let task = "task: NAME\ndataset_path: local\ndata_stem: NAME\ntest_split: test\n\
+        output_type: multiple_choice\ndoc_to_text: \"{{context}}\"\ndoc_to_choice: \"{{choices}}\"\n\
+        doc_to_target: label\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n\
+        primary_metric: acc\nmetadata:\n  version: 1.0\n";
+    std::fs::write(dir.join(format!("{name}.yaml")), task.replace("NAME", name)).unwrap();
+    std::fs::write(dir.join(format!("{name}.test.jsonl")), rows.join("\n")).unwrap();
+}
+
 #[test]
 fn published_score_that_is_far_away_is_a_baseline_mismatch() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
-    let config = "tasks: {tiny_facts: {published: 0.3}}\n";
-    std::fs::write(dir.path().join("c.yaml"), config).unwrap();
-    let (ran, record) = release(dir.path(), &["--limit", "400", "--config", "c.yaml"]);
+    let rows: Vec<String> = colours().lines().take(300).map(str::to_owned).collect();
+    local_task(dir.path(), "local", &rows);
+    std::fs::write(dir.path().join("c.yaml"), "tasks: {local: {published: 0.3}}\n").unwrap();
+    let (ran, record) = release(dir.path(), &["--suite", "local.yaml", "--data", ".", "--config", "c.yaml"]);
     ran.expect(3);
     assert_closed(&record, "ANOMALOUS", "EXTERNAL_BASELINE_MISMATCH");
-}
-
-/// A task whose answer is always the same word: an engine that likes that word is implausibly good at it.
-fn constant_task(dir: &Path) {
-    let task = "task: constant\ndataset_path: local\ndata_stem: constant\ntest_split: test\n\
-        output_type: multiple_choice\ndoc_to_text: \"{{context}}\"\ndoc_to_choice: \"{{choices}}\"\n\
-        doc_to_target: label\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n\
-        primary_metric: acc\nmetadata:\n  version: 1.0\n";
-    std::fs::write(dir.join("constant.yaml"), task).unwrap();
-    let rows: Vec<String> = (0..300)
-        .map(|i| {
-            json!({"context": format!("item number {i}"), "choices": ["zz", "a", "e", "o"], "label": 0})
-                .to_string()
-        })
-        .collect();
-    std::fs::write(dir.join("constant.test.jsonl"), rows.join("\n")).unwrap();
 }
 
 /// Identity of the candidate that a release of day0-tiny will make, as an honest endpoint would give it.
@@ -180,14 +181,18 @@ fn candidate_card(dir: &Path) -> Value {
 fn gain_that_quantization_cannot_explain_is_implausible() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
-    constant_task(dir.path());
+    // Every gold is the same word, which the baseline has no reason to prefer.
+    let row = |line: &str| {
+        let mut row: Value = serde_json::from_str(line).unwrap();
+        row["label"] = json!(row["choices"].as_array().unwrap().iter().position(|c| c == "red")?);
+        Some(row.to_string())
+    };
+    let rows: Vec<String> = colours().lines().filter_map(row).take(400).collect();
+    local_task(dir.path(), "constant", &rows);
     let card = candidate_card(dir.path());
-    // Likes low token ids: the letters of "zz" are bytes, the other choices too; the liked one is the gold.
-    let gold = super::serving::token_of(" zz").unwrap_or(0);
-    let engine = fake_engine::start(
-        card,
-        Box::new(move |_, body| completion(body, gold, |t| if t == gold { -0.01 } else { -9.0 })),
-    );
+    let gold = super::serving::token_of(" red");
+    let likes_gold = move |t| if t == gold { -0.01 } else { -9.0 };
+    let engine = fake_engine::start(card, Box::new(move |_, body| completion(body, gold, likes_gold)));
     let args = ["--suite", "constant.yaml", "--data", ".", "--endpoint", &engine.url];
     let (ran, record) = release(dir.path(), &args);
     ran.expect(3);

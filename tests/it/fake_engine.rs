@@ -104,8 +104,9 @@ pub fn completion(body: &Value, greedy: u64, logprob: impl Fn(u64) -> f64) -> (u
                     json!({name(t): logprob(t), name(greedy): logprob(greedy)})
                 }
             };
+            let generated = vec![greedy; max_tokens as usize];
             json!({
-                "index": index, "text": "x".repeat(all.len()), "finish_reason": "length",
+                "index": index, "prompt_token_ids": prompt, "token_ids": generated, "text": "x".repeat(all.len()), "finish_reason": "length",
                 "logprobs": {
                     "tokens": all.iter().map(|t| name(*t)).collect::<Vec<_>>(),
                     "token_logprobs": all.iter().enumerate().map(|(i, t)| value(i, *t)).collect::<Vec<_>>(),

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::common::{command, day0, ran, read_json, serial};
 
-const LIMIT: &str = "300";
+/// Few enough items that no run can accept, so that every run ends with the same code.
+const LIMIT: &str = "60";
 
 fn release_args(run: &str) -> Vec<&str> {
     vec!["release", "--limit", LIMIT, "--recipe", "w8a8", "--out", run]

@@ -24,7 +24,13 @@ const MAX_FUNCTION_LINES: usize = 70;
 const MAX_CRATES: usize = 280;
 
 /// Files or `file::function`s over a cap, with the date they were let through and the reason.
-const EXCEPTIONS: &[(&str, &str)] = &[];
+const EXCEPTIONS: &[(&str, &str)] = &[
+    ("src/eval/endpoint/tests.rs::gives_up", "2026-11-21: one table of servers that fail"),
+    (
+        "src/eval/probe/tests.rs::servers_whose_logprobs_are_wrong",
+        "2026-11-21: one table of servers that misbehave",
+    ),
+];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -73,7 +73,7 @@ fn five_steps_write_a_whole_model() {
     }
     let stored =
         candle_core::safetensors::load(dir.join("model.safetensors"), &candle_core::Device::Cpu).unwrap();
-    let expected = Config::tiny(960).tensors();
+    let expected = Config::tiny(832).tensors();
     assert_eq!(stored.len(), expected.len());
     for (name, dims) in expected {
         let tensor = stored.get(&name).unwrap_or_else(|| panic!("{name} is missing"));

@@ -26,7 +26,7 @@ pub fn serve(record: &ServeRecord) -> GateReport {
         self_test(&mut out, record);
         stayed_up(&mut out, record);
     }
-    let accepted = format!("healthy at {}, canary and log-prob self-test passed", record.url);
+    let accepted = format!("{} is healthy, canary and log-prob self-test passed", place(record));
     out.report(accepted).about(&record.arm)
 }
 
@@ -35,13 +35,18 @@ pub(super) fn is_refusal(status: Option<u16>) -> bool {
     matches!(status, Some(401 | 403 | 429))
 }
 
+/// What a finding is about: the endpoint's address, or the engine that day0 started, whose port says nothing.
+fn place(record: &ServeRecord) -> &str {
+    if record.launched { "the built-in engine" } else { &record.url }
+}
+
 fn unhealthy(check: &str, record: &ServeRecord, probe: &ProbeResult) -> Finding {
     let class = match probe.status {
         status if is_refusal(status) => FailureClass::EvalJudgeFailed,
         _ => FailureClass::DeploymentHealthFailed,
     };
     let status = probe.status.map_or_else(|| "no answer".to_owned(), |status| format!("status {status}"));
-    let mut finding = Finding::new(GateName::Serve, check, class, &record.url)
+    let mut finding = Finding::new(GateName::Serve, check, class, place(record))
         .observed(format!("{status} after {} attempts: {}", record.attempts, probe.detail))
         .expected("status 200");
     if !record.command.is_empty() {
@@ -55,7 +60,7 @@ fn health(out: &mut Collector, record: &ServeRecord) {
         out.add(unhealthy("health", record, &record.health));
     } else if record.attempts > 1 {
         out.add(
-            out.finding("health", FailureClass::DeploymentHealthFailed, &record.url)
+            out.finding("health", FailureClass::DeploymentHealthFailed, place(record))
                 .observed(format!("came up at attempt {}", record.attempts))
                 .as_note(),
         );
@@ -84,7 +89,7 @@ fn identity(out: &mut Collector, record: &ServeRecord) {
 }
 
 fn canary(out: &mut Collector, record: &ServeRecord) {
-    let failure = |class| Finding::new(GateName::Serve, "canary", class, &record.url);
+    let failure = |class| Finding::new(GateName::Serve, "canary", class, place(record));
     match &record.canary {
         None => out.add(failure(FailureClass::InsufficientEvidence).observed("no canary was run")),
         Some(canary) => {
@@ -106,7 +111,7 @@ fn canary(out: &mut Collector, record: &ServeRecord) {
 }
 
 fn self_test(out: &mut Collector, record: &ServeRecord) {
-    let failure = Finding::new(GateName::Serve, "self_test", FailureClass::EvalJudgeFailed, &record.url);
+    let failure = Finding::new(GateName::Serve, "self_test", FailureClass::EvalJudgeFailed, place(record));
     match &record.self_test {
         None => out.add(failure.observed("no log-prob self-test was run")),
         Some(test) if test.refused_status.is_some() || !test.pass() => {
@@ -125,13 +130,13 @@ fn self_test(out: &mut Collector, record: &ServeRecord) {
 fn stayed_up(out: &mut Collector, record: &ServeRecord) {
     match &record.stayed_up {
         None => out.add(
-            out.finding("stayed_up", FailureClass::InsufficientEvidence, &record.url)
+            out.finding("stayed_up", FailureClass::InsufficientEvidence, place(record))
                 .observed("not known before the last request")
                 .as_note(),
         ),
         Some(probe) if probe.ok => {}
         Some(probe) if probe.status == Some(200) => out.add(
-            out.finding("stayed_up", FailureClass::ComparabilityFailed, &record.url)
+            out.finding("stayed_up", FailureClass::ComparabilityFailed, place(record))
                 .observed(&probe.detail)
                 .expected("the identity it had at the start"),
         ),

@@ -81,7 +81,7 @@ pub enum ArmEngine {
 }
 
 /// How long an engine may take to become healthy.
-const STARTUP_TIMEOUT: Duration = Duration::from_secs(20);
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Start attempts before an engine counts as failed.
 const ATTEMPTS: u32 = 2;
 

@@ -115,6 +115,8 @@ pub fn add_scan<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>) {
         let source = Some(inputs.model.dir.as_path());
         let mut record =
             scan::scan(&build.run.checkpoint(), source, Some(&inputs.recipe), build.provenance())?;
+        // Relative to the run: a moved run directory still says the truth.
+        "quantize/checkpoint".clone_into(&mut record.checkpoint);
         record.provenance = timer.stop(record.provenance);
         json::write(&path, &record)?;
         Output::of(&serde_json::json!({ "defects": record.defects.len() }))

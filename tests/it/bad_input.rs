@@ -131,7 +131,7 @@ fn recipes_that_are_wrong_or_do_not_fit() {
     write("typo.yaml", &text.replace("group_size", "group_sise"));
     quantize("typo.yaml").expect(2).says("typo.yaml:").says("group_size");
     write("g96.yaml", &text.replace("128", "96"));
-    quantize("g96.yaml").expect(4).says("MODEL_UNSUPPORTED").says("q_proj").says("64");
+    quantize("g96.yaml").expect(4).says("MODEL_UNSUPPORTED").says("down_proj").says("64");
     assert!(!dir.path().join("q").exists());
 }
 

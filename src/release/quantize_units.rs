@@ -115,8 +115,9 @@ pub fn add_scan<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>) {
         let source = Some(inputs.model.dir.as_path());
         let mut record =
             scan::scan(&build.run.checkpoint(), source, Some(&inputs.recipe), build.provenance())?;
-        // Relative to the run: a moved run directory still says the truth.
+        // As the run knows them: a moved run directory or cache still says the truth.
         "quantize/checkpoint".clone_into(&mut record.checkpoint);
+        record.source = Some(inputs.config.model.clone());
         record.provenance = timer.stop(record.provenance);
         json::write(&path, &record)?;
         Output::of(&serde_json::json!({ "defects": record.defects.len() }))

@@ -190,7 +190,12 @@ fn readme_and_ci_run_the_same_commands() {
 
 #[test]
 fn no_unfinished_code_is_committed() {
-    let marks = ["todo!(", "unimplemented!(", concat!("FIX", "ME"), concat!("#[ign", "ore")];
+    let marks = [
+        concat!("to", "do!("),
+        concat!("unimpl", "emented!("),
+        concat!("FIX", "ME"),
+        concat!("#[ign", "ore"),
+    ];
     let mut found = Vec::new();
     for file in
         ["src", "tests", "examples"].iter().flat_map(|d| files(d, "rs")).filter(|f| !f.ends_with("tidy.rs"))

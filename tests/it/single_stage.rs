@@ -97,6 +97,25 @@ fn compare_gate_reads_upstream_scores() {
 }
 
 #[test]
+fn run_gate_reads_upstream_summaries() {
+    let dir = tempfile::tempdir().unwrap();
+    let task = |status: &str, scored: usize| {
+        json!({"tasks": {"mmlu": {"status": status, "expected_samples": 9, "scored_samples": scored, "score": 50.0,
+            "errors": []}}})
+    };
+    for (name, summary, code, class) in [
+        ("good.json", task("SUCCESS", 9), 0, json!(null)),
+        ("dropped.json", task("SUCCESS", 8), 3, json!("SAMPLE_ACCOUNTING_FAILED")),
+        ("running.json", task("RUNNING", 9), 75, json!("INFRA_TRANSIENT")),
+        ("exploded.json", task("FAILED", 9), 3, json!("UNKNOWN")),
+    ] {
+        std::fs::write(dir.path().join(name), summary.to_string()).unwrap();
+        let report = day0(dir.path(), ["gate", "run", "--run", name]).expect(code).json();
+        assert_eq!(report["failure_class"], class, "{name}");
+    }
+}
+
+#[test]
 fn small_commands_answer() {
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["list", "recipes"]).expect(0).says("fp8_dynamic");

@@ -131,6 +131,11 @@ fn decide_compare(compare: &Compare) -> Result<GateReport, Failure> {
     let (baseline_path, candidate_path) = (record_path(&compare.baseline), record_path(&compare.candidate));
     let (baseline, candidate): (Value, Value) = (json::read(&baseline_path)?, json::read(&candidate_path)?);
     if is_record(&baseline) && is_record(&candidate) {
+        if compare.relative || compare.scales.is_some() {
+            let message =
+                "--relative and --scales are for score files; evaluation records declare their scales";
+            return Err(Failure::config(message).with_hint("set margins per task in --config FILE"));
+        }
         let file =
             compare.config.as_ref().map_or_else(|| Ok(ConfigFile::default()), |p| ConfigFile::read(p))?;
         let margin = file.margin.unwrap_or(compare.threshold);

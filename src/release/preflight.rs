@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::arm::ArmEngine;
 use super::config::ReleaseConfig;
+use crate::base::closest::suggestion;
 use crate::base::digest::{Digest, DigestBuilder};
 use crate::base::env_vars;
 use crate::base::threads::Threads;
@@ -75,6 +76,7 @@ impl Inputs {
             ..EvalOptions::new(max_len(&source, &engines))
         };
         let tasks = prepare(&suite, &tokenizer, &options)?;
+        check_task_names(&config, &tasks)?;
         let build = program_digest()?;
         let config_digest = Digest::of_json(&config).map_err(|e| {
             Failure::new(FailureClass::Unknown, format!("the configuration is not JSON: {e}"))
@@ -150,6 +152,16 @@ pub fn prepare(
 ) -> Result<Vec<PreparedTask>, Failure> {
     let tasks = suite.tasks.iter().map(|task| eval::prepare(task, tokenizer, options));
     Ok(tasks.collect::<Result<Vec<_>, _>>()?)
+}
+
+/// Settings of a task that is not evaluated are a mistake, found before hours of work.
+fn check_task_names(config: &ReleaseConfig, tasks: &[PreparedTask]) -> Result<(), Failure> {
+    let known: Vec<&str> = tasks.iter().map(PreparedTask::name).collect();
+    match config.tasks.keys().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => Err(Failure::config(format!("tasks.{name}: the suites hold no such task"))
+            .with_hint(suggestion(name, &known))),
+    }
 }
 
 /// Longest input of both arms. An endpoint generates one token beyond the scored ones, which takes two places.

@@ -159,6 +159,7 @@ fn configurations_that_are_wrong() {
         ("recipee: w8a8", "recipe"),
         ("margin: 7", "margin"),
         ("limit: 0", "limit"),
+        ("tasks: {tiny_colour: {margin: 0.02}}", "tiny_colours"),
         ("suites: [arc_easi]", "arc_easy"),
     ];
     for (text, word) in cases {

@@ -23,10 +23,6 @@ pub const HF_HUB_OFFLINE: &str = "HF_HUB_OFFLINE";
 pub const SLURM_CPUS_PER_TASK: &str = "SLURM_CPUS_PER_TASK";
 /// CPUs of this node given to a Slurm job.
 pub const SLURM_CPUS_ON_NODE: &str = "SLURM_CPUS_ON_NODE";
-/// Set and not empty: no colours.
-pub const NO_COLOR: &str = "NO_COLOR";
-/// Thread count of rayon, set by day0 for libraries that read it.
-pub const RAYON_NUM_THREADS: &str = "RAYON_NUM_THREADS";
 
 /// The value of a variable, if it is set and not empty.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]

@@ -174,7 +174,6 @@ fn eval_record(scorer: &dyn Scorer, tasks: Vec<crate::record::eval::TaskRecord>)
         arm: "baseline".to_owned(),
         identity: scorer.identity(),
         tasks: tasks.into_iter().map(|t| (t.task.clone(), t)).collect::<BTreeMap<_, _>>(),
-        reused: false,
         provenance: Provenance::new(crate::base::threads::detect(Some(1))),
     }
 }

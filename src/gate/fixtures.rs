@@ -136,7 +136,6 @@ pub(super) fn arm(name: &str, tasks: Vec<TaskRecord>) -> EvalRecord {
         arm: name.into(),
         identity: identity(name),
         tasks: tasks.into_iter().map(|task| (task.task.clone(), task)).collect(),
-        reused: false,
         provenance: provenance(),
     }
 }

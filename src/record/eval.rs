@@ -19,8 +19,6 @@ pub struct EvalRecord {
     pub identity: EngineIdentity,
     /// Results per task, by task name.
     pub tasks: BTreeMap<String, TaskRecord>,
-    /// Whether item scores came from an earlier run with the same key.
-    pub reused: bool,
     /// Origin.
     pub provenance: Provenance,
 }

@@ -137,7 +137,6 @@ impl<'a> EvalJob<'a> {
                     (task.name().to_owned(), eval::task_record(task, items, TaskStatus::Success))
                 })
                 .collect(),
-            reused: false,
             provenance: timer.stop(self.provenance.clone()),
         })
     }

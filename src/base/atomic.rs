@@ -1,12 +1,17 @@
 //! Artifacts appear under their final name only when complete: temporary name, sync, rename.
 //!
 //! The temporary file lies in the target's own directory, because a rename is atomic only within one file system.
+//! While it is written it is locked (`flock`): a temporary file nobody holds is what a killed process left, and
+//! [`remove_leftovers`] may delete it while other processes go on writing theirs.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
+
+const TEMP_PREFIX: &str = ".day0-";
+const TEMP_SUFFIX: &str = ".part";
 
 /// A file being written that is invisible under its final name until [`AtomicFile::commit`].
 #[derive(Debug)]
@@ -20,7 +25,12 @@ impl AtomicFile {
     pub fn create(path: &Path) -> io::Result<Self> {
         let parent = parent_dir(path);
         std::fs::create_dir_all(parent)?;
-        let temp = tempfile::Builder::new().prefix(".day0-").suffix(".part").tempfile_in(parent)?;
+        let temp = tempfile::Builder::new().prefix(TEMP_PREFIX).suffix(TEMP_SUFFIX).tempfile_in(parent)?;
+        match temp.as_file().try_lock() {
+            // A file system without locks has no leftovers removed either: see `remove_leftovers`.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+            Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::ResourceBusy.into()),
+        }
         Ok(Self { inner: BufWriter::with_capacity(1 << 20, temp), path: path.to_path_buf() })
     }
 
@@ -51,6 +61,36 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.commit()
 }
 
+/// Whether `name` is what [`AtomicFile`] calls a file that is not complete.
+pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with(TEMP_PREFIX) && name.ends_with(TEMP_SUFFIX))
+}
+
+/// Deletes the temporary files below `dir` that killed processes left. Those being written stay.
+pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            remove_leftovers(&entry.path())?;
+        } else if kind.is_file() && is_temporary(&entry.file_name()) {
+            match remove_leftover(&entry.path()) {
+                // Its writer finished or gave up meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_leftover(path: &Path) -> io::Result<()> {
+    match File::open(path)?.try_lock() {
+        Ok(()) => std::fs::remove_file(path),
+        Err(TryLockError::WouldBlock | TryLockError::Error(_)) => Ok(()),
+    }
+}
+
 /// A directory being filled that gets its final name only on [`StagingDir::commit`].
 ///
 /// The staging directory is `<name>.partial` beside the target. It survives a kill, so that a resumed run can keep
@@ -62,10 +102,11 @@ pub struct StagingDir {
 }
 
 impl StagingDir {
-    /// Opens (or reopens) the staging directory of `target`.
+    /// Opens (or reopens) the staging directory of `target`, without what killed writers left half-written in it.
     pub fn open(target: &Path) -> io::Result<Self> {
         let staging = staging_path(target);
         std::fs::create_dir_all(&staging)?;
+        remove_leftovers(&staging)?;
         Ok(Self { staging, target: target.to_path_buf() })
     }
 
@@ -76,6 +117,7 @@ impl StagingDir {
 
     /// Renames the staging directory to its final name. The target must not exist or be an empty directory.
     pub fn commit(self) -> io::Result<()> {
+        remove_leftovers(&self.staging)?;
         sync_dir(&self.staging)?;
         std::fs::rename(&self.staging, &self.target)?;
         sync_dir(parent_dir(&self.target))
@@ -131,6 +173,30 @@ mod tests {
         write(&path, b"long content").unwrap();
         write(&path, b"short").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"short");
+    }
+
+    #[test]
+    fn leftovers_go_and_files_being_written_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("deep");
+        let mut file = AtomicFile::create(&deep.join("a.json")).unwrap();
+        std::fs::write(deep.join(".day0-x1y2z3.part"), "half").unwrap();
+        std::fs::write(deep.join(".day0-notes"), "not ours").unwrap();
+        remove_leftovers(dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(&deep).unwrap().count(), 2);
+        file.write_all(b"whole").unwrap();
+        file.commit().unwrap();
+        assert_eq!(std::fs::read(deep.join("a.json")).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn staging_dir_commits_without_leftovers() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let staging = StagingDir::open(&target).unwrap();
+        std::fs::write(staging.path().join(".day0-dead.part"), "half").unwrap();
+        staging.commit().unwrap();
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0);
     }
 
     #[test]

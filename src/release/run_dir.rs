@@ -25,6 +25,18 @@ pub struct RunRecord {
     pub tool_version: String,
 }
 
+const CONFIG_FILE: &str = "day0.yaml";
+
+/// Whether `path` holds anything but what a run with this `config` leaves when it is killed while being created.
+fn holds_something_else(path: &Path, config: &str) -> bool {
+    let ours = |entry: std::fs::DirEntry| {
+        crate::base::atomic::is_temporary(&entry.file_name())
+            || (entry.file_name() == CONFIG_FILE
+                && std::fs::read_to_string(entry.path()).is_ok_and(|text| text == config))
+    };
+    std::fs::read_dir(path).is_ok_and(|mut entries| entries.any(|entry| !entry.is_ok_and(ours)))
+}
+
 /// Paths of a run directory.
 #[derive(Debug, Clone)]
 pub struct RunDir {
@@ -48,14 +60,16 @@ impl RunDir {
                 ),
             ));
         }
-        if std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) {
+        let text = serde_yaml_ng::to_string(config)
+            .map_err(|e| Failure::config(format!("the configuration cannot be written as YAML: {e}")))?;
+        if holds_something_else(&path, &text) {
             return Err(Failure::config(format!("{}: is not empty", path.display()))
                 .with_hint("--out names the run directory itself; choose a new one"));
         }
-        std::fs::create_dir_all(&path).map_err(|e| Failure::io(path.display(), &e))?;
+        std::fs::create_dir_all(&path)
+            .and_then(|()| crate::base::atomic::remove_leftovers(&path))
+            .map_err(|e| Failure::io(path.display(), &e))?;
         let run = Self { path };
-        let text = serde_yaml_ng::to_string(config)
-            .map_err(|e| Failure::config(format!("the configuration cannot be written as YAML: {e}")))?;
         let config_path = run.config();
         crate::base::atomic::write(&config_path, text.as_bytes())
             .map_err(|e| Failure::io(config_path.display(), &e))?;
@@ -78,6 +92,7 @@ impl RunDir {
                 .with_hint("`day0 runs` lists the runs below ./runs"));
         }
         let record = json::read(&path.join("run.json"))?;
+        crate::base::atomic::remove_leftovers(path).map_err(|e| Failure::io(path.display(), &e))?;
         Ok((Self { path: path.to_path_buf() }, record))
     }
 
@@ -98,7 +113,7 @@ impl RunDir {
 
     /// The effective configuration.
     pub fn config(&self) -> PathBuf {
-        self.join("day0.yaml")
+        self.join(CONFIG_FILE)
     }
 
     /// The ledger.

@@ -51,7 +51,7 @@ fn partial_files(dir: &Path) -> Vec<String> {
                 open.push(path.clone());
             }
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if name.ends_with(".partial") {
+            if [".partial", ".part"].iter().any(|end| name.ends_with(end)) {
                 found.push(name);
             }
         }
@@ -90,6 +90,29 @@ fn ten_kills_at_random_moments_change_nothing() {
         assert_eq!(comparable(&path), expected, "killed after {delay:?}");
         assert_eq!(partial_files(&path), Vec::<String>::new());
     }
+}
+
+#[test]
+fn files_left_half_written_by_a_killed_run_are_swept() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let release = ["release", "--limit", "5", "--recipe", "w8a8", "--out", "run"];
+    // Killed while the run directory was being made: no run.json yet.
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join(".day0-a1b2c3.part"), "{").unwrap();
+    day0(dir.path(), release).expect(3);
+    let expected = comparable(&run);
+    // Killed between two writes of a run that is then resumed.
+    for place in ["eval/baseline", "quantize/checkpoint", "gates", ""] {
+        std::fs::write(run.join(place).join(".day0-d4e5f6.part"), "{").unwrap();
+    }
+    day0(dir.path(), ["release", "--resume", "run"]).expect(3);
+    assert_eq!(comparable(&run), expected);
+    assert_eq!(partial_files(&run), Vec::<String>::new());
+    // A file of the user's own is no leftover.
+    std::fs::remove_file(run.join("run.json")).unwrap();
+    day0(dir.path(), release).expect(2).says("is not empty");
 }
 
 #[test]

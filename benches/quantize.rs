@@ -2,9 +2,10 @@
 
 use std::hint::black_box;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use day0::ops::fp8;
 use half::bf16;
+
+mod timing;
 
 /// One row of a large linear layer.
 const ELEMENTS: usize = 1 << 20;
@@ -14,15 +15,9 @@ fn weights() -> Vec<f32> {
     (0..ELEMENTS).map(|i| bf16::from_f32(0.05 * (i as f32 * 0.37).sin()).to_f32()).collect()
 }
 
-fn fp8_codec(criterion: &mut Criterion) {
+fn main() {
     let values = weights();
-    let mut group = criterion.benchmark_group("fp8");
-    group.throughput(Throughput::Bytes(2 * ELEMENTS as u64));
-    group.bench_function("e4m3_from_f32", |b| {
-        b.iter(|| black_box(&values).iter().map(|v| u64::from(fp8::e4m3_from_f32(v * 4096.0))).sum::<u64>());
+    timing::throughput("fp8/e4m3_from_f32", 2 * ELEMENTS as u64, || {
+        black_box(&values).iter().map(|v| u64::from(fp8::e4m3_from_f32(v * 4096.0))).sum::<u64>()
     });
-    group.finish();
 }
-
-criterion_group!(benches, fp8_codec);
-criterion_main!(benches);

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 pub const DAY0_CACHE: &str = "DAY0_CACHE";
 /// `1`: a test that needs a GPU fails instead of skipping when there is none.
 pub const DAY0_REQUIRE_GPU: &str = "DAY0_REQUIRE_GPU";
+/// Directory of SmolLM2-135M as safetensors: tests that need a real model run where it is set.
+pub const DAY0_SMOLLM2: &str = "DAY0_SMOLLM2";
 /// Base of the cache directory by the XDG specification.
 pub const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
 /// The user's home directory.

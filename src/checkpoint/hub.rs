@@ -1,4 +1,4 @@
-//! Checkpoints on the Hugging Face hub, fetched into the hub's own cache.
+//! Checkpoints and data sets on the Hugging Face hub, fetched into the hub's own cache.
 //!
 //! The revision is resolved to a commit first and everything is fetched at that commit. Files go through hf-hub, into
 //! the cache layout that all Hugging Face tools share; hf-hub reads no HF_HUB_OFFLINE, so that is checked here.
@@ -27,9 +27,20 @@ const RETRIES: usize = 2;
 /// The branch that is meant when no revision is named.
 const MAIN: &str = "main";
 
-/// A model on the hub: `org/name[@revision]`.
+/// What a repository holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepoKind {
+    /// A model.
+    Model,
+    /// A data set.
+    Dataset,
+}
+
+/// A repository on the hub: `org/name[@revision]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubId {
+    /// What it holds.
+    pub kind: RepoKind,
     /// `org/name`.
     pub repo: String,
     /// Branch, tag or commit.
@@ -174,7 +185,7 @@ impl Classified for HubError {
 }
 
 impl HubId {
-    /// Parses `org/name[@revision]`; `None` for anything else.
+    /// Parses a model's `org/name[@revision]`; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let (repo, revision) = match text.split_once('@') {
             Some((repo, revision)) => (repo, Some(revision)),
@@ -189,8 +200,17 @@ impl HubId {
         };
         // A revision may name a branch with slashes, e.g. `refs/pr/1`.
         let revision_is_good = revision.is_none_or(|r| !r.is_empty() && r.split('/').all(word));
-        (word(org) && word(name) && revision_is_good)
-            .then(|| Self { repo: repo.to_owned(), revision: revision.map(str::to_owned) })
+        (word(org) && word(name) && revision_is_good).then(|| Self {
+            kind: RepoKind::Model,
+            repo: repo.to_owned(),
+            revision: revision.map(str::to_owned),
+        })
+    }
+
+    /// A data set by the name of its repository and its revision; `None` if that is no name.
+    pub fn dataset(repo: &str, revision: Option<&str>) -> Option<Self> {
+        let name = revision.map_or_else(|| repo.to_owned(), |revision| format!("{repo}@{revision}"));
+        Self::parse(&name).map(|id| Self { kind: RepoKind::Dataset, ..id })
     }
 
     fn revision(&self) -> &str {
@@ -212,37 +232,42 @@ pub fn fetch(id: &HubId, env: &HubEnv) -> Result<HubSnapshot, HubError> {
 
 /// The cached snapshot, without asking the hub.
 fn from_cache(id: &HubId, env: &HubEnv) -> Result<HubSnapshot, HubError> {
-    let offline = |what: &str| HubError::Offline {
-        id: id.to_string(),
-        what: what.to_owned(),
-        cache: env.cache.clone(),
-    };
+    let snapshot = cached_snapshot(id, env)?;
+    let has = |name: &str| snapshot.dir.join(name).is_file();
+    let weights = if has(INDEX) { shards_of(&snapshot.dir)? } else { BTreeSet::from([SINGLE.to_owned()]) };
+    let needed = std::iter::once(CONFIG.to_owned()).chain(weights);
+    match needed.into_iter().find(|name| !has(name)) {
+        Some(missing) => Err(not_cached(id, env, &missing)),
+        None => Ok(snapshot),
+    }
+}
+
+/// The snapshot that the cache holds of a revision, complete or not.
+pub(super) fn cached_snapshot(id: &HubId, env: &HubEnv) -> Result<HubSnapshot, HubError> {
     let folder = env.cache.join(repo_at(id, id.revision()).folder_name());
     let named = std::fs::read_to_string(folder.join("refs").join(id.revision())).map(|c| c.trim().to_owned());
     let commit = named.unwrap_or_else(|_| id.revision().to_owned());
     let dir = folder.join("snapshots").join(&commit);
     if !is_commit(&commit) || !dir.is_dir() {
-        return Err(offline(&format!("revision {}", id.revision())));
+        return Err(not_cached(id, env, &format!("revision {}", id.revision())));
     }
-    let has = |name: &str| dir.join(name).is_file();
-    let weights = if has(INDEX) { shards_of(&dir)? } else { BTreeSet::from([SINGLE.to_owned()]) };
-    let needed = std::iter::once(CONFIG.to_owned()).chain(weights);
-    match needed.into_iter().find(|name| !has(name)) {
-        Some(missing) => Err(offline(&missing)),
-        None => Ok(HubSnapshot { dir, commit }),
-    }
+    Ok(HubSnapshot { dir, commit })
+}
+
+pub(super) fn not_cached(id: &HubId, env: &HubEnv, what: &str) -> HubError {
+    HubError::Offline { id: id.to_string(), what: what.to_owned(), cache: env.cache.clone() }
 }
 
 /// What the hub says about a repository.
 #[derive(Deserialize)]
-struct RepoInfo {
-    sha: String,
-    siblings: Vec<Sibling>,
+pub(super) struct RepoInfo {
+    pub(super) sha: String,
+    pub(super) siblings: Vec<Sibling>,
 }
 
 #[derive(Deserialize)]
-struct Sibling {
-    rfilename: String,
+pub(super) struct Sibling {
+    pub(super) rfilename: String,
 }
 
 fn from_hub(id: &HubId, env: &HubEnv) -> Result<HubSnapshot, HubError> {
@@ -254,7 +279,7 @@ fn from_hub(id: &HubId, env: &HubEnv) -> Result<HubSnapshot, HubError> {
         .filter(|name| files::plain_name(name).is_some())
         .collect();
     refuse_without_weights(id, &names)?;
-    let dir = env.cache.join(repo_at(id, MAIN).folder_name()).join("snapshots").join(&info.sha);
+    let dir = snapshot_dir(id, env, &info.sha);
     let download = Download { id, env, commit: &info.sha, dir: &dir, repo: open_api(id, &info.sha, env)? };
     let small = names.iter().filter(|name| files::is_identity(name));
     download.all(small)?;
@@ -264,15 +289,24 @@ fn from_hub(id: &HubId, env: &HubEnv) -> Result<HubSnapshot, HubError> {
     }
     download.all(&weights)?;
     // Only now does the cache say that this revision is there.
-    let cache = Cache::new(env.cache.clone()).repo(repo_at(id, id.revision()));
-    cache
-        .create_ref(&info.sha)
-        .map_err(|source| CheckpointError::Read { path: env.cache.clone(), source })?;
+    remember(id, env, &info.sha)?;
     Ok(HubSnapshot { dir, commit: info.sha })
 }
 
+/// Notes in the cache which commit the revision is.
+pub(super) fn remember(id: &HubId, env: &HubEnv, commit: &str) -> Result<(), HubError> {
+    let cache = Cache::new(env.cache.clone()).repo(repo_at(id, id.revision()));
+    cache.create_ref(commit).map_err(|source| CheckpointError::Read { path: env.cache.clone(), source })?;
+    Ok(())
+}
+
+/// The directory of a commit's files in the cache.
+pub(super) fn snapshot_dir(id: &HubId, env: &HubEnv, commit: &str) -> PathBuf {
+    env.cache.join(repo_at(id, MAIN).folder_name()).join("snapshots").join(commit)
+}
+
 /// Asks for commit and files of the revision.
-fn ask(id: &HubId, env: &HubEnv) -> Result<RepoInfo, HubError> {
+pub(super) fn ask(id: &HubId, env: &HubEnv) -> Result<RepoInfo, HubError> {
     let url = format!("{}/api/{}", env.endpoint, repo_at(id, id.revision()).api_url());
     let body = http::get(&http::client(INFO_TIMEOUT)?, &url, env.token.as_deref())
         .map_err(|error| explain(id, env, error.status()).unwrap_or(HubError::Http(error)))?;
@@ -322,7 +356,11 @@ fn shards_of(dir: &Path) -> Result<BTreeSet<String>, HubError> {
 }
 
 fn repo_at(id: &HubId, revision: &str) -> Repo {
-    Repo::with_revision(id.repo.clone(), RepoType::Model, revision.to_owned())
+    let kind = match id.kind {
+        RepoKind::Model => RepoType::Model,
+        RepoKind::Dataset => RepoType::Dataset,
+    };
+    Repo::with_revision(id.repo.clone(), kind, revision.to_owned())
 }
 
 /// Commits become directory names, so nothing else is accepted.
@@ -344,6 +382,13 @@ fn open_api(id: &HubId, commit: &str, env: &HubEnv) -> Result<ApiRepo, HubError>
             message: error.to_string(),
         })?;
     Ok(api.repo(repo_at(id, commit)))
+}
+
+/// Fetches one file of a commit into the cache.
+pub(super) fn fetch_file(id: &HubId, env: &HubEnv, commit: &str, name: &str) -> Result<PathBuf, HubError> {
+    let dir = snapshot_dir(id, env, commit);
+    Download { id, env, commit, dir: &dir, repo: open_api(id, commit, env)? }.one(name)?;
+    Ok(dir.join(name))
 }
 
 /// Fetches the files of one commit.

@@ -63,7 +63,10 @@ fn id(text: &str) -> HubId {
 
 #[test]
 fn ids() {
-    assert_eq!(id("org/na.me-1"), HubId { repo: "org/na.me-1".to_owned(), revision: None });
+    assert_eq!(
+        id("org/na.me-1"),
+        HubId { kind: RepoKind::Model, repo: "org/na.me-1".to_owned(), revision: None }
+    );
     assert_eq!(id("org/name@refs/pr/1").revision.as_deref(), Some("refs/pr/1"));
     for bad in
         ["name", "a/b/c", "./name", "../x", "org/", "/name", "org/name@", "org/..", "org/a b", "a/b@../x"]

@@ -9,6 +9,7 @@ pub mod gguf;
 pub mod header;
 pub mod http;
 pub mod hub;
+pub mod hub_dataset;
 pub mod hub_env;
 pub mod index;
 pub mod name_match;

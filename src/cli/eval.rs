@@ -2,18 +2,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::{Settings, output};
-use crate::base::{env_vars, json};
+use crate::base::digest::Digest;
+use crate::base::{env_vars, json, progress};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source;
 use crate::engine::{Engine, EngineOptions};
 use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
-use crate::eval::{EvalOptions, OutputInfo, Scorer};
+use crate::eval::{EvalOptions, OutputInfo, PreparedTask, Scorer};
 use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::gate;
 use crate::model::tokenizer::Tokenizer;
@@ -31,6 +33,18 @@ pub(super) struct Arguments {
     /// OpenAI-compatible endpoint with echoed log-probs.
     #[arg(long, value_name = "URL", requires = "tokenizer", conflicts_with = "model")]
     endpoint: Option<String>,
+    /// Model to ask the endpoint for; the first one it lists by default.
+    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    served_model: Option<String>,
+    /// Prompts in one request to the endpoint.
+    #[arg(long, value_name = "N", requires = "endpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: Option<u64>,
+    /// Requests to the endpoint at once.
+    #[arg(long, value_name = "N", requires = "endpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    concurrency: Option<u64>,
+    /// Longest time one request to the endpoint may take.
+    #[arg(long, value_name = "SECONDS", requires = "endpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
     /// Model directory whose tokenizer the endpoint's model uses.
     #[arg(long, value_name = "MODEL")]
     tokenizer: Option<String>,
@@ -46,12 +60,21 @@ pub(super) struct Arguments {
     /// Number of examples before each question, over the task's own.
     #[arg(long, value_name = "N")]
     num_fewshot: Option<usize>,
+    /// Seed that draws the examples.
+    #[arg(long, value_name = "N", default_value_t = suite::DEFAULT_FEWSHOT_SEED)]
+    seed: u64,
     /// Put prompts into the model's chat template.
     #[arg(long)]
     apply_chat_template: bool,
     /// Directory of local evaluation data.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// New tokens of one forward pass of the built-in engine.
+    #[arg(long, value_name = "N", conflicts_with = "endpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    batch_tokens: Option<u64>,
+    /// Print the requests of the first N items of each task before scoring.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    show_prompts: usize,
     /// Directory to write results and samples to; a killed evaluation resumes there.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -65,25 +88,32 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     let checkpoint = Checkpoint::open(&model.dir)?;
     let tokenizer = Arc::new(Tokenizer::load(&model.dir)?);
     let provenance = Provenance::new(settings.threads.clone());
-    let scorer = scorer(arguments, &checkpoint, &tokenizer, settings, &provenance)?;
+    let (scorer, fingerprint) = scorer(arguments, &checkpoint, &tokenizer, settings, &provenance)?;
     let options = EvalOptions {
         limit: arguments.limit.map(|n| n as usize),
         num_fewshot: arguments.num_fewshot,
+        fewshot_seed: arguments.seed,
         apply_chat_template: arguments.apply_chat_template,
         ..EvalOptions::new(scorer.max_len())
     };
     let tasks = prepare(&suite, &tokenizer, &options)?;
+    for task in &tasks {
+        announce(task, arguments.show_prompts);
+    }
     let engine = match &arguments.endpoint {
         None => ArmEngine::Local,
         Some(url) => ArmEngine::Endpoint { url: url.clone(), api_key: None },
     };
     let digest = checkpoint.digest()?;
+    let key = keys::arm(digest.as_str(), tokenizer.digest(), &program_digest()?, &engine);
+    // An address says nothing about what answers there: scores of another model behind it are never taken over.
+    let key = fingerprint.map_or(key.clone(), |f| keys::derived(&format!("served/{f}"), &key));
     let job = EvalJob {
         arm: "eval".to_owned(),
         stage: "eval",
         tasks: &tasks,
         info: OutputInfo { model_name: named, options: &options, groups: &suite.groups },
-        key: keys::arm(digest.as_str(), tokenizer.digest(), &program_digest()?, &engine),
+        key,
         scorer: Box::new(move || Ok(Arc::clone(&scorer))),
         out: arguments.out.clone(),
         provenance,
@@ -110,28 +140,29 @@ fn execute(job: &EvalJob<'_>) -> Result<(), Failure> {
     super::run_graph(&executor, &graph).map(|_| ())
 }
 
-/// The built-in engine, or an endpoint that passed the log-prob self-test.
+/// The built-in engine, or an endpoint that passed the log-prob self-test, with its fingerprint.
 fn scorer(
     arguments: &Arguments,
     checkpoint: &Checkpoint,
     tokenizer: &Arc<Tokenizer>,
     settings: &Settings,
     provenance: &Provenance,
-) -> Result<Arc<dyn Scorer>, Failure> {
+) -> Result<(Arc<dyn Scorer>, Option<Digest>), Failure> {
     let Some(url) = &arguments.endpoint else {
-        let engine = Engine::load(checkpoint, &EngineOptions::new(settings.threads.clone()))?
-            .with_tokenizer_digest(tokenizer.digest().clone());
-        return Ok(Arc::new(LocalScorer::new(Arc::new(engine))));
+        let mut options = EngineOptions::new(settings.threads.clone());
+        options.max_batched_tokens =
+            arguments.batch_tokens.map_or(options.max_batched_tokens, |n| n as usize);
+        let engine = Engine::load(checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
+        return Ok((Arc::new(LocalScorer::new(Arc::new(engine))), None));
     };
-    let api_key = arguments.api_key_file.as_deref().map(ApiKey::from_file).transpose()?;
-    let options = EndpointOptions { api_key, ..EndpointOptions::new(url) };
+    let options = endpoint_options(arguments, url)?;
     let record = probe::probe(&ProbeTarget {
         arm: "eval",
         options: &options,
         launched: false,
         attempts: 1,
         command: String::new(),
-        startup_timeout: std::time::Duration::from_secs(5),
+        startup_timeout: Duration::from_secs(5),
         expected_digest: &checkpoint.digest()?,
         text: &**tokenizer,
         tokenizer_digest: Some(tokenizer.digest()),
@@ -145,7 +176,44 @@ fn scorer(
         let failure = Failure::new(finding.failure_class, format!("{url}: {finding}"));
         return Err(failure.with_hint(finding.hint.clone()));
     }
-    Ok(Arc::new(EndpointScorer::connect(&options, record.identity.clone())?))
+    let scorer = EndpointScorer::connect(&options, record.identity.clone())?;
+    let Some(fingerprint) = record.fingerprint else { return Ok((Arc::new(scorer), None)) };
+    let digest = fingerprint.start.digest.clone();
+    let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), fingerprint.start)?;
+    Ok((Arc::new(scorer), Some(digest)))
+}
+
+fn endpoint_options(arguments: &Arguments, url: &str) -> Result<EndpointOptions, Failure> {
+    let defaults = EndpointOptions::new(url);
+    Ok(EndpointOptions {
+        model: arguments.served_model.clone(),
+        api_key: arguments.api_key_file.as_deref().map(ApiKey::from_file).transpose()?,
+        batch_size: arguments.batch_size.map_or(defaults.batch_size, |n| n as usize),
+        concurrency: arguments.concurrency.map_or(defaults.concurrency, |n| n as usize),
+        timeout: arguments.timeout.map_or(defaults.timeout, Duration::from_secs),
+        ..defaults
+    })
+}
+
+/// Says what the task assumes, which items it cannot score, and what its first prompts look like.
+fn announce(task: &PreparedTask, prompts: usize) {
+    for note in &task.task.notes {
+        progress::detail(&format!("{}: {note}", task.name()));
+    }
+    for (doc_id, problem) in task.problems() {
+        progress::note(&format!("{}: document {doc_id} is not scored: {problem}", task.name()));
+    }
+    for item in task.items.iter().take(prompts) {
+        for (index, request) in item.requests.iter().enumerate() {
+            let (context, continuation) = (&request.context, &request.continuation);
+            let tokens: Vec<_> = request.windows.iter().map(|w| (w.context_len, w.tokens.len())).collect();
+            let name = task.name();
+            progress::note(&format!(
+                "{name} document {}, request {index}, (given, all) tokens {tokens:?}:\n{context}[[{continuation}]]",
+                item.doc_id
+            ));
+        }
+    }
 }
 
 fn report(record: &EvalRecord, settings: &Settings) -> Result<(), Failure> {

@@ -1,4 +1,5 @@
-//! Scoring over any OpenAI-compatible `/v1/completions` that returns log-probs of echoed prompts (day0, vLLM, SGLang).
+//! Scoring over any OpenAI-compatible `/v1/completions` that returns log-probs of echoed prompts (day0, vLLM), and over
+//! SGLang's own interface (`sglang`).
 //!
 //! A request is sent as lm-eval's `local-completions` sends it: token ids, `echo`, `logprobs` 1, `max_tokens` 1; the
 //! generated token is dropped. Every answer is checked before it counts (`answer`).
@@ -9,6 +10,7 @@ mod client;
 mod engine_tests;
 mod http;
 mod scorer;
+mod sglang;
 #[cfg(test)]
 pub(crate) mod stand_in;
 #[cfg(test)]
@@ -21,6 +23,7 @@ pub use client::EndpointClient;
 pub(crate) use client::ServedModel;
 pub use http::{ApiKey, RetryPolicy};
 pub use scorer::EndpointScorer;
+pub(crate) use scorer::read_fingerprint;
 
 pub(crate) use http::CallError;
 

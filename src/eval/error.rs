@@ -26,17 +26,17 @@ pub enum EvalError {
         /// Why.
         source: TokenizerError,
     },
-    /// A request that cannot be scored.
-    #[error("task {task}, document {doc_id}, request {request}: {problem}")]
-    Request {
+    /// Items that cannot be scored, where all must be.
+    #[error("task {task}: {count} item(s) cannot be scored, first document {doc_id}, {problem}")]
+    Unscorable {
         /// Task.
         task: String,
-        /// Document.
+        /// Items.
+        count: usize,
+        /// The first of them.
         doc_id: usize,
-        /// Index of the request.
-        request: usize,
         /// What is wrong with it.
-        problem: RequestProblem,
+        problem: String,
     },
     /// Chat prompts were asked for without a template.
     #[error("the checkpoint has no chat template")]
@@ -91,6 +91,10 @@ impl Classified for EvalError {
             Self::Suite(error) => error.hint(),
             Self::Prompt(error) => error.hint(),
             Self::Tokenizer { source, .. } => source.hint(),
+            Self::Unscorable { .. } => Some(
+                "leave the task out, or shorten its rows; `day0 eval` scores the others and names these"
+                    .to_owned(),
+            ),
             Self::NoChatTemplate => Some("leave out --apply-chat-template".to_owned()),
             _ => None,
         }

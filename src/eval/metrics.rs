@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::base::python;
 use crate::record::eval::{ItemRecord, Metric, TaskRecord};
 use crate::suite::python_random::PythonRandom;
-use crate::suite::{Aggregation, Doc, Group, MetricKind, Task};
+use crate::suite::{Aggregation, Doc, Group, MetricKind, ResultsFunction, Task, mc2_labels};
 
 /// Replicates of lm-eval's bootstrap, in chunks of 1000 with their own generator each.
 pub const BOOTSTRAP_ITERS: usize = 100_000;
@@ -39,9 +39,23 @@ pub fn item_values(
     is_greedy: &[bool],
 ) -> BTreeMap<String, f64> {
     let metrics = &task.config.metrics;
-    let value =
-        |metric: &MetricKind| (metric.name().to_owned(), item_value(*metric, doc, loglikelihoods, is_greedy));
+    let value = |metric: &MetricKind| {
+        let value = match (task.config.process_results, metric) {
+            (Some(ResultsFunction::TruthfulqaMc2), MetricKind::Acc) => mc2(doc, loglikelihoods),
+            _ => item_value(*metric, doc, loglikelihoods, is_greedy),
+        };
+        (metric.name().to_owned(), value)
+    };
     metrics.iter().map(value).collect()
+}
+
+/// Σ p of the true choices / Σ p of all; not a number where every p underflows to 0.
+fn mc2(doc: &Doc, loglikelihoods: &[f64]) -> f64 {
+    let probabilities: Vec<f64> = loglikelihoods.iter().map(|ll| ll.exp()).collect();
+    let total: f64 = probabilities.iter().sum();
+    // Rows without valid labels are refused when they are read.
+    let labels = mc2_labels(&doc.fields).unwrap_or_default();
+    probabilities.iter().zip(labels).filter(|(_, truth)| *truth).map(|(p, _)| p / total).sum()
 }
 
 fn item_value(metric: MetricKind, doc: &Doc, loglikelihoods: &[f64], is_greedy: &[bool]) -> f64 {

@@ -6,6 +6,7 @@ pub mod probe;
 
 mod encode;
 mod error;
+mod journal;
 mod metrics;
 mod outputs;
 mod prepare;
@@ -18,9 +19,10 @@ mod scorer;
 mod tests;
 
 pub use error::{EvalError, RequestProblem};
+pub use journal::Journal;
 pub use metrics::{aggregate, aggregate_group, argmax, item_values};
 pub use outputs::{OutputInfo, results, sample, write_outputs};
 pub use prepare::{EvalOptions, ItemOrder, prepare};
 pub use prepared::{PreparedItem, PreparedRequest, PreparedTask};
-pub use score::{score_items, task_record};
+pub use score::{ScoreError, score_items, score_items_once, task_record};
 pub use scorer::{OnDone, Scorer};

@@ -7,13 +7,13 @@ use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::error::EvalError;
 use super::metrics;
 use super::prepare::{EvalOptions, ItemOrder};
 use super::prepared::{PreparedItem, PreparedTask};
 use crate::base::atomic::AtomicFile;
+use crate::base::digest::sha256_hex;
 use crate::base::{json as json_file, python};
 use crate::record::eval::{EvalRecord, ItemRecord, Metric, TaskRecord};
 use crate::suite::{Doc, Group, MetricKind, OutputType};
@@ -56,17 +56,17 @@ fn write_samples(path: &Path, prepared: &PreparedTask, task: &TaskRecord) -> std
     let by_doc: std::collections::HashMap<usize, &PreparedItem> =
         prepared.items.iter().map(|i| (i.doc_id, i)).collect();
     let mut file = AtomicFile::create(path)?;
-    let mut task_hash = Sha256::new();
+    let mut hashes = String::new();
     for record in task.items.iter().filter(|r| r.error.is_none()) {
         let Some(item) = by_doc.get(&record.doc_id) else { continue };
         let sample = sample(prepared, item, record);
         for hash in ["doc_hash", "prompt_hash", "target_hash"] {
-            task_hash.update(sample[hash].as_str().unwrap_or_default());
+            hashes.push_str(sample[hash].as_str().unwrap_or_default());
         }
         writeln!(file, "{}", python::json_dumps(&sample, None))?;
     }
     file.commit()?;
-    Ok(hex(&task_hash.finalize()))
+    Ok(sha256_hex(hashes.as_bytes()))
 }
 
 /// One line of a samples file, keys in lm-eval's order.
@@ -105,9 +105,12 @@ pub fn sample(prepared: &PreparedTask, item: &PreparedItem, record: &ItemRecord)
     put("filtered_resps", answers.into());
     put("filter", "none".into());
     put("metrics", config.metrics.iter().map(|m| m.name()).collect());
-    put("doc_hash", sha256(&python::json_dumps(&Value::Object(doc.fields.clone()), Some(2))).into());
-    put("prompt_hash", sha256(prompt).into());
-    put("target_hash", sha256(&target).into());
+    put(
+        "doc_hash",
+        sha256_hex(python::json_dumps(&Value::Object(doc.fields.clone()), Some(2)).as_bytes()).into(),
+    );
+    put("prompt_hash", sha256_hex(prompt.as_bytes()).into());
+    put("target_hash", sha256_hex(target.as_bytes()).into());
     for metric in &config.metrics {
         put(metric.name(), sample_value(*metric, doc, record));
     }
@@ -126,18 +129,6 @@ fn sample_value(metric: MetricKind, doc: &Doc, record: &ItemRecord) -> Value {
         MetricKind::Acc if doc.choices.is_empty() => (record.values[metric.name()] as u64).into(),
         _ => record.values[metric.name()].into(),
     }
-}
-
-fn sha256(text: &str) -> String {
-    hex(&Sha256::digest(text.as_bytes()))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn put_metrics(entry: &mut Map<String, Value>, metrics: &std::collections::BTreeMap<String, Metric>) {
@@ -181,8 +172,19 @@ pub fn results(record: &EvalRecord, tasks: &[PreparedTask], info: &OutputInfo<'_
     let mut out: Map<String, Value> =
         names.iter().map(|n| (*n).to_owned()).zip(sections.into_iter().map(Value::Object)).collect();
     put_groups(&mut out, record, info.groups);
+    out.insert("dataset_revisions".to_owned(), dataset_revisions(tasks));
     out.extend(run_facts(record, info));
     Value::Object(out)
+}
+
+/// Which commits of the hub's repositories the rows came from.
+fn dataset_revisions(tasks: &[PreparedTask]) -> Value {
+    let entry = |prepared: &PreparedTask| {
+        let revision = prepared.task.data_revision()?;
+        let dataset = &prepared.task.config.dataset_path;
+        Some((prepared.name().to_owned(), json!({"dataset": dataset, "revision": revision})))
+    };
+    Value::Object(tasks.iter().filter_map(entry).collect())
 }
 
 fn put_groups(out: &mut Map<String, Value>, record: &EvalRecord, groups: &[Group]) {
@@ -215,7 +217,7 @@ fn run_facts(record: &EvalRecord, info: &OutputInfo<'_>) -> Map<String, Value> {
         ItemOrder::Dataset => "dataset".to_owned(),
         ItemOrder::Permuted { seed } => format!("permuted with seed {seed}"),
     };
-    let instruction_sha = options.system_instruction.as_deref().map(sha256);
+    let instruction_sha = options.system_instruction.as_deref().map(|text| sha256_hex(text.as_bytes()));
     let facts = json!({
         "config": {
             "model": "day0",

@@ -62,7 +62,7 @@ impl EvalOptions {
     }
 }
 
-/// Makes a task's items.
+/// Makes a task's items. An item whose requests cannot be made is kept with the reason: it counts as failed.
 pub fn prepare(
     task: &Arc<Task>,
     tokenizer: &Tokenizer,
@@ -142,26 +142,38 @@ fn prepare_item(
     doc_id: usize,
     texts: Vec<RequestText>,
 ) -> Result<PreparedItem, EvalError> {
-    let name = || task.config.task.clone();
     let mut requests = Vec::with_capacity(texts.len());
+    let mut problem = None;
     for (index, RequestText { context, continuation }) in texts.into_iter().enumerate() {
         let windows = match task.config.output_type {
             OutputType::LoglikelihoodRolling => roll(tokenizer, &continuation, max_len),
             _ => encode::encode(tokenizer, &context, &continuation, max_len).map(|request| vec![request]),
         };
-        let windows = windows.map_err(|error| match error {
-            EncodeError::Tokenizer(source) => EvalError::Tokenizer { task: name(), doc_id, source },
-            EncodeError::Problem(problem) => {
-                EvalError::Request { task: name(), doc_id, request: index, problem }
+        let windows = match windows {
+            Ok(windows) => windows,
+            Err(EncodeError::Tokenizer(source)) => {
+                let task = task.config.task.clone();
+                return Err(EvalError::Tokenizer { task, doc_id, source });
             }
-        })?;
+            Err(EncodeError::Problem(found)) => {
+                problem.get_or_insert_with(|| format!("request {index}: {found}"));
+                Vec::new()
+            }
+        };
         requests.push(PreparedRequest { context, continuation, windows });
+    }
+    if problem.is_some() {
+        // A part of an item's requests is worth nothing.
+        for request in &mut requests {
+            request.windows.clear();
+        }
     }
     Ok(PreparedItem {
         doc_id,
         prompt_digest: prompt_digest(&requests),
         token_digest: token_digest(&requests),
         requests,
+        problem,
     })
 }
 

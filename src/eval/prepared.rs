@@ -28,6 +28,15 @@ pub struct PreparedItem {
     pub prompt_digest: Digest,
     /// Digest of the token ids and context lengths of all windows.
     pub token_digest: Digest,
+    /// Why the item cannot be scored, e.g. that it is longer than the model's input; nothing is then sent.
+    pub problem: Option<String>,
+}
+
+impl PreparedItem {
+    /// Number of requests to the engine that the item stands for.
+    pub fn num_windows(&self) -> usize {
+        self.requests.iter().map(|r| r.windows.len()).sum()
+    }
 }
 
 /// A task's items in the order in which they are to be visited.
@@ -58,8 +67,13 @@ impl PreparedTask {
         &self.task.docs[item.doc_id]
     }
 
+    /// Items that cannot be scored: document and reason.
+    pub fn problems(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.items.iter().filter_map(|i| Some((i.doc_id, i.problem.as_deref()?)))
+    }
+
     /// Number of requests to the engine that the items stand for.
     pub fn num_requests(&self) -> usize {
-        self.items.iter().flat_map(|i| &i.requests).map(|r| r.windows.len()).sum()
+        self.items.iter().map(PreparedItem::num_windows).sum()
     }
 }

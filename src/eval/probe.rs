@@ -21,6 +21,11 @@ use crate::serve::TextCodec;
 /// Between two looks at an engine that is still starting.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Token ids of the fixed prompts whose scores tell one model from another.
+pub fn fingerprint_prompts(text: &dyn TextCodec) -> Vec<Vec<u32>> {
+    fixed::fingerprint_prompts(text)
+}
+
 /// What to probe.
 pub struct ProbeTarget<'a> {
     /// `baseline`, `candidate`, or free text for a single evaluation.

@@ -1,11 +1,20 @@
 //! One wave: items to the scorer, results back to the items; and the record of a task.
 
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use super::journal::Journal;
 use super::metrics;
 use super::prepared::{PreparedItem, PreparedTask};
 use super::scorer::{OnDone, Scorer};
-use crate::base::python;
+use crate::base::{interrupt, python};
 use crate::record::eval::{ItemError, ItemRecord, MetricInfo, TaskRecord, TaskStatus};
 use crate::record::score::{ScoreRequest, ScoreResult};
+use crate::record::{Classified, Failure, FailureClass};
+
+/// Items scored between two looks at the journal and the engine: few enough that a kill loses seconds, enough to keep
+/// batches full.
+const CHUNK_ITEMS: usize = 128;
 
 /// Scores the items with these indices into `prepared.items`; one record each, in the same order.
 pub fn score_items(
@@ -21,25 +30,116 @@ pub fn score_items(
     items.iter().map(&mut record).collect()
 }
 
+/// Like [`score_items`], but takes outcomes from the journal where it has them and writes new ones into it. After each
+/// chunk the engine is asked whether it is still the one that was examined; a chunk that another one may have answered
+/// is thrown away.
+pub fn score_items_once(
+    scorer: &dyn Scorer,
+    prepared: &PreparedTask,
+    items: &[usize],
+    journal: &Journal,
+    progress: OnDone<'_>,
+) -> Result<Vec<ItemRecord>, ScoreError> {
+    let mut known: HashMap<usize, ItemRecord> = HashMap::new();
+    let mut pending = Vec::new();
+    for index in items {
+        match journal.get(prepared, &prepared.items[*index]) {
+            Some(outcome) => {
+                progress(prepared.items[*index].num_windows());
+                known.insert(*index, outcome);
+            }
+            None => pending.push(*index),
+        }
+    }
+    for chunk in pending.chunks(CHUNK_ITEMS) {
+        let outcomes = score_items(scorer, prepared, chunk, progress);
+        scorer.confirm().map_err(ScoreError::Engine)?;
+        for (index, outcome) in chunk.iter().zip(outcomes) {
+            let put = journal.put(prepared, &prepared.items[*index], &outcome);
+            put.map_err(|source| ScoreError::Journal { path: journal.path().to_path_buf(), source })?;
+            known.insert(*index, outcome);
+        }
+        if interrupt::received().is_some() {
+            break;
+        }
+    }
+    let missing = || ItemError { status: None, transient: true, message: "interrupted".to_owned() };
+    let outcome = |index: &usize| {
+        let item = &prepared.items[*index];
+        known.remove(index).unwrap_or_else(|| failed_item(prepared, item, missing()))
+    };
+    Ok(items.iter().map(outcome).collect())
+}
+
+/// Why scores cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ScoreError {
+    /// The engine is not, or may not be, the one that was examined.
+    #[error("{}", .0.message)]
+    Engine(ItemError),
+    /// The journal cannot be written.
+    #[error("{}: cannot be written", path.display())]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Classified for ScoreError {
+    fn failure_class(&self) -> FailureClass {
+        match self {
+            Self::Engine(error) if error.transient => FailureClass::InfraTransient,
+            Self::Engine(_) => FailureClass::ComparabilityFailed,
+            Self::Journal { source, .. } => Failure::io("", source).class,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Engine(error) if !error.transient => Some(
+                "serve one checkpoint for the whole evaluation, and start again in an empty directory"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// The record of an item that failed.
+fn failed_item(prepared: &PreparedTask, item: &PreparedItem, error: ItemError) -> ItemRecord {
+    ItemRecord { error: Some(error), ..empty_item(prepared, item) }
+}
+
+/// The record of an item without values.
+fn empty_item(prepared: &PreparedTask, item: &PreparedItem) -> ItemRecord {
+    let doc = prepared.doc(item);
+    let config = &prepared.task.config;
+    ItemRecord {
+        doc_id: item.doc_id,
+        prompt_digest: item.prompt_digest.clone(),
+        token_digest: item.token_digest.clone(),
+        loglikelihoods: Vec::new(),
+        is_greedy: Vec::new(),
+        values: BTreeMap::new(),
+        weight: metrics::weight(config.primary_metric, doc),
+        cluster: config.cluster.as_ref().and_then(|c| doc.fields.get(c)).map(python::str),
+        error: None,
+    }
+}
+
 /// Takes the item's results off the front of `results`.
 fn item_record(
     prepared: &PreparedTask,
     item: &PreparedItem,
     results: &mut dyn Iterator<Item = Result<ScoreResult, ItemError>>,
 ) -> ItemRecord {
-    let doc = prepared.doc(item);
-    let config = &prepared.task.config;
-    let mut record = ItemRecord {
-        doc_id: item.doc_id,
-        prompt_digest: item.prompt_digest.clone(),
-        token_digest: item.token_digest.clone(),
-        loglikelihoods: Vec::new(),
-        is_greedy: Vec::new(),
-        values: std::collections::BTreeMap::new(),
-        weight: metrics::weight(config.primary_metric, doc),
-        cluster: config.cluster.as_ref().and_then(|c| doc.fields.get(c)).map(python::str),
-        error: None,
-    };
+    if let Some(problem) = &item.problem {
+        let error = ItemError { status: None, transient: false, message: problem.clone() };
+        return failed_item(prepared, item, error);
+    }
+    let mut record = empty_item(prepared, item);
     for request in &item.requests {
         let (mut loglikelihood, mut is_greedy) = (0.0, true);
         for window in &request.windows {
@@ -55,11 +155,18 @@ fn item_record(
         record.loglikelihoods.push(loglikelihood);
         record.is_greedy.push(is_greedy);
     }
+    if record.error.is_none() {
+        let doc = prepared.doc(item);
+        record.values = metrics::item_values(&prepared.task, doc, &record.loglikelihoods, &record.is_greedy);
+        if let Some((name, value)) = record.values.iter().find(|(_, v)| !v.is_finite()) {
+            let message = format!("{name} is {value}: every choice's probability is too small for a number");
+            record.error = Some(ItemError { status: None, transient: false, message });
+        }
+    }
     if record.error.is_some() {
         record.loglikelihoods.clear();
         record.is_greedy.clear();
-    } else {
-        record.values = metrics::item_values(&prepared.task, doc, &record.loglikelihoods, &record.is_greedy);
+        record.values.clear();
     }
     record
 }

@@ -16,6 +16,12 @@ pub trait Scorer: Send + Sync {
     /// its scorer answers the server's limit − 2, as lm-eval's API models do.
     fn max_len(&self) -> usize;
 
+    /// Whether what answers is still what was examined at the start. An error that is not transient means that it is
+    /// another one.
+    fn confirm(&self) -> Result<(), ItemError> {
+        Ok(())
+    }
+
     /// One result for each request, in the order of the requests.
     fn score(&self, requests: &[ScoreRequest], progress: OnDone<'_>) -> Vec<Result<ScoreResult, ItemError>>;
 }

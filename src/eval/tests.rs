@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::*;
-use crate::base::python;
+use crate::base::{env_vars, python};
 use crate::model::tokenizer::Tokenizer;
 use crate::record::eval::{EvalRecord, ItemError, TaskStatus};
 use crate::record::provenance::Provenance;
@@ -66,16 +65,23 @@ fn shared(name: &str) -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
+/// SmolLM2-135M: where DAY0_SMOLLM2 says, else `target/models/smollm2`.
+fn smollm2() -> Option<PathBuf> {
+    let default = || manifest().join("target/models/smollm2");
+    let dir = env_vars::get_os(env_vars::DAY0_SMOLLM2).map_or_else(default, PathBuf::from);
+    dir.join("model.safetensors").exists().then_some(dir)
+}
+
 fn tokenizer(name: &str) -> Option<Tokenizer> {
     let dir = match name {
         "stories260k" => shared("models/stories260k")?,
-        other => manifest().join("target/models").join(other),
+        _ => smollm2()?,
     };
     dir.join("tokenizer.json").exists().then(|| Tokenizer::load(&dir).unwrap())
 }
 
 fn sha(value: &Value) -> String {
-    super::outputs::hex(&Sha256::digest(python::json_dumps(value, None)))
+    crate::base::digest::sha256_hex(python::json_dumps(value, None).as_bytes())
 }
 
 fn load(task: &str) -> Option<std::sync::Arc<suite::Task>> {
@@ -92,7 +98,7 @@ fn load(task: &str) -> Option<std::sync::Arc<suite::Task>> {
 fn same_as_lm_eval() {
     let golden = include_str!("testdata/lm_eval_golden.jsonl").lines();
     for case in golden.map(|line| serde_json::from_str::<Value>(line).unwrap()) {
-        let name = case["task"].as_str().unwrap();
+        let Some(name) = case["task"].as_str() else { continue };
         let label = format!("{name} with {} and {} shots", case["tokenizer"], case["num_fewshot"]);
         let (Some(task), Some(tokenizer)) = (load(name), tokenizer(case["tokenizer"].as_str().unwrap()))
         else {
@@ -111,6 +117,44 @@ fn same_as_lm_eval() {
         check_texts_and_tokens(&label, &prepared, &case);
         check_metrics(&label, &prepared, &case);
     }
+}
+
+/// All 57 subjects of MMLU with five examples, and the five groups over them, in results that lm-eval's readers take.
+#[test]
+fn mmlu_groups_as_lm_eval() {
+    let golden = include_str!("testdata/lm_eval_golden.jsonl").lines();
+    let mut cases = golden.map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let case = cases.find(|case| case["group"] == "mmlu").unwrap();
+    let (Some(data), Some(tokenizer)) = (shared("data"), tokenizer("smollm2")) else {
+        return eprintln!("skipped: ../shared is not there, or DAY0_SMOLLM2 names no model");
+    };
+    let number = |key: &str| case[key].as_u64().map(|n| n as usize);
+    let max_len = number("max_len").unwrap();
+    let suite = suite::load("mmlu", Some(&data)).unwrap();
+    let options = EvalOptions {
+        limit: number("limit"),
+        num_fewshot: number("num_fewshot"),
+        ..EvalOptions::new(max_len)
+    };
+    let scorer = Bigram { max_len, fail_every: None };
+    let prepared: Vec<PreparedTask> =
+        suite.tasks.iter().map(|task| prepare(task, &tokenizer, &options).unwrap()).collect();
+    assert_eq!(prepared.len(), 57);
+    assert_eq!(prepared.iter().map(|p| p.full_split).sum::<usize>(), 14042);
+    let record = |p: &PreparedTask| {
+        task_record(p, score_items(&scorer, p, &all_items(p), &|_| ()), TaskStatus::Success)
+    };
+    let record = eval_record(&scorer, prepared.iter().map(record).collect());
+    let info = OutputInfo { model_name: "bigram", options: &options, groups: &suite.groups };
+    let ours = results(&record, &prepared, &info);
+    for (group, metrics) in case["groups"].as_object().unwrap() {
+        for (key, theirs) in metrics.as_object().unwrap() {
+            let (a, b) = (ours["groups"][group][key].as_f64().unwrap(), theirs.as_f64().unwrap());
+            assert!((a - b).abs() <= 1e-12, "{group} {key}: {a}, lm-eval {b}");
+        }
+    }
+    assert_eq!(ours["group_subtasks"]["mmlu"][1], "mmlu_other");
+    assert_eq!(ours["versions"]["mmlu"], "2");
 }
 
 fn check_texts_and_tokens(label: &str, prepared: &PreparedTask, case: &Value) {
@@ -275,12 +319,100 @@ fn requests_that_cannot_be_scored_are_named() {
         crate::base::atomic::write(&path, yaml.as_bytes()).unwrap();
         crate::base::atomic::write(&dir.path().join("edges.test.jsonl"), row.as_bytes()).unwrap();
         let suite = suite::load(&path.display().to_string(), Some(dir.path())).unwrap();
-        prepare(&suite.tasks[0], &tokenizer, &EvalOptions::new(max_len)).unwrap_err().to_string()
+        let prepared = prepare(&suite.tasks[0], &tokenizer, &EvalOptions::new(max_len)).unwrap();
+        // Nothing is sent, and the item counts as failed with its reason.
+        assert_eq!(prepared.num_requests(), 0);
+        let scorer = Bigram { max_len, fail_every: None };
+        let item = score_items(&scorer, &prepared, &[0], &|_| ()).remove(0);
+        assert!(item.values.is_empty() && item.loglikelihoods.is_empty());
+        let error = item.error.unwrap();
+        assert!(!error.transient);
+        error.message
     };
     // The merge of both parts has as many tokens as the context alone.
     assert!(problem("unbeliev", "able", 64).ends_with("the continuation has no token of its own"));
-    assert!(problem(" \n", "x", 64).contains("document 0, request 0: the context is only white space"));
+    assert!(problem(" \n", "x", 64).contains("request 0: the context is only white space"));
     assert!(problem("a", " one two three four five", 3).ends_with("has 5 tokens, but the model takes 3"));
+}
+
+/// An engine that stops after some requests, as a kill would, or that turns out to be another one.
+struct Fragile {
+    scored: AtomicUsize,
+    confirmations: AtomicUsize,
+    changes_after: usize,
+}
+
+impl Fragile {
+    fn new(changes_after: usize) -> Self {
+        Self { scored: AtomicUsize::new(0), confirmations: AtomicUsize::new(0), changes_after }
+    }
+}
+
+impl Scorer for Fragile {
+    fn identity(&self) -> EngineIdentity {
+        Bigram { max_len: 64, fail_every: None }.identity()
+    }
+
+    fn max_len(&self) -> usize {
+        64
+    }
+
+    fn confirm(&self) -> Result<(), ItemError> {
+        if self.confirmations.fetch_add(1, Ordering::Relaxed) < self.changes_after {
+            return Ok(());
+        }
+        Err(ItemError { status: Some(200), transient: false, message: "another one answers".to_owned() })
+    }
+
+    fn score(&self, requests: &[ScoreRequest], progress: OnDone<'_>) -> Vec<Result<ScoreResult, ItemError>> {
+        self.scored.fetch_add(requests.len(), Ordering::Relaxed);
+        Bigram { max_len: 64, fail_every: None }.score(requests, progress)
+    }
+}
+
+#[test]
+fn nothing_is_scored_twice_and_nothing_by_another_engine() {
+    let (Some(task), Some(tokenizer)) = (load("arc_easy"), tokenizer("stories260k")) else {
+        return eprintln!("skipped: ../shared is not there");
+    };
+    let options = EvalOptions { limit: Some(300), ..EvalOptions::new(512) };
+    let prepared = prepare(&task, &tokenizer, &options).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("items.jsonl");
+    let open = |arm: &str| Journal::open(&path, arm, &Fragile::new(0).identity()).unwrap();
+    let run = |scorer: &Fragile, arm: &str| {
+        let journal = open(arm);
+        score_items_once(scorer, &prepared, &all_items(&prepared), &journal, &|_| ())
+    };
+    // The second chunk of 128 may have been answered by another engine: nothing of it is kept.
+    let swapped = Fragile::new(1);
+    let error = run(&swapped, "a").unwrap_err();
+    assert_eq!(
+        crate::record::Classified::failure_class(&error),
+        crate::record::FailureClass::ComparabilityFailed
+    );
+    let kept = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(kept.lines().count(), 128);
+    // Half a line, a changed digit and a line of something else are not there.
+    let mut lines: Vec<&str> = kept.lines().collect();
+    let changed = lines[5].replacen("\"doc_id\":5", "\"doc_id\":6", 1);
+    assert_ne!(changed, lines[5]);
+    lines[5] = &changed;
+    let damaged = format!("{}\n{}", lines.join("\n"), &lines[3][..lines[3].len() / 2]);
+    crate::base::atomic::write(&path, damaged.as_bytes()).unwrap();
+    let whole = Fragile::new(usize::MAX);
+    let resumed = run(&whole, "a").unwrap();
+    assert_eq!(resumed, score_items(&Fragile::new(0), &prepared, &all_items(&prepared), &|_| ()));
+    let pending: usize =
+        prepared.items[128..].iter().chain([&prepared.items[5]]).map(PreparedItem::num_windows).sum();
+    assert_eq!(whole.scored.load(Ordering::Relaxed), pending);
+    let again = Fragile::new(0);
+    assert_eq!(run(&again, "a").unwrap(), resumed);
+    assert_eq!(again.scored.load(Ordering::Relaxed), 0);
+    // Another arm takes nothing from it.
+    let other = Fragile::new(usize::MAX);
+    run(&other, "b").unwrap();
+    assert_eq!(other.scored.load(Ordering::Relaxed), prepared.num_requests());
 }
 
 #[test]
@@ -347,9 +479,8 @@ fn groups_as_lm_eval() {
 /// `lm_eval --model hf --model_args pretrained=DIR,dtype=float32,softmax_dtype=float32 --tasks arc_easy --limit 200
 /// --log_samples`, of which each line here keeps the responses and the accuracies. It gave acc 0.515, acc_norm 0.46.
 fn scores_as_lm_eval(limit: usize) {
-    let dir = manifest().join("target/models/smollm2");
-    let (Some(task), true) = (load("arc_easy"), dir.join("model.safetensors").exists()) else {
-        return eprintln!("skipped: ../shared or target/models/smollm2 is not there");
+    let (Some(task), Some(dir)) = (load("arc_easy"), smollm2()) else {
+        return eprintln!("skipped: ../shared is not there, or DAY0_SMOLLM2 names no model");
     };
     let tokenizer = Tokenizer::load(&dir).unwrap();
     let checkpoint = crate::checkpoint::Checkpoint::open(&dir).unwrap();
@@ -377,6 +508,60 @@ fn scores_as_lm_eval(limit: usize) {
     println!("acc {}, acc_norm {}, worst relative difference {worst:.1e}", value("acc"), value("acc_norm"));
     assert!(worst < 1e-4, "{worst:e}");
     assert_eq!((greedy, accuracies), (0, 0), "greedy flags and accuracies that differ");
+}
+
+/// Reference: testdata/lm_eval_samples.py, lm-eval's float32 log-likelihoods on stories260k: all output types, a model
+/// that adds BOS, and contexts that are cut.
+#[test]
+fn samples_as_lm_eval() {
+    let Some(dir) = shared("models/stories260k") else { return eprintln!("skipped: ../shared is not there") };
+    let tokenizer = Tokenizer::load(&dir).unwrap();
+    let checkpoint = crate::checkpoint::Checkpoint::open(&dir).unwrap();
+    let options = crate::engine::EngineOptions::new(crate::base::threads::detect(None));
+    let engine = crate::engine::Engine::load(&checkpoint, &options).unwrap();
+    let scorer = local::LocalScorer::new(std::sync::Arc::new(engine));
+    let mut by_task: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for line in include_str!("testdata/lm_eval_stories260k.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        by_task.entry(case["task"].as_str().unwrap().to_owned()).or_default().push(case);
+    }
+    assert_eq!(by_task.len(), 8);
+    for (name, cases) in by_task {
+        let task = load(&name).unwrap();
+        let last = cases.iter().map(|c| c["doc_id"].as_u64().unwrap()).max().unwrap() as usize;
+        let options = EvalOptions { limit: Some(last + 1), ..EvalOptions::new(scorer.max_len()) };
+        let prepared = prepare(&task, &tokenizer, &options).unwrap();
+        let ids: Vec<usize> = cases.iter().map(|c| c["doc_id"].as_u64().unwrap() as usize).collect();
+        let items = score_items(&scorer, &prepared, &ids, &|_| ());
+        for (item, case) in items.iter().zip(&cases) {
+            check_sample(&prepared, item, case);
+        }
+    }
+}
+
+fn check_sample(prepared: &PreparedTask, item: &crate::record::eval::ItemRecord, case: &Value) {
+    let label = format!("{} document {}", prepared.name(), item.doc_id);
+    let ours = sample(prepared, &prepared.items[item.doc_id], item);
+    let hashes = ["doc_hash", "prompt_hash", "target_hash"].map(|h| ours[h].clone());
+    assert_eq!(json!(hashes), case["hashes"], "{label}");
+    for (a, b) in item.loglikelihoods.iter().zip(case["loglikelihoods"].as_array().unwrap()) {
+        let b = b.as_f64().unwrap();
+        assert!((a - b).abs() <= 1e-3_f64.max(1e-5 * b.abs()), "{label}: {a}, lm-eval {b}");
+    }
+    if case["is_greedy"] != json!([]) {
+        assert_eq!(json!(item.is_greedy), case["is_greedy"], "{label}");
+    }
+    for (metric, theirs) in case["metrics"].as_object().unwrap() {
+        match (&ours[metric], theirs) {
+            (Value::Number(a), Value::Number(b)) => {
+                let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+                assert!((a - b).abs() <= 1e-4, "{label}: {metric}: {a}, lm-eval {b}");
+            }
+            // Perplexities: log-likelihood and number of units.
+            (Value::Array(a), Value::Array(b)) => assert_eq!(a[1], b[1], "{label}: {metric}"),
+            (a, b) => panic!("{label}: {metric}: {a}, lm-eval {b}"),
+        }
+    }
 }
 
 /// All 200 items take minutes without optimization.

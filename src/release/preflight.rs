@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{self, ResolvedModel};
 use crate::engine;
 use crate::eval::endpoint::ApiKey;
-use crate::eval::{self, EvalOptions, ItemOrder, OutputInfo, PreparedTask};
+use crate::eval::{self, EvalError, EvalOptions, ItemOrder, OutputInfo, PreparedTask};
 use crate::model::tokenizer::Tokenizer;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
@@ -76,6 +76,7 @@ impl Inputs {
             ..EvalOptions::new(max_len(&source, &engines))
         };
         let tasks = prepare(&suite, &tokenizer, &options)?;
+        check_scorable(&tasks)?;
         check_task_names(&config, &tasks)?;
         let build = program_digest()?;
         let config_digest = Digest::of_json(&config).map_err(|e| {
@@ -152,6 +153,17 @@ pub fn prepare(
 ) -> Result<Vec<PreparedTask>, Failure> {
     let tasks = suite.tasks.iter().map(|task| eval::prepare(task, tokenizer, options));
     Ok(tasks.collect::<Result<Vec<_>, _>>()?)
+}
+
+/// A release compares all items: one that cannot be scored is found before hours of work.
+fn check_scorable(tasks: &[PreparedTask]) -> Result<(), Failure> {
+    for task in tasks {
+        if let Some((doc_id, problem)) = task.problems().next() {
+            let (task, count) = (task.name().to_owned(), task.problems().count());
+            return Err(EvalError::Unscorable { task, count, doc_id, problem: problem.to_owned() }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Settings of a task that is not evaluated are a mistake, found before hours of work.

@@ -1,6 +1,6 @@
 //! Units that score tasks in waves and merge the waves to an evaluation record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::graph::{Timer, node};
 use super::keys;
 use crate::base::json;
 use crate::base::progress::Progress;
-use crate::eval::{self, OutputInfo, PreparedTask, Scorer};
+use crate::eval::{self, Journal, OutputInfo, PreparedTask, Scorer};
 use crate::exec::{Context, FnUnit, Node, Output, UnitKey};
 use crate::record::eval::{EvalRecord, ItemRecord, TaskStatus};
 use crate::record::score::EngineIdentity;
@@ -77,18 +77,28 @@ impl<'a> EvalJob<'a> {
             let wave = self.score(task, &items)?;
             Output::of(&wave)
         })
-        // Items that failed are work to do again when the run is resumed.
+        // Items that failed are work to do again when the run is resumed, unless nothing can score them.
         .verified_by(|output: &Value| {
-            Wave::deserialize(output).is_ok_and(|wave| wave.items.iter().all(|i| i.error.is_none()))
+            let hopeless: BTreeSet<usize> = task.problems().map(|(doc_id, _)| doc_id).collect();
+            let settled = |i: &ItemRecord| i.error.is_none() || hopeless.contains(&i.doc_id);
+            Wave::deserialize(output).is_ok_and(|wave| wave.items.iter().all(settled))
         });
         node(self.wave_name(id), self.stage, after, unit)
     }
 
+    /// Outcomes of items whose wave is not finished.
+    fn journal_path(&self) -> PathBuf {
+        self.out.join("items.jsonl")
+    }
+
     fn score(&self, task: &PreparedTask, items: &[usize]) -> Result<Wave, Failure> {
         let scorer = (self.scorer)()?;
-        let windows = items.iter().flat_map(|i| &task.items[*i].requests).map(|r| r.windows.len() as u64);
+        let windows = items.iter().map(|i| task.items[*i].num_windows() as u64);
         let progress = Progress::new(&format!("{} {}", self.arm, task.name()), windows.sum(), "requests");
-        let scored = eval::score_items(&*scorer, task, items, &|n| progress.inc(n as u64));
+        let path = self.journal_path();
+        let journal = Journal::open(&path, self.key.as_str(), &scorer.identity())
+            .map_err(|e| Failure::io(path.display(), &e))?;
+        let scored = eval::score_items_once(&*scorer, task, items, &journal, &|n| progress.inc(n as u64))?;
         if let Some(error) = scored.iter().find_map(|i| i.error.as_ref().filter(|e| e.transient)) {
             let message = format!("{} arm, task {}: {}", self.arm, task.name(), error.message);
             return Err(Failure::new(FailureClass::InfraTransient, message));
@@ -105,6 +115,8 @@ impl<'a> EvalJob<'a> {
             let record = self.merge(context)?;
             json::write(&path, &record)?;
             eval::write_outputs(&self.out, &record, self.tasks, &self.info)?;
+            let journal = self.journal_path();
+            Journal::remove(&journal).map_err(|e| Failure::io(journal.display(), &e))?;
             let scores: BTreeMap<_, _> = record.tasks.iter().map(|(name, t)| (name, &t.metrics)).collect();
             Output::of(&scores)
         })

@@ -3,13 +3,13 @@
 //! Source: lm-eval 0.4.13, `config/task.py`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::definition::{Definition, FUNCTION_TAG};
 use super::error::{Place, SuiteError};
-use super::function::{RowFunction, ValueFunction};
+use super::function::{self, ResultsFunction, RowFunction, ValueFunction};
 use super::metric::{MetricKind, OutputType};
 use crate::base::python;
 
@@ -54,6 +54,7 @@ pub(super) const TASK_KEYS: &[&str] = &[
     "group_alias",
     "primary_metric",
     "data_stem",
+    "data_subset_column",
     "cluster",
 ];
 
@@ -144,7 +145,11 @@ pub struct TaskConfig {
     /// Subset of the data set.
     pub dataset_name: Option<String>,
     /// Files of each split, from `dataset_kwargs: {data_files: …}`.
-    pub data_files: BTreeMap<String, PathBuf>,
+    pub data_files: BTreeMap<String, Vec<PathBuf>>,
+    /// Revision of the data set on the hub, from `dataset_kwargs: {revision: …}`; the main branch if not stated.
+    pub data_revision: Option<String>,
+    /// Column that holds `dataset_name` where the subsets of a data set share one local file.
+    pub data_subset_column: Option<String>,
     /// Stem of the data files in a `--data` directory.
     pub data_stem: String,
     /// Split to train on; here only a pool of examples.
@@ -163,8 +168,8 @@ pub struct TaskConfig {
     pub doc_to_choice: Option<FieldSource>,
     /// Adds columns to each row.
     pub process_docs: Option<RowFunction>,
-    /// Column whose words and bytes perplexities are per, where it is not the scored text.
-    pub units_column: Option<String>,
+    /// Computes metrics in its own way.
+    pub process_results: Option<ResultsFunction>,
     /// Text before everything else; a template.
     pub description: String,
     /// Between question and answer.
@@ -208,6 +213,8 @@ impl TaskConfig {
             dataset_path: fields.required_text("dataset_path")?,
             dataset_name: fields.text("dataset_name")?,
             data_files: fields.data_files()?,
+            data_revision: fields.data_revision()?,
+            data_subset_column: fields.text("data_subset_column")?,
             data_stem: fields.text("data_stem")?.unwrap_or_else(|| task.clone()),
             training_split: fields.text("training_split")?,
             validation_split: fields.text("validation_split")?,
@@ -223,7 +230,7 @@ impl TaskConfig {
                 .ok_or_else(|| fields.missing("doc_to_target", "it names the answer"))?,
             doc_to_choice,
             process_docs: fields.process_docs()?,
-            units_column: fields.units_column()?,
+            process_results: fields.process_results(output_type)?,
             description: fields.text("description")?.unwrap_or_default(),
             target_delimiter: fields.text("target_delimiter")?.unwrap_or_else(|| " ".to_owned()),
             fewshot_delimiter: fields.text("fewshot_delimiter")?.unwrap_or_else(|| "\n\n".to_owned()),
@@ -340,11 +347,17 @@ impl Fields<'_> {
         self.def.get(key).map(|value| self.source_of(key, value)).transpose()
     }
 
+    /// The built-in function that a `!function` tag stands for: day0's name of it, or lm-eval's where the module
+    /// beside the file that names it is lm-eval's own.
+    fn function<T>(&self, key: &str, tag: &str, known: fn(&str) -> Option<T>) -> Result<T, SuiteError> {
+        let name = tag.trim_start_matches("!function ");
+        let ours = function::of_module(Path::new(&self.def.place(key).file), name);
+        known(ours.unwrap_or(name)).ok_or_else(|| self.unsupported(key, tag.to_owned()))
+    }
+
     fn source_of(&self, key: &str, value: &Value) -> Result<FieldSource, SuiteError> {
         if let Some(tag) = function_name(value) {
-            let name = tag.trim_start_matches("!function ");
-            let function = ValueFunction::from_name(name);
-            return function.map(FieldSource::Function).ok_or_else(|| self.unsupported(key, tag.clone()));
+            return self.function(key, &tag, ValueFunction::from_name).map(FieldSource::Function);
         }
         match value {
             Value::String(text) => Ok(FieldSource::Text(text.clone())),
@@ -358,17 +371,18 @@ impl Fields<'_> {
     fn process_docs(&self) -> Result<Option<RowFunction>, SuiteError> {
         let Some(value) = self.def.get("process_docs") else { return Ok(None) };
         let tag = function_name(value).unwrap_or_else(|| value.to_string());
-        let function = RowFunction::from_name(tag.trim_start_matches("!function "));
-        function.map(Some).ok_or_else(|| self.unsupported("process_docs", tag))
+        self.function("process_docs", &tag, RowFunction::from_name).map(Some)
     }
 
-    /// The one function of results that is built in counts units on the page before it is detokenized.
-    fn units_column(&self) -> Result<Option<String>, SuiteError> {
-        let Some(value) = self.def.get("process_results") else { return Ok(None) };
-        match function_name(value).unwrap_or_else(|| value.to_string()) {
-            tag if tag == "!function wikitext.process_results" => Ok(Some("page".to_owned())),
-            tag => Err(self.unsupported("process_results", tag)),
+    fn process_results(&self, output_type: OutputType) -> Result<Option<ResultsFunction>, SuiteError> {
+        let key = "process_results";
+        let Some(value) = self.def.get(key) else { return Ok(None) };
+        let tag = function_name(value).unwrap_or_else(|| value.to_string());
+        let function = self.function(key, &tag, ResultsFunction::from_name)?;
+        if function.output_type() == output_type {
+            return Ok(Some(function));
         }
+        Err(self.wrong(key, &format!("a function for {}", output_type.name()), value))
     }
 
     fn output_type(&self) -> Result<OutputType, SuiteError> {
@@ -442,13 +456,31 @@ impl Fields<'_> {
         version.cloned().unwrap_or_else(|| "Yaml".into())
     }
 
-    fn data_files(&self) -> Result<BTreeMap<String, PathBuf>, SuiteError> {
+    fn data_files(&self) -> Result<BTreeMap<String, Vec<PathBuf>>, SuiteError> {
         let Some(files) = self.def.get("dataset_kwargs").and_then(|k| k.get("data_files")) else {
             return Ok(BTreeMap::new());
         };
-        let wrong = || self.wrong("dataset_kwargs", "data_files with one file name for each split", files);
-        let map = files.as_object().ok_or_else(wrong)?;
-        map.iter().map(|(k, v)| Ok((k.clone(), v.as_str().ok_or_else(wrong)?.into()))).collect()
+        let wrong = || self.wrong("dataset_kwargs", "data_files with file names for each split", files);
+        let paths = |value: &Value| match value {
+            Value::String(path) => Ok(vec![PathBuf::from(path)]),
+            Value::Array(list) if !list.is_empty() => {
+                list.iter().map(|p| p.as_str().map(PathBuf::from).ok_or_else(wrong)).collect()
+            }
+            _ => Err(wrong()),
+        };
+        match files {
+            Value::Object(map) => map.iter().map(|(split, v)| Ok((split.clone(), paths(v)?))).collect(),
+            // Files without a split are the training split, as in `datasets`.
+            other => Ok(BTreeMap::from([("train".to_owned(), paths(other)?)])),
+        }
+    }
+
+    fn data_revision(&self) -> Result<Option<String>, SuiteError> {
+        match self.def.get("dataset_kwargs").and_then(|k| k.get("revision")) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(revision)) => Ok(Some(revision.clone())),
+            Some(other) => Err(self.wrong("dataset_kwargs", "revision as a text", other)),
+        }
     }
 
     fn fewshot(&self, task: &TaskConfig) -> Result<FewshotConfig, SuiteError> {

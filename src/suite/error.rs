@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::base::closest::suggestion;
+use crate::checkpoint::hub::HubError;
 use crate::record::{Classified, FailureClass};
 
 /// A place in a file; lines count from 1.
@@ -104,8 +105,10 @@ pub enum SuiteError {
         /// Why.
         source: minijinja::Error,
     },
-    /// The task needs data from outside and none was given.
-    #[error("task {task}: its data set {dataset} is not embedded, and no data directory was given")]
+    /// The task needs data from outside, and the hub does not give it.
+    #[error(
+        "task {task}: its data set {dataset} is not to be had from the hub, and no data directory was given"
+    )]
     NoData {
         /// Task.
         task: String,
@@ -115,6 +118,27 @@ pub enum SuiteError {
         stem: String,
         /// Splits that the task evaluates.
         splits: Vec<String>,
+        /// Why.
+        source: Box<SuiteError>,
+    },
+    /// The hub does not give a file.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The name of a data set is no name of a repository.
+    #[error("'{name}' is no data set on the hub: expected org/name")]
+    NoHubName {
+        /// As the task writes it.
+        name: String,
+    },
+    /// No file of the repository can be told to hold a split.
+    #[error("{dataset}@{commit}: no JSON lines or Parquet files for the subset '{subset}'")]
+    NoSplits {
+        /// Data set.
+        dataset: String,
+        /// Subset.
+        subset: String,
+        /// Commit.
+        commit: String,
     },
     /// The data directory has none of the splits that the task evaluates.
     #[error("task {task}: none of {} found", expected.join(", "))]
@@ -154,7 +178,11 @@ pub enum SuiteError {
 
 impl Classified for SuiteError {
     fn failure_class(&self) -> FailureClass {
-        FailureClass::UserConfigError
+        match self {
+            Self::Hub(error) => error.failure_class(),
+            Self::NoData { source, .. } => source.failure_class(),
+            _ => FailureClass::UserConfigError,
+        }
     }
 
     fn hint(&self) -> Option<String> {
@@ -165,10 +193,11 @@ impl Classified for SuiteError {
             }
             Self::UnknownKey { key, known, .. } => Some(suggestion(key, known)),
             Self::NoData { stem, splits, .. } => Some(format!(
-                "put the rows as JSON lines into DIR/{stem}.{}.jsonl and pass --data DIR; \
-                 data sets are not fetched from the hub yet",
+                "put the rows as JSON lines or Parquet into DIR/{stem}.{}.jsonl (or .parquet) and pass --data DIR",
                 splits.first().map_or("test", String::as_str)
             )),
+            Self::Hub(error) => error.hint(),
+            Self::NoSplits { .. } => Some("download the rows and pass --data DIR".to_owned()),
             Self::Unsupported { .. } => {
                 Some("write it as a Jinja template, or run this task with lm-eval".to_owned())
             }

@@ -1,15 +1,52 @@
 //! Python functions of lm-eval's own tasks, translated: what a built-in suite may name with `!function`.
 //!
-//! Names are `<task>.<function>`, because lm-eval's (`utils.process_docs`) mean something else beside every task.
+//! Names are `<task>.<function>`, because lm-eval's (`utils.process_docs`) mean something else beside every task; a
+//! file of lm-eval that names one of its own is recognized by the content of the Python module beside it.
 //! Source: lm-eval 0.4.13, `tasks/hellaswag/utils.py`, `tasks/winogrande/preprocess_winogrande.py`,
-//! `tasks/wikitext/preprocess_wikitext.py`.
+//! `tasks/wikitext/preprocess_wikitext.py`, `tasks/truthfulqa/utils.py`.
 
+use std::path::Path;
 use std::sync::LazyLock;
 
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use super::metric::OutputType;
+use crate::base::digest::sha256_hex;
 use crate::base::python::is_space;
+
+/// SHA-256 of lm-eval's modules (0.4.13), their functions, and day0's names of them.
+const MODULES: [(&str, &[(&str, &str)]); 4] = [
+    (
+        "07d23b60b28f2a4f658dcf8440623a63fe6644854ce9b846a114dde980dc1214",
+        &[("process_docs", "hellaswag.process_docs")],
+    ),
+    (
+        "e55327629264a98f1d383fda24645b6779afb53fa0bce2150042b9416b1ae006",
+        &[
+            ("doc_to_text", "winogrande.doc_to_text"),
+            ("doc_to_target", "winogrande.doc_to_target"),
+            ("doc_to_choice", "winogrande.doc_to_choice"),
+        ],
+    ),
+    (
+        "a44020374b172159bf5be80a64d2c4194c9d5c77284f696ac666361338c8da7d",
+        &[("wikitext_detokenizer", "wikitext.detokenizer"), ("process_results", "wikitext.process_results")],
+    ),
+    (
+        "d3c827d1e2cd442a1e4738b527a18effd48cbb2aed478c12a652311b5ea4dbc8",
+        &[("process_results_mc2", "truthfulqa.process_results_mc2")],
+    ),
+];
+
+/// day0's name for `module.function` as the YAML file `file` calls it, if the module beside it is a known one.
+pub(super) fn of_module(file: &Path, name: &str) -> Option<&'static str> {
+    let (module, function) = name.split_once('.')?;
+    let source = std::fs::read(file.with_file_name(format!("{module}.py"))).ok()?;
+    let sha = sha256_hex(&source);
+    let (_, functions) = MODULES.iter().find(|(known, _)| *known == sha)?;
+    functions.iter().find(|(theirs, _)| *theirs == function).map(|(_, ours)| *ours)
+}
 
 /// Row of a data set.
 type Fields = Map<String, Value>;
@@ -32,6 +69,51 @@ pub enum ValueFunction {
 pub enum RowFunction {
     /// `query`, `choices` and `gold` from the parts of a HellaSwag row.
     Hellaswag,
+}
+
+/// A function that makes metrics of log-likelihoods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResultsFunction {
+    /// Words and bytes are counted on the page as it was before it was detokenized.
+    WikitextUnits,
+    /// `acc` is the share of the probability of all choices that the true ones have.
+    TruthfulqaMc2,
+}
+
+impl ResultsFunction {
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "wikitext.process_results" => Some(Self::WikitextUnits),
+            "truthfulqa.process_results_mc2" => Some(Self::TruthfulqaMc2),
+            _ => None,
+        }
+    }
+
+    pub(super) fn output_type(self) -> OutputType {
+        match self {
+            Self::WikitextUnits => OutputType::LoglikelihoodRolling,
+            Self::TruthfulqaMc2 => OutputType::MultipleChoice,
+        }
+    }
+
+    /// The column that it reads.
+    pub fn column(self) -> &'static str {
+        match self {
+            Self::WikitextUnits => "page",
+            Self::TruthfulqaMc2 => "mc2_targets",
+        }
+    }
+}
+
+/// Which choices of a TruthfulQA row are true.
+pub fn mc2_labels(row: &Map<String, Value>) -> Result<Vec<bool>, String> {
+    let labels = row.get("mc2_targets").and_then(|t| t.get("labels")).and_then(Value::as_array);
+    let labels = labels.ok_or("column 'mc2_targets' has no list of labels")?;
+    let truth = |label: &Value| match label.as_u64() {
+        Some(label @ (0 | 1)) => Ok(label == 1),
+        _ => Err(format!("mc2_targets: the label {label} is neither 0 nor 1")),
+    };
+    labels.iter().map(truth).collect()
 }
 
 impl ValueFunction {

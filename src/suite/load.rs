@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde_json::{Map, Value};
 
 use super::config::TaskConfig;
-use super::data::DataSource;
+use super::data::{DataSource, RowCache};
 use super::definition::{Definition, Origin};
 use super::embedded;
 use super::error::{Place, SuiteError};
 use super::group::{GROUP_KEYS, Group};
+use super::hub_data::HubData;
 use super::task::Task;
 use crate::base::python;
+use crate::checkpoint::hub_env::HubEnv;
 
 /// What `--suite` names: tasks in order, and the groups that some of them belong to.
 #[derive(Debug, Clone, Default)]
@@ -27,11 +29,18 @@ pub struct Suite {
 /// `dataset_path` of rows that come with the program.
 pub const EMBEDDED_DATA: &str = "day0-tiny";
 /// `dataset_path` of rows in files that the task itself names.
-const JSON_DATA: &str = "json";
+const FILE_DATA: [&str; 2] = ["json", "parquet"];
 
-/// Loads a comma-separated list of names and YAML paths; `data` is the directory of JSON-lines files.
+/// Loads a comma-separated list of names and YAML paths. Rows come from the directory `data` if one is given, else
+/// from the hub.
 pub fn load(names: &str, data: Option<&Path>) -> Result<Suite, SuiteError> {
-    let mut loader = Loader { data, suite: Suite::default(), siblings: BTreeMap::new() };
+    load_from(names, data, &HubEnv::from_env())
+}
+
+/// Like [`load`], with this hub.
+pub fn load_from(names: &str, data: Option<&Path>, hub: &HubEnv) -> Result<Suite, SuiteError> {
+    let mut loader =
+        Loader { data, hub, suite: Suite::default(), siblings: BTreeMap::new(), rows: RowCache::default() };
     for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
         loader.add(name, None)?;
     }
@@ -43,15 +52,17 @@ pub fn load(names: &str, data: Option<&Path>) -> Result<Suite, SuiteError> {
 
 /// Names of all built-in tasks and groups.
 pub fn builtin_names() -> Vec<String> {
-    let mut names: Vec<String> = builtin_index().into_iter().filter_map(|(keys, _)| keys.name).collect();
+    let mut names: Vec<String> = builtin_index().iter().filter_map(|(keys, _)| keys.name.clone()).collect();
     names.sort();
     names
 }
 
 struct Loader<'a> {
     data: Option<&'a Path>,
+    hub: &'a HubEnv,
     suite: Suite,
     siblings: BTreeMap<PathBuf, Vec<(Keys, Origin)>>,
+    rows: RowCache,
 }
 
 /// What a definition can be called by.
@@ -94,8 +105,7 @@ impl Loader<'_> {
             }
             known.extend(index.iter().filter_map(|(keys, _)| keys.name.clone()));
         }
-        let builtin = builtin_index();
-        let found = matching(&builtin, name);
+        let found = matching(builtin_index(), name);
         if found.is_empty() {
             known.extend(builtin_names());
             return Err(SuiteError::UnknownName { name: name.to_owned(), known });
@@ -125,17 +135,23 @@ impl Loader<'_> {
         if config.dataset_path == EMBEDDED_DATA {
             return Ok(DataSource::Embedded { stem });
         }
-        if config.dataset_path == JSON_DATA && !config.data_files.is_empty() {
+        if FILE_DATA.contains(&config.dataset_path.as_str()) && !config.data_files.is_empty() {
             return Ok(DataSource::Files(config.data_files.clone()));
         }
         if let Some(dir) = self.data {
-            return Ok(DataSource::Dir { dir: dir.to_path_buf(), stem });
+            let subset = config.data_subset_column.clone().zip(config.dataset_name.clone());
+            let cache = self.rows.clone();
+            return Ok(DataSource::Dir { dir: dir.to_path_buf(), stem, subset, cache });
         }
-        Err(SuiteError::NoData {
+        let revision = config.data_revision.as_deref();
+        let found =
+            HubData::resolve(&config.dataset_path, config.dataset_name.as_deref(), revision, self.hub);
+        found.map(DataSource::Hub).map_err(|source| SuiteError::NoData {
             task: config.task.clone(),
             dataset: config.dataset_path.clone(),
             stem,
             splits: config.eval_splits().into_iter().map(str::to_owned).collect(),
+            source: Box::new(source),
         })
     }
 
@@ -210,8 +226,10 @@ fn index_of(origins: impl Iterator<Item = Origin>) -> Vec<(Keys, Origin)> {
     origins.filter_map(|origin| Some((keys_of(&origin)?, origin))).collect()
 }
 
-fn builtin_index() -> Vec<(Keys, Origin)> {
-    index_of(embedded::definition_names().into_iter().map(Origin::Embedded))
+fn builtin_index() -> &'static [(Keys, Origin)] {
+    static INDEX: LazyLock<Vec<(Keys, Origin)>> =
+        LazyLock::new(|| index_of(embedded::definition_names().into_iter().map(Origin::Embedded)));
+    &INDEX
 }
 
 fn directory_index(dir: &Path) -> Vec<(Keys, Origin)> {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::config::{FieldSource, TaskConfig};
 use super::data::{DataSource, Row, Rows};
 use super::error::{Place, SuiteError};
+use super::function::{ResultsFunction, mc2_labels};
 use super::metric::OutputType;
 use super::template::{self, Template};
 use crate::base::digest::Digest;
@@ -73,7 +74,9 @@ impl Task {
         if split != splits[0] {
             notes.push(format!("evaluates split '{split}': the data has no '{}'", splits[0]));
         }
-        let rows = processed(&config, source.read(&split)?)?;
+        let rows = source.read(&split)?;
+        rows.check_ids()?;
+        let rows = processed(&config, rows)?;
         let mut task = Self::compile(config, source, split, &rows, place)?;
         task.notes = notes;
         task.docs = task.render_rows(&task.own, &rows)?;
@@ -164,6 +167,11 @@ impl Task {
         self.config.fewshot.split.as_deref().filter(|s| self.source.has(s))
     }
 
+    /// The commit of the hub's repository that the rows come from.
+    pub fn data_revision(&self) -> Option<&str> {
+        self.source.revision()
+    }
+
     /// The test split, where it is stated and there.
     pub fn test_split(&self) -> Option<&str> {
         self.config.test_split.as_deref().filter(|s| self.source.has(s))
@@ -203,7 +211,7 @@ impl Task {
     fn render_rows(&self, templates: &FieldTemplates, rows: &Rows) -> Result<Vec<Doc>, SuiteError> {
         let needed = self.needed_columns(templates);
         let render = |(id, row): (usize, &Row)| {
-            let doc = self.render_row(templates, rows, row, id, &needed)?;
+            let doc = self.render_row(templates, row, id, &needed)?;
             check_doc(&self.config, &doc)
                 .map_err(|detail| SuiteError::Row { place: doc.place.clone(), detail })?;
             Ok(doc)
@@ -224,19 +232,19 @@ impl Task {
             columns.extend(template.into_iter().flat_map(|t| t.columns(&self.environment)).map(|c| (key, c)));
         }
         columns.extend(self.config.cluster.clone().map(|c| ("cluster", c)));
-        columns.extend(self.config.units_column.clone().map(|c| ("process_results", c)));
+        let results = self.config.process_results.map(ResultsFunction::column);
+        columns.extend(results.map(|c| ("process_results", c.to_owned())));
         columns
     }
 
     fn render_row(
         &self,
         templates: &FieldTemplates,
-        rows: &Rows,
         row: &Row,
         id: usize,
         needed: &[(&'static str, String)],
     ) -> Result<Doc, SuiteError> {
-        let place = rows.place(row);
+        let place = row.place.clone();
         for (key, column) in needed {
             if row.missing.contains(column) || !row.fields.contains_key(column) {
                 let detail =
@@ -249,8 +257,9 @@ impl Task {
             value.map_err(|source| self.render_error(place.clone(), key, source))
         };
         let has_choices = templates.choice.is_some();
-        let read =
-            |key, template: &Template| Ok(read_back(apply(key, template)?, template, key, has_choices));
+        let read = |key, template: &Template| {
+            apply(key, template).map(|value| read_back(value, template, key, has_choices))
+        };
         let bad_row = |detail: String| SuiteError::Row { place: place.clone(), detail };
         let choices = match &templates.choice {
             None => Vec::new(),
@@ -261,7 +270,8 @@ impl Task {
         let text = read("doc_to_text", &templates.text)?;
         let target = read("doc_to_target", &templates.target)?;
         let rolling = self.config.output_type == OutputType::LoglikelihoodRolling;
-        let units = self.config.units_column.as_ref().and_then(|c| row.fields.get(c)).unwrap_or(&target);
+        let column = self.config.process_results.filter(|_| rolling).map(ResultsFunction::column);
+        let units = column.and_then(|c| row.fields.get(c)).unwrap_or(&target);
         let units_text = if rolling { python::str(units) } else { String::new() };
         Ok(Doc { id, place: place.clone(), fields: row.fields.clone(), text, target, choices, units_text })
     }
@@ -280,8 +290,8 @@ impl Task {
 fn processed(config: &TaskConfig, mut rows: Rows) -> Result<Rows, SuiteError> {
     let Some(function) = config.process_docs else { return Ok(rows) };
     for row in &mut rows.list {
-        let place = Place::new(rows.file.clone(), Some(row.line));
-        function.apply(&mut row.fields).map_err(|detail| SuiteError::Row { place, detail })?;
+        let applied = function.apply(&mut row.fields);
+        applied.map_err(|detail| SuiteError::Row { place: row.place.clone(), detail })?;
     }
     rows.columns.extend(function.added().iter().map(|c| (*c).to_owned()));
     Ok(rows)
@@ -299,10 +309,15 @@ fn task_digest(config: &TaskConfig, data: &Digest) -> Digest {
 }
 
 fn stated_samples(config: &TaskConfig, samples: &[Map<String, Value>]) -> Rows {
-    let row = |fields: &Map<String, Value>| Row { line: 1, fields: fields.clone(), missing: Vec::new() };
+    let file = format!("fewshot_config of {}", config.task);
+    let row = |(index, fields): (usize, &Map<String, Value>)| Row {
+        place: Place::new(file.clone(), Some(index + 1)),
+        fields: fields.clone(),
+        missing: Vec::new(),
+    };
     Rows {
-        file: format!("fewshot_config of {}", config.task),
-        list: samples.iter().map(row).collect(),
+        list: samples.iter().enumerate().map(row).collect(),
+        file: file.clone(),
         columns: Vec::new(),
         digest: Digest::of(b""),
     }
@@ -361,8 +376,20 @@ fn check_doc(config: &TaskConfig, doc: &Doc) -> Result<(), String> {
         }
         OutputType::MultipleChoice => {
             expect_text("doc_to_text", &doc.text)?;
+            if config.process_results == Some(ResultsFunction::TruthfulqaMc2) {
+                check_mc2(doc)?;
+            }
             doc.gold().map(|_| ())
         }
+    }
+}
+
+fn check_mc2(doc: &Doc) -> Result<(), String> {
+    let (labels, choices) = (mc2_labels(&doc.fields)?.len(), doc.choices.len());
+    if labels == choices {
+        Ok(())
+    } else {
+        Err(format!("mc2_targets: {labels} labels for {choices} choices"))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::checkpoint::hub_env::HubEnv;
 use crate::record::Classified;
 
 const ROWS: &str = r#"{"q": "One?", "choices": ["a", "b"], "gold": 1}
@@ -45,6 +46,16 @@ impl Files {
     }
 }
 
+/// A hub that nobody may ask and that knows nothing.
+fn no_hub() -> HubEnv {
+    HubEnv {
+        endpoint: "http://127.0.0.1:1".to_owned(),
+        cache: PathBuf::from("nowhere"),
+        token: None,
+        offline: true,
+    }
+}
+
 fn error_of(task: &str, rows: &str) -> String {
     Files::new(task, rows).error()
 }
@@ -63,7 +74,7 @@ fn rows_are_rendered() {
 #[test]
 fn every_builtin_definition_parses() {
     for name in builtin_names() {
-        match load(&name, None) {
+        match load_from(&name, None, &no_hub()) {
             Ok(_) | Err(SuiteError::NoData { .. }) => {}
             Err(error) => panic!("{name}: {error}"),
         }
@@ -72,11 +83,11 @@ fn every_builtin_definition_parses() {
 
 #[test]
 fn names_and_data_that_are_not_there() {
-    let error = load("arc_esy", None).unwrap_err();
+    let error = load_from("arc_esy", None, &no_hub()).unwrap_err();
     assert_eq!(error.to_string(), "unknown suite 'arc_esy'");
     assert!(error.hint().unwrap().contains("arc_easy"));
-    let error = load("arc_easy", None).unwrap_err();
-    assert!(error.to_string().contains("allenai/ai2_arc is not embedded"));
+    let error = load_from("arc_easy", None, &no_hub()).unwrap_err();
+    assert!(error.to_string().contains("allenai/ai2_arc is not to be had from the hub"));
     assert!(error.hint().unwrap().contains("DIR/arc_easy.test.jsonl"));
     let dir = tempfile::tempdir().unwrap();
     let error = load("arc_easy", Some(dir.path())).unwrap_err().to_string();
@@ -241,4 +252,97 @@ fn digests_follow_definition_and_data() {
     assert_eq!(base, digest(TASK, ROWS));
     assert_ne!(base, digest(&format!("{TASK}description: x\n"), ROWS));
     assert_ne!(base, digest(TASK, &ROWS.replace("One", "Two")));
+}
+
+#[test]
+fn ids_that_come_twice() {
+    let row = |id: &str| format!(r#"{{"id": {id}, "q": "x", "choices": ["a"], "gold": 0}}"#);
+    let twice = [row("\"a\""), row("\"b\""), row("\"a\"")].join("\n");
+    assert_eq!(error_of(TASK, &twice), "t.test.jsonl:3: id \"a\" is also that of t.test.jsonl:1");
+    let apart = [row("1"), row("\"1\""), row("null"), row("null")].join("\n");
+    assert_eq!(Files::new(TASK, &apart).load("t.yaml").unwrap().tasks[0].docs.len(), 4);
+}
+
+#[test]
+fn tasks_that_share_a_file_take_their_own_rows() {
+    let task = format!("{TASK}dataset_name: b\ndata_subset_column: s\n");
+    let row = |s: &str, q: &str| format!(r#"{{"s": "{s}", "q": "{q}", "choices": ["x"], "gold": 0}}"#);
+    let rows = [row("a", "1"), row("b", "2"), row("b", "3")].join("\n");
+    let files = Files::new(&task, &rows);
+    files.put(
+        "u.yaml",
+        &task.replace("task: t", "task: u\ndata_stem: t").replace("dataset_name: b", "dataset_name: a"),
+    );
+    let suite = load(&format!("{0}/t.yaml,{0}/u.yaml", files.dir().display()), Some(files.dir())).unwrap();
+    let places: Vec<_> = suite.tasks[0].docs.iter().map(|d| (d.id, d.place.line)).collect();
+    assert_eq!(places, [(0, Some(2)), (1, Some(3))], "items are counted in the subset, lines in the file");
+    assert_eq!(suite.tasks[1].docs.len(), 1);
+    assert_ne!(suite.tasks[0].digest, suite.tasks[1].digest);
+    assert!(
+        error_of(&task.replace("dataset_name: b", "dataset_name: c"), &rows)
+            .contains("no row has 'c' in column 's'")
+    );
+}
+
+#[test]
+fn several_files_make_one_split() {
+    let files = Files::new(TASK, ROWS);
+    let (one, two) = (files.put("1.jsonl", ROWS), files.put("2.jsonl", ROWS));
+    let kwargs = |list: &str| {
+        let task = TASK.replace("dataset_path: x/y", "dataset_path: json");
+        files.put("t.yaml", &format!("{task}dataset_kwargs:\n  data_files:\n    test: {list}\n"));
+        files.load("t.yaml")
+    };
+    let both = kwargs(&format!("[{}, {}]", one.display(), two.display())).unwrap();
+    assert_eq!(both.tasks[0].docs.len(), 4);
+    assert_eq!(both.tasks[0].docs[2].place.file, two.display().to_string());
+    assert_eq!(kwargs(&one.display().to_string()).unwrap().tasks[0].docs.len(), 2);
+    assert!(kwargs("3").is_err() && kwargs("[]").is_err());
+}
+
+/// lm-eval's `utils.process_docs` is a name that many tasks use for different functions.
+#[test]
+fn functions_are_known_by_their_module() {
+    let files = Files::new(&format!("{TASK}process_docs: !function utils.process_docs\n"), ROWS);
+    assert!(files.error().contains("process_docs: !function utils.process_docs is not supported"));
+    files.put("utils.py", "def process_docs(dataset):\n    return dataset\n");
+    assert!(files.error().contains("process_docs: !function utils.process_docs is not supported"));
+    files.put("t.yaml", &format!("{TASK}process_results: !function wikitext.process_results\n"));
+    assert!(files.error().contains("expected a function for multiple_choice"));
+}
+
+#[test]
+fn true_answers_are_labelled() {
+    let task = format!("{TASK}process_results: !function truthfulqa.process_results_mc2\n");
+    let row = |labels: &str| {
+        let row = format!(
+            r#"{{"q": "x", "choices": ["a", "b"], "gold": 0, "mc2_targets": {{"labels": {labels}}}}}"#
+        );
+        Files::new(&task, &row).load("t.yaml").map(|_| ()).map_err(|e| e.to_string())
+    };
+    row("[1, 0]").unwrap();
+    assert!(row("[1]").unwrap_err().contains("1 labels for 2 choices"));
+    assert!(row("[1, 2]").unwrap_err().contains("the label 2 is neither 0 nor 1"));
+    assert!(row("3").unwrap_err().contains("no list of labels"));
+    assert!(Files::new(&task, ROWS).error().contains("mc2_targets"));
+}
+
+#[test]
+fn bundles_hold_their_tasks() {
+    let Some(data) =
+        Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data")).filter(|d| d.exists())
+    else {
+        return eprintln!("skipped: ../shared is not there");
+    };
+    let core = load("core", Some(&data)).unwrap();
+    assert_eq!(core.tasks.len(), 10 + 57);
+    assert!(core.groups.iter().any(|g| g.name == "mmlu" && g.tasks.len() == 57));
+    assert!(core.groups.last().unwrap().aggregates.is_empty());
+    let sizes: Vec<usize> = ["mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]
+        .iter()
+        .map(|name| core.groups.iter().find(|g| g.name == *name).unwrap().tasks.len())
+        .collect();
+    assert_eq!(sizes, [19, 13, 12, 13]);
+    let quick: Vec<_> = load("quick", Some(&data)).unwrap().tasks.iter().map(|t| t.docs.len()).collect();
+    assert_eq!(quick, [2376, 10042, 5153]);
 }

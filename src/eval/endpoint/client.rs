@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::answer::{Answer, Choice};
+use super::answer::{Answer, Choice, Distrust};
 use super::http::{CallError, Http};
+use super::sglang::{self, Generated};
 use super::{EndpointError, EndpointOptions};
 use crate::base::digest::Digest;
-use crate::record::score::EngineIdentity;
+use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
 
 /// Small questions (health, models) are answered at once or not at all.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +46,8 @@ impl ServedModel {
 pub struct EndpointClient {
     http: Http,
     model: Option<String>,
+    /// Whether the server has SGLang's own interface; found out with the model it serves.
+    sglang: AtomicBool,
     /// Whether the server accepts fields that OpenAI does not know (vLLM's `return_token_ids`, `ignore_eos`).
     extras: AtomicBool,
 }
@@ -53,7 +56,12 @@ impl EndpointClient {
     /// A client; nothing is sent yet.
     pub fn new(options: &EndpointOptions) -> Result<Self, EndpointError> {
         let http = Http::new(&options.url, options.api_key.clone(), options.retry.clone(), options.timeout)?;
-        Ok(Self { http, model: options.model.clone(), extras: AtomicBool::new(true) })
+        Ok(Self {
+            http,
+            model: options.model.clone(),
+            sglang: AtomicBool::new(false),
+            extras: AtomicBool::new(true),
+        })
     }
 
     /// The server's address without `/v1`.
@@ -90,6 +98,9 @@ impl EndpointClient {
                 .first()
                 .ok_or_else(|| unreachable("/v1/models lists no model".to_owned(), Some(200)))?,
         };
+        // SGLang owns its models by name; a gateway before it may not let its own interface through.
+        let native = model["owned_by"] == "sglang" && self.http.get("/get_model_info", SMALL_TIMEOUT).is_ok();
+        self.sglang.store(native, Ordering::Relaxed);
         let text = |field: &str| model[field].as_str().map(str::to_owned);
         let digest = |field: &str| serde_json::from_value(model[field].clone()).ok();
         Ok(ServedModel {
@@ -114,8 +125,45 @@ impl EndpointClient {
         }
     }
 
+    /// Scores of `requests`, in their order. An answer that cannot be believed fails its request alone.
+    pub(crate) fn score(
+        &self,
+        model: &str,
+        requests: &[ScoreRequest],
+    ) -> Result<Vec<Result<ScoreResult, Distrust>>, CallError> {
+        let prompts: Vec<&[u32]> = requests.iter().map(|r| r.tokens.as_slice()).collect();
+        if self.sglang.load(Ordering::Relaxed) {
+            let starts: Vec<usize> = requests.iter().map(|r| r.context_len.saturating_sub(1)).collect();
+            let answers = self.sglang_generate(&prompts, &starts, 1)?;
+            return Ok(answers.iter().zip(requests).map(|(a, r)| a.score(r)).collect());
+        }
+        let choices = self.echo(model, &prompts)?;
+        Ok(choices.iter().zip(requests).map(|(choice, request)| choice.score(request)).collect())
+    }
+
+    /// SGLang's answers, one for each prompt.
+    fn sglang_generate(
+        &self,
+        prompts: &[&[u32]],
+        starts: &[usize],
+        max_new_tokens: usize,
+    ) -> Result<Vec<Generated>, CallError> {
+        let bytes = self.http.post("/generate", &sglang::body(prompts, starts, max_new_tokens))?;
+        let answers: Vec<Generated> = serde_json::from_slice(&bytes)
+            .map_err(|e| CallError::malformed(format!("unexpected answer of /generate: {e}")))?;
+        if answers.len() == prompts.len() {
+            return Ok(answers);
+        }
+        let (found, expected) = (answers.len(), prompts.len());
+        Err(CallError::malformed(format!("{found} answers of /generate for {expected} prompts")))
+    }
+
     /// Echoed log-probs of `prompts` and one generated token each, in the order of the prompts.
     pub(crate) fn echo(&self, model: &str, prompts: &[&[u32]]) -> Result<Vec<Choice>, CallError> {
+        if self.sglang.load(Ordering::Relaxed) {
+            let answers = self.sglang_generate(prompts, &vec![0; prompts.len()], 1)?;
+            return Ok(answers.into_iter().enumerate().map(|(i, a)| a.into_choice(i, true)).collect());
+        }
         // The fields and values of lm-eval's `local-completions`, seed included.
         let body = json!({"model": model, "prompt": prompts, "max_tokens": 1, "temperature": 0, "logprobs": 1,
                           "echo": true, "seed": 1234});
@@ -129,6 +177,13 @@ impl EndpointClient {
         prompt: &[u32],
         max_tokens: usize,
     ) -> Result<Choice, CallError> {
+        if self.sglang.load(Ordering::Relaxed) {
+            // From the last token on: log-probs of the prompt are not wanted.
+            let start = prompt.len().saturating_sub(1);
+            let answer = self.sglang_generate(&[prompt], &[start], max_tokens)?.pop();
+            let answer = answer.ok_or_else(|| CallError::malformed("no answer of /generate"))?;
+            return Ok(answer.into_choice(0, false));
+        }
         let body = json!({"model": model, "prompt": [prompt], "max_tokens": max_tokens, "temperature": 0,
                           "logprobs": 1, "seed": 1234});
         let extras = [("return_token_ids", json!(true)), ("ignore_eos", json!(true))];

@@ -3,12 +3,15 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::client::EndpointClient;
-use super::{EndpointError, EndpointOptions};
+use super::client::{EndpointClient, ServedModel};
+use super::{CallError, EndpointError, EndpointOptions};
+use crate::base::digest::Digest;
 use crate::base::interrupt;
 use crate::eval::{OnDone, Scorer};
 use crate::record::eval::ItemError;
+use crate::record::failure::chain;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
+use crate::record::serve::FingerprintReading;
 
 /// lm-eval's default for servers that do not tell their limit.
 const DEFAULT_MAX_MODEL_LEN: usize = 2048;
@@ -24,8 +27,20 @@ pub struct EndpointScorer {
     model: String,
     max_model_len: usize,
     identity: EngineIdentity,
+    watch: Option<Watch>,
     batch_size: usize,
     concurrency: usize,
+}
+
+/// What an engine that was swapped behind the same address would answer differently.
+#[derive(Debug)]
+struct Watch {
+    /// What the endpoint said of itself at the start.
+    served: ServedModel,
+    /// Fixed prompts.
+    prompts: Vec<Vec<u32>>,
+    /// Their log-likelihoods at the start.
+    start: FingerprintReading,
 }
 
 impl EndpointScorer {
@@ -42,21 +57,29 @@ impl EndpointScorer {
             model: served.id,
             max_model_len: served.max_model_len.unwrap_or(DEFAULT_MAX_MODEL_LEN),
             client,
+            watch: None,
             batch_size: options.batch_size.max(1),
             concurrency: options.concurrency.max(1),
         })
     }
 
+    /// Makes [`Scorer::confirm`] compare what the endpoint says of itself and the scores of fixed prompts with those
+    /// at the start, `start`.
+    pub fn watching(
+        mut self,
+        prompts: Vec<Vec<u32>>,
+        start: FingerprintReading,
+    ) -> Result<Self, EndpointError> {
+        let served = self.client.served_model()?;
+        self.watch = Some(Watch { served, prompts, start });
+        Ok(self)
+    }
+
     /// Scores one batch; a batch that the server refuses as a whole (400, 413, 422) is halved, so that only the
     /// request at fault fails.
     fn score_batch(&self, requests: &[ScoreRequest]) -> Vec<Outcome> {
-        let prompts: Vec<&[u32]> = requests.iter().map(|r| r.tokens.as_slice()).collect();
-        match self.client.echo(&self.model, &prompts) {
-            Ok(choices) => choices
-                .iter()
-                .zip(requests)
-                .map(|(choice, request)| choice.score(request).map_err(ItemError::from))
-                .collect(),
+        match self.client.score(&self.model, requests) {
+            Ok(scores) => scores.into_iter().map(|score| score.map_err(ItemError::from)).collect(),
             Err(e) if requests.len() > 1 && matches!(e.status, Some(400 | 413 | 422)) => {
                 let (left, right) = requests.split_at(requests.len() / 2);
                 [self.score_batch(left), self.score_batch(right)].concat()
@@ -96,7 +119,54 @@ impl Breaker {
     }
 }
 
+/// Log-likelihoods of `prompts`, asked one by one so that nothing else shares their batch.
+pub(crate) fn read_fingerprint(
+    client: &EndpointClient,
+    model: &str,
+    prompts: &[Vec<u32>],
+) -> Result<(FingerprintReading, Option<bool>), CallError> {
+    let mut loglikelihoods = Vec::new();
+    let mut token_ids_echoed = Some(true);
+    for tokens in prompts {
+        let request = ScoreRequest { tokens: tokens.clone(), context_len: 1 };
+        let choice = client.echo(model, &[tokens])?;
+        let choice = choice.first().ok_or_else(|| CallError::malformed("no choice in the answer"))?;
+        if choice.prompt_token_ids.is_none() {
+            token_ids_echoed = None;
+        }
+        let score = choice.score(&request).map_err(|e| CallError::malformed(e.to_string()))?;
+        loglikelihoods.push(score.loglikelihood());
+    }
+    let rounded: Vec<i64> = loglikelihoods.iter().map(|l| (l * 10.0).round() as i64).collect();
+    let bytes: Vec<u8> = rounded.iter().flat_map(|l| l.to_le_bytes()).collect();
+    Ok((FingerprintReading { digest: Digest::of(&bytes), loglikelihoods }, token_ids_echoed))
+}
+
 impl Scorer for EndpointScorer {
+    fn confirm(&self) -> Result<(), ItemError> {
+        let Some(watch) = &self.watch else { return Ok(()) };
+        let changed = |message: String| ItemError { status: Some(200), transient: false, message };
+        let served = self.client.served_model().map_err(|e| ItemError {
+            status: e.status(),
+            transient: true,
+            message: chain(&e),
+        })?;
+        if served != watch.served {
+            let (now, then) = (&served.id, &watch.served.id);
+            return Err(changed(format!(
+                "the endpoint says it is another engine than at the start ({now}, was {then})"
+            )));
+        }
+        let (now, _) =
+            read_fingerprint(&self.client, &self.model, &watch.prompts).map_err(|e| ItemError::from(&e))?;
+        if watch.start.agrees_with(&now) {
+            return Ok(());
+        }
+        Err(changed(
+            "fixed prompts score differently than at the start: another checkpoint answers".to_owned(),
+        ))
+    }
+
     fn identity(&self) -> EngineIdentity {
         self.identity.clone()
     }

@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::stand_in::{Call, Reply, StandIn};
-use super::{ApiKey, EndpointError, EndpointOptions, EndpointScorer, RetryPolicy};
+use super::{
+    ApiKey, EndpointClient, EndpointError, EndpointOptions, EndpointScorer, RetryPolicy, read_fingerprint,
+};
 use crate::eval::Scorer;
 use crate::record::eval::ItemError;
 use crate::record::score::{ScoreRequest, ScoreResult};
@@ -360,4 +362,110 @@ fn keys() {
     let error = ApiKey::from_file(&dir.path().join("none")).unwrap_err();
     assert_eq!(error.failure_class(), FailureClass::UserConfigError);
     assert!(ApiKey::from_env("DAY0_TEST_NO_SUCH_KEY").is_err());
+}
+
+/// SGLang's answer: entries from the start positions on, the i-th prompt token with log-prob −i.
+fn sglang_answer(body: &Value) -> Value {
+    let prompts = body["input_ids"].as_array().unwrap();
+    let answer = |(prompt, start): (&Value, &Value)| {
+        let (tokens, start) = (prompt.as_array().unwrap(), start.as_u64().unwrap() as usize);
+        let value = |i: usize| if i == start { Value::Null } else { json!(-(i as f64)) };
+        let entry = |i: usize| json!([value(i), tokens[i], "t"]);
+        let top = |i: usize| if i == start { Value::Null } else { json!([[-(i as f64).min(4.0), 1, "t"]]) };
+        let n = body["sampling_params"]["max_new_tokens"].as_u64().unwrap() as usize;
+        json!({"text": "x".repeat(n), "meta_info": {
+            "prompt_tokens": tokens.len(), "completion_tokens": n,
+            "input_token_logprobs": (start..tokens.len()).map(entry).collect::<Vec<_>>(),
+            "input_top_logprobs": (start..tokens.len()).map(top).collect::<Vec<_>>(),
+            "output_token_logprobs": vec![json!([-0.5, 7, "x"]); n],
+            "output_top_logprobs": vec![json!([[-0.5, 7, "x"]]); n],
+        }})
+    };
+    prompts.iter().zip(body["logprob_start_len"].as_array().unwrap()).map(answer).collect()
+}
+
+/// Damages an answer.
+type Edit = Box<dyn Fn(&mut Value) + Send + Sync>;
+
+fn sglang(edit: impl Fn(&mut Value) + Send + Sync + 'static) -> StandIn {
+    StandIn::start(move |call| match call.path.as_str() {
+        "/v1/models" => {
+            Reply::Json(200, json!({"data": [{"id": "m", "owned_by": "sglang", "max_model_len": 100}]}))
+        }
+        "/get_model_info" => Reply::Json(200, json!({"model_path": "m"})),
+        "/generate" => {
+            let mut answer = sglang_answer(&call.body);
+            edit(&mut answer);
+            Reply::Json(200, answer)
+        }
+        path => Reply::Json(404, json!({"error": {"message": format!("nothing at {path}")}})),
+    })
+}
+
+#[test]
+fn sglang_scores_from_the_last_context_token_on() {
+    let server = sglang(|_| ());
+    let results = score(&options(&server.url), &requests(3));
+    let expected = ScoreResult { token_logprobs: vec![-3.0, -4.0], token_is_greedy: vec![true, true] };
+    assert_eq!(results, vec![Ok(expected); 3]);
+    assert_eq!(server.completions(), 0, "/v1/completions is not needed");
+    // The probe's questions: all of a prompt, and what comes after it.
+    let client = EndpointClient::new(&options(&server.url)).unwrap();
+    client.served_model().unwrap();
+    let choice = client.echo("m", &[&[5, 6, 7]]).unwrap().remove(0);
+    assert_eq!(choice.prompt_token_ids.as_deref(), Some(&[5, 6, 7][..]));
+    assert_eq!(choice.logprobs.unwrap().token_logprobs, [None, Some(-1.0), Some(-2.0), Some(-0.5)]);
+    let generated = client.generate("m", &[5, 6, 7], 4).unwrap();
+    assert_eq!((generated.text.as_str(), generated.token_ids.as_deref()), ("xxxx", Some(&[7, 7, 7, 7][..])));
+    assert_eq!(generated.logprobs.unwrap().token_logprobs, [Some(-0.5); 4]);
+}
+
+#[test]
+fn sglang_answers_that_cannot_be_right() {
+    let entries = |answer: &mut Value| answer[0]["meta_info"]["input_token_logprobs"].clone();
+    let with = move |f: fn(&mut Vec<Value>)| -> Edit {
+        Box::new(move |answer: &mut Value| {
+            let mut list = entries(answer).as_array().unwrap().clone();
+            f(&mut list);
+            answer[0]["meta_info"]["input_token_logprobs"] = list.into();
+        })
+    };
+    let table: Vec<(Edit, &str)> = vec![
+        (with(|list| drop(list.pop())), "log-prob entries"),
+        (with(|list| list.reverse()), "other token ids"),
+        (with(|list| list[1][0] = json!(-9999.0)), "is -9999"),
+        (with(|list| list[2][0] = Value::Null), "is null"),
+        (Box::new(|a| a[0]["meta_info"]["input_top_logprobs"] = Value::Null), "no ranked"),
+        (Box::new(|a| a[0]["meta_info"]["input_token_logprobs"] = Value::Null), "no log-probs"),
+        (Box::new(|a| drop(a.as_array_mut().unwrap().pop())), "answers of /generate for"),
+        (Box::new(|a| *a = json!({"text": "x"})), "unexpected answer of /generate"),
+    ];
+    for (edit, words) in table {
+        let server = sglang(edit);
+        let results = score(&options(&server.url), &requests(2));
+        let error = results[0].as_ref().unwrap_err();
+        assert!(error.message.contains(words) && !error.transient, "{words}: {error:?}");
+    }
+}
+
+#[test]
+fn a_server_that_restarts_with_another_checkpoint_is_noticed() {
+    let answers = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&answers);
+    let server = stand_in(move |call| {
+        let mut answer = good_answer(&call.body);
+        if counter.fetch_add(1, Ordering::Relaxed) >= 2 {
+            answer["choices"][0]["logprobs"]["token_logprobs"][1] = json!(-7.5);
+            answer["choices"][0]["logprobs"]["top_logprobs"][1] = json!({"t": -7.5});
+        }
+        Reply::Json(200, answer)
+    });
+    let options = options(&server.url);
+    let client = EndpointClient::new(&options).unwrap();
+    let prompts = vec![vec![1, 2, 3]];
+    let (start, _) = read_fingerprint(&client, "m", &prompts).unwrap();
+    let scorer = EndpointScorer::connect(&options, None).unwrap().watching(prompts, start).unwrap();
+    scorer.confirm().unwrap();
+    let error = scorer.confirm().unwrap_err();
+    assert!(!error.transient && error.message.contains("another checkpoint answers"), "{error:?}");
 }

@@ -2,9 +2,8 @@
 
 use super::ProbeTarget;
 use super::fixed::fingerprint_prompts;
-use crate::base::digest::Digest;
 use crate::eval::endpoint::answer::{Choice, check_entry_count, check_first_is_null, check_rest, is_logprob};
-use crate::eval::endpoint::{CallError, EndpointClient, ServedModel};
+use crate::eval::endpoint::{CallError, EndpointClient, ServedModel, read_fingerprint};
 use crate::record::score::{EngineIdentity, ScoreRequest};
 use crate::record::serve::{Canary, FingerprintReading, SelfTest};
 use crate::serve::TextCodec;
@@ -171,18 +170,5 @@ pub(super) fn fingerprint(
     client: &EndpointClient,
     model: &ServedModel,
 ) -> Result<(FingerprintReading, Option<bool>), CallError> {
-    let mut loglikelihoods = Vec::new();
-    let mut token_ids_echoed = Some(true);
-    for tokens in fingerprint_prompts(target.text) {
-        let request = ScoreRequest { tokens, context_len: 1 };
-        let choice = echo_one(client, model, &request)?;
-        if choice.prompt_token_ids.is_none() {
-            token_ids_echoed = None;
-        }
-        let score = choice.score(&request).map_err(|e| CallError::malformed(e.to_string()))?;
-        loglikelihoods.push(score.loglikelihood());
-    }
-    let rounded: Vec<i64> = loglikelihoods.iter().map(|l| (l * 10.0).round() as i64).collect();
-    let bytes: Vec<u8> = rounded.iter().flat_map(|l| l.to_le_bytes()).collect();
-    Ok((FingerprintReading { digest: Digest::of(&bytes), loglikelihoods }, token_ids_echoed))
+    read_fingerprint(client, &model.id, &fingerprint_prompts(target.text))
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""lm_eval_golden.py DATA_DIR TOKENIZER_DIR... > lm_eval_golden.jsonl
+"""lm_eval_golden.py DATA_DIR TOKENIZER_DIR... [--tasks A,B] > lm_eval_golden.jsonl
 
 What lm-eval (0.4.13) makes of the tasks that day0 ships, with a bigram in place of a model: hashes of prompts,
 documents, targets, request texts and token ids over whole splits, and the metrics. TOKENIZER_DIR is NAME=DIR.
@@ -32,8 +32,11 @@ TASKS = {
     "openbookqa": ("openbookqa/openbookqa.yaml", {"test": "openbookqa.test"}),
     "lambada_openai": ("lambada/lambada_openai.yaml", {"test": "lambada_openai.test"}),
     "truthfulqa_mc1": ("truthfulqa/truthfulqa_mc1.yaml", {"validation": "truthfulqa.validation"}),
+    "truthfulqa_mc2": ("truthfulqa/truthfulqa_mc2.yaml", {"validation": "truthfulqa.validation"}),
     "wikitext": ("wikitext/wikitext.yaml", {"test": "wikitext2.test"}),
 }
+MMLU = sorted(os.path.basename(f)[:-5] for f in glob.glob(os.path.join(BASE, "mmlu/default/mmlu_*.yaml")))
+MMLU_GROUPS = ["mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]
 # tokenizer, task, num_fewshot, limit, max_length, chat template
 RUNS = [
     ("smollm2", "arc_easy", None, None, 8192, False),
@@ -56,6 +59,11 @@ RUNS = [
     ("smollm2", "edges", None, None, 24, False),
     ("smollm2", "edges_rolling", None, None, 8, False),
     ("stories260k", "edges_rolling", None, None, 8, False),
+    ("smollm2", "truthfulqa_mc2", None, None, 8192, False),
+    ("smollm2", "mmlu_abstract_algebra", 5, None, 8192, False),
+    ("smollm2", "mmlu_us_foreign_policy", 5, None, 512, False),
+    ("smollm2", "mmlu_high_school_us_history", None, None, 8192, True),
+    ("smollm2", "mmlu", 5, 11, 8192, False),
 ]
 
 
@@ -95,6 +103,26 @@ class Bigram(HFLM):
         return out
 
 
+def write_mmlu(data, out):
+    """lm-eval's subjects and groups over one file for each subject, as the hub's directories hold them."""
+    rows = {s: [json.loads(l) for l in open(f"{data}/mmlu.{s}.jsonl")] for s in ("test", "dev")}
+    for task in MMLU:
+        for split, all_rows in rows.items():
+            with open(os.path.join(out, f"{task}.{split}.jsonl"), "w") as f:
+                f.writelines(json.dumps(r) + "\n" for r in all_rows if "mmlu_" + r["subject"] == task)
+        with open(os.path.join(out, f"{task}.yaml"), "w") as f:
+            f.write(f"include: {BASE}/mmlu/default/{task}.yaml\ntask: {task}_local\ndataset_path: json\ndataset_name: null\ndataset_kwargs:\n  data_files:\n    test: {out}/{task}.test.jsonl\n    dev: {out}/{task}.dev.jsonl\n")
+    for group in MMLU_GROUPS:
+        text = open(f"{BASE}/mmlu/default/_{group}.yaml").read().replace(f"group: {group}\n", f"group: {group}_local\n")
+        for name in MMLU_GROUPS[1:]:
+            text = text.replace(f"- {name}\n", f"- {name}_local\n")
+            if f"- {name}_tasks\n" in text:
+                members = [t for t in MMLU if f'"{name}_tasks"' in open(f"{BASE}/mmlu/default/{t}.yaml").read()]
+                text = text.replace(f"  - {name}_tasks\n", "".join(f"  - {t}_local\n" for t in members))
+        with open(os.path.join(out, f"{group}.yaml"), "w") as f:
+            f.write(text)
+
+
 def sha(value):
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
 
@@ -102,8 +130,9 @@ def sha(value):
 def main():
     # lm-eval prints to standard output, too.
     lines, sys.stdout = sys.stdout, sys.stderr
+    only = sys.argv.pop().split(",") if "--tasks" in sys.argv else None
     data = os.path.abspath(sys.argv[1])
-    tokenizers = dict(a.split("=", 1) for a in sys.argv[2:])
+    tokenizers = dict(a.split("=", 1) for a in sys.argv[2:] if "=" in a)
     with tempfile.TemporaryDirectory() as out:
         for task, (official, splits) in TASKS.items():
             files = "".join(f"    {split}: {data}/{name}.jsonl\n" for split, name in splits.items())
@@ -115,13 +144,20 @@ def main():
             with open(os.path.join(out, f"{name}.yaml"), "w") as f:
                 f.write(open(path).read().replace("primary_metric", "# primary_metric").replace("data_stem", "# data_stem").replace(f"task: {name}", f"task: {name}_local"))
                 f.write(f"\ndataset_kwargs:\n  data_files:\n    test: {HERE}/{name}.test.jsonl\n")
+        write_mmlu(data, out)
         manager = TaskManager(include_path=out)
         for tokenizer, task, shots, limit, max_length, chat in RUNS:
+            if only and task not in only:
+                continue
             model = Bigram(tokenizers[tokenizer], max_length)
             result = lm_eval.simple_evaluate(
                 model=model, tasks=[f"{task}_local"], num_fewshot=shots, limit=limit, task_manager=manager,
                 apply_chat_template=chat, fewshot_as_multiturn=chat, log_samples=True, verbosity="ERROR",
             )
+            if task in MMLU_GROUPS:
+                groups = {g: {k: v for k, v in result["results"][f"{g}_local"].items() if "," in k} for g in MMLU_GROUPS}
+                print(json.dumps({"tokenizer": tokenizer, "group": task, "num_fewshot": shots, "limit": limit, "max_len": max_length, "groups": groups}), file=lines, flush=True)
+                continue
             samples = result["samples"][f"{task}_local"]
             hashes = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
             arguments = [[list(a) for a in s["arguments"]] for s in samples]

@@ -12,7 +12,9 @@ use serde_json::{Map, Value};
 
 use super::error::CheckpointError;
 use super::name_match::{MatchLevel, NameMatcher};
-use super::quant_args::{Format, QuantType, QuantizationArgs, QuantizationScheme, Strategy};
+use super::quant_args::{
+    Dynamic, Format, Observer, QuantType, QuantizationArgs, QuantizationScheme, Strategy,
+};
 use crate::base::closest::suggestion;
 use crate::record::{Classified, FailureClass};
 
@@ -240,14 +242,8 @@ fn args(at: &str, value: &Value) -> Parsed<QuantizationArgs> {
         let expected = "tensor, channel, group, block, token or tensor_group";
         strategy = typed(&field("strategy"), expected, value)?;
     }
-    let dynamic = match optional("dynamic") {
-        None => false,
-        Some(Value::Bool(dynamic)) => *dynamic,
-        Some(Value::String(s)) if s == "local" => {
-            return Err(unsupported(&field("dynamic"), "true or false", "local"));
-        }
-        Some(other) => return Err(wrong(&field("dynamic"), "true, false or local", other)),
-    };
+    let dynamic = optional("dynamic")
+        .map_or(Ok(Dynamic::No), |v| typed(&field("dynamic"), "true, false or local", v))?;
     check_actorder(&field("actorder"), optional("actorder"))?;
     let block_structure =
         optional("block_structure").map(|v| block(&field("block_structure"), v)).transpose()?;
@@ -270,6 +266,8 @@ fn args(at: &str, value: &Value) -> Parsed<QuantizationArgs> {
         block_structure,
         dynamic,
         scale_dtype,
+        observer: Observer::default(),
+        amax: None,
     })
 }
 
@@ -317,8 +315,8 @@ impl<T: DeserializeOwned> DeserializeValue for T {}
 fn parse_format(at: &str, format: &str) -> Parsed<Format> {
     let value = Value::String(format.to_owned());
     Format::deserialize_value(&value).ok_or_else(|| {
-        let expected = "float-quantized, int-quantized, naive-quantized, pack-quantized, nvfp4-pack-quantized \
-                        or mxfp4-pack-quantized";
+        let expected = "float-quantized, int-quantized, naive-quantized, pack-quantized, nvfp4-pack-quantized, \
+                        mxfp4-pack-quantized, mxfp6-pack-quantized or mxfp8-quantized";
         unsupported(&format!("{at}.format"), expected, format)
     })
 }

@@ -89,7 +89,6 @@ fn other_methods_are_named() {
 fn unsupported_declarations_are_infeasible() {
     let cases = [
         ("/config_groups/group_0/weights/actorder", json!("group")),
-        ("/config_groups/group_0/input_activations/dynamic", json!("local")),
         ("/config_groups/group_0/output_activations", json!({"num_bits": 8})),
         ("/config_groups/group_0/weights", Value::Null),
         ("/config_groups/group_0", json!(["Linear"])),

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use super::error::ModelError;
-use crate::checkpoint::quant_args::{QuantType, QuantizationArgs, Strategy};
+use crate::checkpoint::quant_args::{Dynamic, QuantType, QuantizationArgs, Strategy};
 use crate::checkpoint::{Checkpoint, QuantizationConfig};
 use crate::ops::activation_quant::{ActivationElement, ActivationQuant};
 use crate::ops::dequantize::dense_weight;
@@ -108,19 +108,9 @@ fn activation_quant(module: &str, args: &QuantizationArgs, k: usize) -> Result<A
         _ => None,
     };
     match group_size {
-        Some(group_size) if args.dynamic && args.symmetric && args.num_bits == 8 => {
+        Some(group_size) if args.dynamic == Dynamic::Yes && args.symmetric && args.num_bits == 8 => {
             Ok(ActivationQuant { element, group_size })
         }
-        _ => Err(ModelError::Activations { module: module.to_owned(), inputs: k, found: describe(args) }),
+        _ => Err(ModelError::Activations { module: module.to_owned(), inputs: k, found: args.describe() }),
     }
-}
-
-/// A scheme in words, e.g. `float8 group 128 dynamic symmetric`.
-fn describe(args: &QuantizationArgs) -> String {
-    let element = if args.qtype == QuantType::Float { "float" } else { "int" };
-    let strategy = format!("{:?}", args.strategy).to_lowercase();
-    let group = args.group_size.map_or(String::new(), |size| format!(" {size}"));
-    let when = if args.dynamic { "dynamic" } else { "static" };
-    let symmetry = if args.symmetric { "symmetric" } else { "asymmetric" };
-    format!("{element}{} {strategy}{group} {when} {symmetry}", args.num_bits)
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | float scales | `(code − zero_point) · scale` |
 //! | NVFP4 | `code · (local / global)`, the quotient rounded to f32 as compressed-tensors' decompression does |
-//! | MXFP4 | `code · 2^(byte − 127)` |
+//! | MXFP4, MXFP6, MXFP8 | `code · 2^(byte − 127)` |
 //!
 //! With bf16 or f16 scales and codes of at most 8 bits the product is exact in f32; with f32 scales it is rounded once.
 //! Source: compressed-tensors 0.19, `compressors/*/base.py` (`decompress`) and `forward_helpers.py` (`_dequantize`).
@@ -15,7 +15,7 @@ use safetensors::Dtype;
 
 use super::float_dtype::FloatDtype;
 use super::weight_layout::{Element, LayoutError, ModuleTensor, Packing, ScaleKind, WeightLayout};
-use super::{e8m0, fp4, fp8, int_pack};
+use super::{e8m0, fp4, fp6, fp8, int_pack};
 use crate::checkpoint::quant_args::Format;
 use crate::checkpoint::{Checkpoint, CheckpointError, ConfigGroup, TensorView};
 use crate::record::{Classified, FailureClass};
@@ -139,6 +139,13 @@ fn decode_row(layout: &WeightLayout, bytes: &[u8], out: &mut [f32]) {
                 }
             }
         }
+        (Packing::Sextets, _) => {
+            let mut codes = vec![0u8; out.len()];
+            fp6::unpack(bytes, &mut codes);
+            for (x, code) in out.iter_mut().zip(codes) {
+                *x = fp6::e2m3_to_f32(code);
+            }
+        }
         (Packing::Words, Element::Int(bits)) => {
             let mut codes = vec![0i8; out.len()];
             int_pack::unpack_row(bytes, bits, &mut codes);
@@ -179,6 +186,7 @@ impl<'a> Parts<'a> {
         match layout.packing {
             Packing::Bytes => Ok([rows, columns]),
             Packing::Nibbles => Ok([rows, columns * 2]),
+            Packing::Sextets => Ok([rows, columns / 3 * 4]),
             Packing::Words => {
                 let view = self.require("weight_shape")?;
                 let wrong =

@@ -17,6 +17,7 @@ pub mod dequantize;
 pub mod e8m0;
 pub mod float_dtype;
 pub mod fp4;
+pub mod fp6;
 pub mod fp8;
 #[cfg(test)]
 pub(crate) mod golden;
@@ -24,4 +25,5 @@ pub mod int_pack;
 pub mod qparams;
 mod quantize_rows;
 pub mod quantize_weight;
+pub mod scalar_scale;
 pub mod weight_layout;

@@ -60,10 +60,14 @@ pub fn nvfp4_effective_scale(local: u8, global_scale: f32) -> f32 {
     fp8::e4m3_to_f32(local) / global_scale
 }
 
-/// MXFP4's scale of 32 values as an E8M0 byte.
+/// The scale of 32 values of an MX format as an E8M0 byte.
 #[inline]
-pub fn mxfp4_scale(amax: f32) -> u8 {
-    e8m0::shared_exponent(amax, e8m0::FP4_EXPONENT)
+pub fn mx_scale(amax: f32, element: Element) -> u8 {
+    match element {
+        Element::E4m3 => e8m0::shared_exponent(amax, e8m0::FP8_EXPONENT, e8m0::FROM_1_75),
+        Element::E2m3 => e8m0::shared_exponent(amax, e8m0::FP6_EXPONENT, e8m0::FROM_1_9375),
+        Element::E2m1 | Element::Int(_) => e8m0::shared_exponent(amax, e8m0::FP4_EXPONENT, e8m0::FROM_1_75),
+    }
 }
 
 #[cfg(test)]
@@ -83,7 +87,7 @@ mod tests {
         assert_eq!(nvfp4_global_scale(5.0, FloatDtype::Bf16), 540.0);
         assert_eq!(nvfp4_global_scale(0.0, FloatDtype::Bf16), 1.0);
         assert_eq!(fp8::e4m3_to_f32(nvfp4_local_scale(0.0, 1.0, FloatDtype::Bf16)), 0.125);
-        assert_eq!(mxfp4_scale(0.0), 0);
+        assert_eq!(mx_scale(0.0, Element::E2m1), 0);
     }
 
     #[test]

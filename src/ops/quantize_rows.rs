@@ -9,7 +9,7 @@
 use super::float_dtype::{FloatDtype, round_bf16};
 use super::quantize_weight::{Preset, RowJob, TileOut};
 use super::weight_layout::{Element, Packing, ScaleKind};
-use super::{e8m0, fp4, fp8, int_pack, qparams};
+use super::{e8m0, fp4, fp6, fp8, int_pack, qparams};
 
 /// Elements worked on at once.
 const LANES: usize = 16;
@@ -67,6 +67,17 @@ impl Codec for E4m3 {
     #[inline(always)]
     fn encode(self, quotient: f32, _: f32) -> (u8, f32) {
         fp8::e4m3_code_and_value(quotient)
+    }
+}
+
+/// FP6 E2M3.
+#[derive(Clone, Copy)]
+pub(super) struct E2m3;
+
+impl Codec for E2m3 {
+    #[inline(always)]
+    fn encode(self, quotient: f32, _: f32) -> (u8, f32) {
+        fp6::e2m3_code_and_value(quotient)
     }
 }
 
@@ -202,7 +213,7 @@ fn find_qparams(
             return Some((qparams::nvfp4_effective_scale(code, global), 0.0));
         }
         (ScaleKind::E8m0, _) => {
-            let byte = qparams::mxfp4_scale(amax);
+            let byte = qparams::mx_scale(amax, element);
             out.scales.push(byte);
             return Some((e8m0::e8m0_to_f32(byte), 0.0));
         }
@@ -301,6 +312,7 @@ fn append_codes(job: &RowJob, codes: &[u8], packed: &mut Vec<u8>) {
     match (job.layout.packing, job.layout.element) {
         (Packing::Words, Element::Int(bits)) => int_pack::pack_row(codes, bits, packed),
         (Packing::Nibbles, _) => fp4::pack(codes, packed),
+        (Packing::Sextets, _) => fp6::pack(codes, packed),
         _ => packed.extend_from_slice(codes),
     }
 }
@@ -311,6 +323,7 @@ pub(super) fn portable(job: &RowJob, bytes: &[u8], k: usize) -> Option<TileOut> 
     match job.layout.element {
         Element::Int(_) => rows(job, Int::new(job.layout.element), Exact, bytes, k),
         Element::E4m3 => rows(job, E4m3, Exact, bytes, k),
+        Element::E2m3 => rows(job, E2m3, Exact, bytes, k),
         Element::E2m1 => rows(job, E2m1, Exact, bytes, k),
     }
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::float_dtype::FloatDtype;
-use super::quantize_rows::{Codec, E2m1, E4m3, Exact, Int, ToBf16, ToF16, quantize_rows};
+use super::quantize_rows::{Codec, E2m1, E2m3, E4m3, Exact, Int, ToBf16, ToF16, quantize_rows};
 use super::weight_layout::{Element, ScaleKind, WeightLayout};
 use super::{int_pack, qparams};
 use crate::checkpoint::quant_args::Strategy;
@@ -201,7 +201,7 @@ fn quantize_tile(job: &RowJob, arithmetic: Arithmetic, bytes: &[u8], k: usize) -
             FloatDtype::F16 => quantize_rows(job, codec, ToF16, bytes, k),
         }
     }
-    // NVFP4 divides by an f32 and MXFP4 by a power of two: there the quotient is never rounded.
+    // NVFP4 divides by an f32 and MX formats by a power of two: there the quotient is never rounded.
     let quotient = match (arithmetic, job.layout.scale) {
         (Arithmetic::WeightDtype, ScaleKind::Float) => job.dtype,
         _ => FloatDtype::F32,
@@ -209,6 +209,7 @@ fn quantize_tile(job: &RowJob, arithmetic: Arithmetic, bytes: &[u8], k: usize) -
     match job.layout.element {
         Element::Int(_) => by_quotient(job, Int::new(job.layout.element), quotient, bytes, k),
         Element::E4m3 => by_quotient(job, E4m3, quotient, bytes, k),
+        Element::E2m3 => by_quotient(job, E2m3, quotient, bytes, k),
         Element::E2m1 => by_quotient(job, E2m1, quotient, bytes, k),
     }
 }

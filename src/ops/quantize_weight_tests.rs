@@ -17,6 +17,8 @@ pub(crate) fn scheme(name: &str) -> (QuantizationArgs, Format) {
         "int4_channel" => (Int, 4, Channel, None, Format::PackQuantized),
         "nvfp4" => (Float, 4, TensorGroup, Some(16), Format::Nvfp4PackQuantized),
         "mxfp4" => (Float, 4, Group, Some(32), Format::Mxfp4PackQuantized),
+        "mxfp6" => (Float, 6, Group, Some(32), Format::Mxfp6PackQuantized),
+        "mxfp8" => (Float, 8, Group, Some(32), Format::Mxfp8Quantized),
         grouped => {
             let bits = grouped.as_bytes()[3] - b'0';
             (Int, bits, Group, Some(32), Format::PackQuantized)
@@ -105,6 +107,11 @@ fn golden_vector() {
     let nvfp4 = check("nvfp4", golden::from_hex("ff ef ee de cd bc aa 09 21 32 44 55 65 66 76 77"), "7d7e");
     assert_eq!(nvfp4[2].1, 26880f32.to_le_bytes());
     check("mxfp4", golden::from_hex("ff ef ee de cd bc aa 09 21 32 44 55 66 66 77 77"), "79");
+    let mxfp8 =
+        "fc fb fa fa f9 f8 f6 f5 f3 f2 f0 ed ea e5 dd 00 5d 65 6a 6d 70 72 73 75 76 78 79 7a 7a 7b 7c 7d";
+    check("mxfp8", golden::from_hex(mxfp8), "73");
+    let mxfp6 = "fc ae eb 39 6e d7 b3 0c b7 aa 39 02 83 a1 34 90 34 55 16 96 69 da c6 75";
+    check("mxfp6", golden::from_hex(mxfp6), "79");
 }
 
 /// f32 division differs from the bf16 one in codes, never in scales, and is the more accurate.
@@ -153,7 +160,7 @@ fn non_finite_elements_are_named() {
 fn portable_path_is_the_same() {
     let all = golden::weights();
     let data = golden::from_hex(all["bfloat16"]["weight"].as_str().unwrap());
-    for name in ["fp8_channel", "int4_g32_asym", "nvfp4", "mxfp4", "int3_g32"] {
+    for name in ["fp8_channel", "int4_g32_asym", "nvfp4", "mxfp4", "mxfp6", "mxfp8", "int3_g32"] {
         let layout = layout(name);
         let job = RowJob {
             layout,
@@ -204,7 +211,7 @@ proptest! {
  FloatDtype::F32.write(*x, &mut data);
  }
         let weight = Weight { data: &data, dtype: FloatDtype::F32, shape: [rows, k] };
-        for (name, relative) in [("fp8_channel", 0.04), ("int8_channel", 0.006), ("int4_g32", 0.1), ("mxfp4", 0.3)] {
+        for (name, relative) in [("fp8_channel", 0.04), ("int8_channel", 0.006), ("int4_g32", 0.1), ("mxfp4", 0.3), ("mxfp6", 0.08), ("mxfp8", 0.05)] {
             let rest = quantize_weight(weight, &layout(name), Arithmetic::F32, 0.0, &mut |_| Ok(())).unwrap();
             prop_assert!(rest.noise <= relative * relative * rest.signal, "{name} {:?}", rest.sqnr_db());
         }

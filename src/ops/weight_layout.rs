@@ -15,6 +15,8 @@ pub enum Element {
     Int(u8),
     /// FP8 E4M3.
     E4m3,
+    /// FP6 E2M3.
+    E2m3,
     /// FP4 E2M1.
     E2m1,
 }
@@ -28,6 +30,7 @@ impl Element {
                 (-half, half - 1.0)
             }
             Self::E4m3 => (-crate::ops::fp8::MAX, crate::ops::fp8::MAX),
+            Self::E2m3 => (-crate::ops::fp6::MAX, crate::ops::fp6::MAX),
             Self::E2m1 => (-crate::ops::fp4::MAX, crate::ops::fp4::MAX),
         }
     }
@@ -57,6 +60,8 @@ pub enum Packing {
     Bytes,
     /// Two a byte, `weight_packed`.
     Nibbles,
+    /// Four in three bytes, `weight_packed`.
+    Sextets,
     /// A dense bit stream in 32-bit words, `weight_packed`.
     Words,
 }
@@ -135,25 +140,11 @@ impl WeightLayout {
         let element = match (args.qtype, args.num_bits) {
             (QuantType::Int, bits @ 2..=8) => Element::Int(bits),
             (QuantType::Float, 8) => Element::E4m3,
+            (QuantType::Float, 6) => Element::E2m3,
             (QuantType::Float, 4) => Element::E2m1,
             _ => return Err(unsupported()),
         };
-        let (packing, scale) = match format {
-            Format::FloatQuantized | Format::NaiveQuantized if element == Element::E4m3 => {
-                (Packing::Bytes, ScaleKind::Float)
-            }
-            Format::IntQuantized | Format::NaiveQuantized if matches!(element, Element::Int(_)) => {
-                (Packing::Bytes, ScaleKind::Float)
-            }
-            Format::PackQuantized if matches!(element, Element::Int(_)) => (Packing::Words, ScaleKind::Float),
-            Format::Nvfp4PackQuantized if element == Element::E2m1 && args.strategy == TensorGroup => {
-                (Packing::Nibbles, ScaleKind::E4m3UnderGlobal)
-            }
-            Format::Mxfp4PackQuantized if element == Element::E2m1 && args.strategy == Group => {
-                (Packing::Nibbles, ScaleKind::E8m0)
-            }
-            _ => return Err(unsupported()),
-        };
+        let (packing, scale) = storage(format, element, args.strategy).ok_or_else(unsupported)?;
         let missing = |field| LayoutError::MissingSize { strategy: args.strategy, field };
         let sizes = match args.strategy {
             Tensor | Channel => [0, 0],
@@ -221,6 +212,9 @@ impl WeightLayout {
             (Packing::Nibbles, _) => {
                 ModuleTensor { suffix: "weight_packed", dtype: Dtype::U8, shape: vec![n, k.div_ceil(2)] }
             }
+            (Packing::Sextets, _) => {
+                ModuleTensor { suffix: "weight_packed", dtype: Dtype::U8, shape: vec![n, k.div_ceil(4) * 3] }
+            }
             (Packing::Words, Element::Int(bits)) => {
                 let words = int_pack::packed_words(k, bits);
                 ModuleTensor { suffix: "weight_packed", dtype: Dtype::I32, shape: vec![n, words] }
@@ -260,11 +254,13 @@ impl WeightLayout {
         specs
     }
 
-    /// Short name for reports: `fp8_e4m3`, `int8`, `int4_g128`, `int4_g32_asym`, `nvfp4`, `mxfp4`.
+    /// Short name for reports: `fp8_e4m3`, `int8`, `int4_g128`, `int4_g32_asym`, `nvfp4`, `mxfp4`, `mxfp6`, `mxfp8`.
     pub fn precision(&self) -> String {
         let base = match (self.element, self.scale) {
             (_, ScaleKind::E4m3UnderGlobal) => return "nvfp4".to_owned(),
-            (_, ScaleKind::E8m0) => return "mxfp4".to_owned(),
+            (Element::E2m1, ScaleKind::E8m0) => return "mxfp4".to_owned(),
+            (Element::E2m3, _) => return "mxfp6".to_owned(),
+            (Element::E4m3, ScaleKind::E8m0) => return "mxfp8".to_owned(),
             (Element::Int(bits), _) => format!("int{bits}"),
             (Element::E4m3, _) => "fp8_e4m3".to_owned(),
             (Element::E2m1, _) => "fp4_e2m1".to_owned(),
@@ -279,9 +275,28 @@ impl WeightLayout {
     }
 }
 
+/// How a format stores codes and scales; `None` where it does not hold such codes.
+fn storage(format: Format, element: Element, strategy: Strategy) -> Option<(Packing, ScaleKind)> {
+    Some(match (format, element, strategy) {
+        (Format::FloatQuantized | Format::NaiveQuantized, Element::E4m3, _)
+        | (Format::IntQuantized | Format::NaiveQuantized, Element::Int(_), _) => {
+            (Packing::Bytes, ScaleKind::Float)
+        }
+        (Format::PackQuantized, Element::Int(_), _) => (Packing::Words, ScaleKind::Float),
+        (Format::Nvfp4PackQuantized, Element::E2m1, Strategy::TensorGroup) => {
+            (Packing::Nibbles, ScaleKind::E4m3UnderGlobal)
+        }
+        (Format::Mxfp4PackQuantized, Element::E2m1, Strategy::Group) => (Packing::Nibbles, ScaleKind::E8m0),
+        (Format::Mxfp6PackQuantized, Element::E2m3, Strategy::Group) => (Packing::Sextets, ScaleKind::E8m0),
+        (Format::Mxfp8Quantized, Element::E4m3, Strategy::Group) => (Packing::Bytes, ScaleKind::E8m0),
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::checkpoint::quant_args::{Dynamic, Observer};
 
     /// Arguments for tests.
     pub(crate) fn args(
@@ -297,8 +312,10 @@ pub(crate) mod tests {
             strategy,
             group_size: group,
             block_structure: (strategy == Strategy::Block).then_some([128, 128]),
-            dynamic: false,
+            dynamic: Dynamic::No,
             scale_dtype: None,
+            observer: Observer::MinMax,
+            amax: None,
         }
     }
 

@@ -31,36 +31,43 @@ pub(super) fn quantization_config(recipe: &Recipe, assignment: &Assignment) -> V
         (1, Some(only)) => only["format"].clone(),
         _ => json!("mixed-precision"),
     };
-    json!({
+    let mut config = json!({
         "config_groups": groups,
         "format": format,
         "ignore": ignore(assignment),
-        "kv_cache_scheme": null,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "version": VERSION,
-    })
+    });
+    if let Some(args) = &recipe.kv_cache {
+        config["kv_cache_scheme"] = arguments(args);
+    }
+    config
 }
 
 fn group(scheme: &QuantizationScheme, format: &Value) -> Value {
-    json!({
+    let mut keys = json!({
         "format": format,
-        "input_activations": scheme.input_activations.as_ref().map(arguments),
-        "output_activations": null,
         "targets": scheme.targets,
         "weights": arguments(&scheme.weights),
-    })
+    });
+    if let Some(inputs) = &scheme.input_activations {
+        keys["input_activations"] = arguments(inputs);
+    }
+    keys
 }
 
 fn arguments(args: &QuantizationArgs) -> Value {
     let mut keys = json!({
         "dynamic": args.dynamic,
-        "group_size": args.group_size,
         "num_bits": args.num_bits,
         "strategy": args.strategy,
         "symmetric": args.symmetric,
         "type": args.qtype,
     });
+    if let Some(size) = args.group_size {
+        keys["group_size"] = json!(size);
+    }
     if let Some(block) = args.block_structure {
         keys["block_structure"] = json!(block);
     }

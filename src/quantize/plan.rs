@@ -12,7 +12,7 @@ use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::quantize_weight::{Arithmetic, Weight, amax};
-use crate::recipe::assignment::{AssignedModule, Assignment, TensorDecl};
+use crate::recipe::assignment::{AssignedModule, Assignment, ScalarTensor, TensorDecl};
 use crate::recipe::{Recipe, fused_sets};
 use crate::record::quantize::ShardRecord;
 
@@ -39,7 +39,7 @@ pub(super) struct OutputTensor {
 }
 
 /// Where an output tensor comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Origin {
     /// Copied from the source.
     Source,
@@ -47,6 +47,8 @@ pub(super) enum Origin {
     Codes(usize),
     /// Scales, zero points or shape of a module.
     Rest(usize),
+    /// One number of the recipe.
+    Scalar(f32),
 }
 
 impl OutputTensor {
@@ -69,12 +71,16 @@ impl QuantizePlan {
         let assignment = Assignment::new(&decls, source.config(), &recipe).map_err(|error| {
             QuantizeError::Assignment { model: source.dir().to_path_buf(), source: error }
         })?;
+        assignment.refuse_calibration(&recipe).map_err(|error| QuantizeError::Assignment {
+            model: source.dir().to_path_buf(),
+            source: error,
+        })?;
         let by_weight: BTreeMap<String, usize> =
             assignment.modules.iter().enumerate().map(|(i, m)| (m.weight(), i)).collect();
         let shards = source
             .shards()
             .iter()
-            .map(|s| output_tensors(&source, &s.tensors, &assignment.modules, &by_weight))
+            .map(|s| output_tensors(&source, &s.tensors, &assignment, &by_weight))
             .collect();
         let mut shared: BTreeMap<String, (Vec<usize>, OnceLock<f32>)> = BTreeMap::new();
         for (i, module) in assignment.modules.iter().enumerate().filter(|(_, m)| m.layout.needs_tensor_amax())
@@ -179,9 +185,14 @@ fn amax_key(module: &AssignedModule) -> String {
 fn output_tensors(
     source: &Checkpoint,
     names: &[String],
-    modules: &[AssignedModule],
+    assignment: &Assignment,
     by_weight: &BTreeMap<String, usize>,
 ) -> Vec<OutputTensor> {
+    let modules = &assignment.modules;
+    let mut scalars: BTreeMap<&str, Vec<&ScalarTensor>> = BTreeMap::new();
+    for scalar in &assignment.scalars {
+        scalars.entry(scalar.after.as_str()).or_default().push(scalar);
+    }
     let mut tensors = Vec::new();
     for name in names {
         if let Some(index) = by_weight.get(name) {
@@ -198,6 +209,11 @@ fn output_tensors(
             let (dtype, shape) = (info.dtype, info.shape.clone());
             tensors.push(OutputTensor { name: name.clone(), dtype, shape, origin: Origin::Source });
         }
+        let known = |s: &&ScalarTensor| {
+            let (name, dtype, shape) = (s.name.clone(), s.dtype, s.shape.clone());
+            s.value.map(|value| OutputTensor { name, dtype, shape, origin: Origin::Scalar(value) })
+        };
+        tensors.extend(scalars.get(name.as_str()).into_iter().flatten().filter_map(known));
     }
     let (mut aligned, mut ragged): (Vec<_>, Vec<_>) =
         tensors.into_iter().partition(|t| t.num_bytes() % 8 == 0);

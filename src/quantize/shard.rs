@@ -12,6 +12,7 @@ use super::plan::{Origin, OutputTensor, QuantizePlan, checked_dtype};
 use crate::base::atomic::AtomicFile;
 use crate::base::digest::Digest;
 use crate::checkpoint::writer::{ShardWriter, TensorSpec};
+use crate::ops::float_dtype::FloatDtype;
 use crate::ops::quantize_weight::{QuantizeWeightError, Weight, amax, quantize_weight};
 use crate::recipe::assignment::AssignedModule;
 use crate::record::quantize::{ModuleRecord, ShardRecord};
@@ -121,6 +122,11 @@ impl<'a> Producer<'a> {
         for (index, tensor) in self.tensors.iter().enumerate() {
             match tensor.origin {
                 Origin::Source => self.copy(index, tensor)?,
+                Origin::Scalar(value) => {
+                    let mut bytes = Vec::new();
+                    FloatDtype::of(tensor.dtype).unwrap_or(FloatDtype::F32).write(value, &mut bytes);
+                    self.send(index, Chunk::Made(bytes))?;
+                }
                 Origin::Codes(module) | Origin::Rest(module) => {
                     if let Some(bytes) = self.pending.remove(&tensor.name) {
                         self.send(index, Chunk::Made(bytes))?;

@@ -239,16 +239,14 @@ fn config_has_the_fewest_keys() {
         json!({
             "config_groups": {"group_0": {
                 "format": "float-quantized",
-                "input_activations": {"dynamic": true, "group_size": null, "num_bits": 8, "strategy": "token",
+                "input_activations": {"dynamic": true, "num_bits": 8, "strategy": "token",
                     "symmetric": true, "type": "float"},
-                "output_activations": null,
                 "targets": ["Linear"],
-                "weights": {"dynamic": false, "group_size": null, "num_bits": 8, "strategy": "channel",
+                "weights": {"dynamic": false, "num_bits": 8, "strategy": "channel",
                     "symmetric": true, "type": "float"},
             }},
             "format": "float-quantized",
             "ignore": ["lm_head"],
-            "kv_cache_scheme": null,
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
             "version": "0.19.0",

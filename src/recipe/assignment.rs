@@ -10,7 +10,7 @@ use regex::Regex;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{Recipe, exclusions, fused_sets};
+use super::{Recipe, exclusions, fused_sets, scalars};
 use crate::checkpoint::name_match::NameMatcher;
 use crate::checkpoint::quant_args::Format;
 use crate::ops::float_dtype::FloatDtype;
@@ -58,6 +58,8 @@ pub struct Assignment {
     pub modules: Vec<AssignedModule>,
     /// Linear-like modules left as they are.
     pub excluded: BTreeMap<String, Excluded>,
+    /// Tensors of one number that come on top: static scales of inputs, of keys and of values.
+    pub scalars: Vec<ScalarTensor>,
     /// Bytes of the source's tensors.
     pub source_bytes: u64,
     /// Bytes of the source's tensors if its floats were BF16.
@@ -95,6 +97,21 @@ impl AssignedModule {
     }
 }
 
+/// A tensor of one number that the recipe adds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScalarTensor {
+    /// Name.
+    pub name: String,
+    /// A float type.
+    pub dtype: Dtype,
+    /// `[1]` or `[]`.
+    pub shape: Vec<usize>,
+    /// The number; `None` where it would have to be calibrated.
+    pub value: Option<f32>,
+    /// The source's tensor in whose shard it lies.
+    pub after: String,
+}
+
 /// Why a linear-like module is left as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excluded {
@@ -114,9 +131,23 @@ impl Assignment {
             let fitting = super::builtin_names()
                 .iter()
                 .filter(|name| **name != recipe.name)
-                .filter(|name| super::load(name).is_ok_and(|r| assign(tensors, config, &r).is_ok()))
+                .filter(|name| {
+                    let assigned = super::load(name).ok().and_then(|r| assign(tensors, config, &r).ok());
+                    assigned.is_some_and(|a| a.scalars.iter().all(|s| s.value.is_some()))
+                })
                 .map(|name| (*name).to_owned());
             error.with_recipes(fitting.collect(), recipe)
+        })
+    }
+
+    /// Refuses what only a tool with calibration data can apply: static scales of unknown inputs. A scan goes without.
+    pub fn refuse_calibration(&self, recipe: &Recipe) -> Result<(), AssignmentError> {
+        let missing = |s: &&ScalarTensor| s.value.is_none();
+        let Some(first) = self.scalars.iter().find(missing) else { return Ok(()) };
+        Err(AssignmentError::NeedsCalibration {
+            recipe: recipe.name.clone(),
+            tensor: first.name.clone(),
+            count: self.scalars.iter().filter(missing).count(),
         })
     }
 }
@@ -131,6 +162,7 @@ fn assign(
     let mut assignment = Assignment {
         modules: Vec::new(),
         excluded: BTreeMap::new(),
+        scalars: Vec::new(),
         source_bytes: 0,
         source_bf16_bytes: 0,
         predicted_bytes: 0,
@@ -144,6 +176,7 @@ fn assign(
             Judgement::Quantized(module) => {
                 assignment.predicted_bytes +=
                     module.tensors().iter().map(ModuleTensor::num_bytes).sum::<u64>();
+                assignment.scalars.extend(scalars::of_module(&module, recipe));
                 assignment.modules.push(module);
             }
             Judgement::Excluded(module, excluded) => {
@@ -153,6 +186,12 @@ fn assign(
             Judgement::NotAModule => assignment.predicted_bytes += tensor.num_bytes(),
         }
     }
+    if let Some(args) = &recipe.kv_cache {
+        let names = sorted.iter().filter(|t| !rules.excludes(t.name)).map(|t| (t.name, t.dtype));
+        assignment.scalars.extend(scalars::of_kv_cache(names, args, recipe)?);
+    }
+    assignment.predicted_bytes +=
+        assignment.scalars.iter().map(|s| s.dtype.bitsize() as u64 / 8).sum::<u64>();
     assignment.check(recipe)?;
     Ok(assignment)
 }
@@ -332,6 +371,11 @@ impl Rules {
             format: *format,
             layout: *layout,
         }))
+    }
+
+    /// Whether the module of a weight is excluded by name.
+    fn excludes(&self, tensor: &str) -> bool {
+        tensor.strip_suffix(".weight").is_some_and(|module| self.exclusion(module).is_some())
     }
 
     /// The entry that excludes a module, if any.

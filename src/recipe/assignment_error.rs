@@ -55,6 +55,27 @@ pub enum AssignmentError {
         /// Built-in recipes that can be applied.
         recipes: Vec<String>,
     },
+    /// Static scales of inputs or of the KV cache are not known.
+    #[error(
+        "recipe {recipe} needs {count} static scales, the first {tensor}, which only calibration data would give; \
+         calibration is not supported yet"
+    )]
+    NeedsCalibration {
+        /// The recipe.
+        recipe: String,
+        /// The first tensor without a value.
+        tensor: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// Scales of keys and values are asked for, but nothing looks like attention.
+    #[error(
+        "recipe {recipe} quantizes the KV cache, but no k_proj, qkv_proj or query_key_value tells where it is"
+    )]
+    NoAttention {
+        /// The recipe.
+        recipe: String,
+    },
     /// The source is quantized itself.
     #[error("source is already quantized: {evidence}")]
     AlreadyQuantized {
@@ -128,6 +149,12 @@ impl Classified for AssignmentError {
                 let first: Vec<&str> = recipes.iter().take(2).map(String::as_str).collect();
                 (!first.is_empty()).then(|| format!("use --recipe {}", first.join(" or --recipe ")))
             }
+            Self::NeedsCalibration { .. } => Some(
+                "give a constant amax under input_activations or kv_cache in the recipe, or use a weight-only recipe \
+                 such as nvfp4a16, or one with dynamic inputs such as fp8_dynamic"
+                    .to_owned(),
+            ),
+            Self::NoAttention { .. } => Some("leave kv_cache out of the recipe".to_owned()),
             Self::SplitFusedSet { .. } => Some("target or exclude all members of the set alike".to_owned()),
             Self::AlreadyQuantized { .. } => Some("start from the original, unquantized model".to_owned()),
             Self::FusedExperts { .. } => {

@@ -7,24 +7,28 @@
 //! groups:                # required; the first group that matches a module wins
 //!   - targets: [Linear]  # the class Linear, exact module names, or re: patterns anchored at the start
 //!     weights: {num_bits: 4, type: int, strategy: group, group_size: 128}
+//!     # type: int or float; strategy: tensor, channel, group, tensor_group (group_size) or block (block_structure);
+//!     # symmetric: true; observer: absmax, or mse to search for the range with the smallest error
 //!     input_activations: {num_bits: 8, type: int, strategy: token, dynamic: true}   # optional
+//!     # dynamic: true, false or local; amax: the largest magnitude that static scales cover
+//! kv_cache: {num_bits: 8, type: float, strategy: tensor, amax: 448}                 # optional
 //! exclude_modules: []    # names or re: patterns, besides the default list
 //! include_modules: []    # names or re: patterns that the default list does not exclude
 //! ```
 //!
-//! Everything else is refused, with the line and a suggestion.
+//! Everything else is refused, with the line and a suggestion. `args` says what goes together.
 
-use std::fmt;
 use std::path::Path;
 
-use serde::de::{Deserializer, Error as _, Unexpected, Visitor};
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
+use super::args::{self, InputArgs, WeightArgs};
 use super::{Recipe, RecipeError, exclusions};
 use crate::base::closest::suggestion;
 use crate::base::digest::Digest;
 use crate::checkpoint::name_match::NameMatcher;
-use crate::checkpoint::quant_args::{QuantType, QuantizationArgs, QuantizationScheme, Strategy};
+use crate::checkpoint::quant_args::{Dialect, QuantizationArgs, QuantizationScheme};
 use crate::ops::weight_layout::WeightLayout;
 
 /// Larger files are no recipes.
@@ -61,6 +65,8 @@ pub fn parse(file: &str, text: &str) -> Result<Recipe, RecipeError> {
         groups: raw.groups.into_iter().map(RawScheme::into_scheme).collect(),
         exclude_modules: raw.exclude_modules.into_iter().chain(default).collect(),
         include_modules: raw.include_modules,
+        kv_cache: raw.kv_cache.map(|args| args.0),
+        dialect: Dialect::CompressedTensors,
         digest,
     })
 }
@@ -77,6 +83,8 @@ struct RawRecipe {
     exclude_modules: Vec<String>,
     #[serde(default)]
     include_modules: Vec<String>,
+    #[serde(default)]
+    kv_cache: Option<KvCacheArgs>,
 }
 
 impl RawRecipe {
@@ -92,6 +100,7 @@ impl RawRecipe {
             self.exclude_modules.clone(),
             self.include_modules.clone(),
             default,
+            self.kv_cache.as_ref().map(|args| args.0.clone()),
         )
     }
 }
@@ -133,10 +142,8 @@ impl TryFrom<RawSchemeFields> for RawScheme {
             weights: raw.weights.0,
             input_activations: raw.input_activations.map(|args| args.0),
         };
-        if let Some(input) = &scheme.input_activations
-            && (input.qtype, input.num_bits) != (scheme.weights.qtype, scheme.weights.num_bits)
-        {
-            return Err("input_activations must have the num_bits and type of the weights".to_owned());
+        if let Some(inputs) = &scheme.input_activations {
+            args::go_together(&scheme.weights, inputs)?;
         }
         let format =
             scheme.format().ok_or("no checkpoint format holds this combination of weights and inputs")?;
@@ -149,119 +156,18 @@ impl TryFrom<RawSchemeFields> for RawScheme {
     }
 }
 
-/// Arguments as they are written; `scale_dtype` follows from the rest.
+/// The KV cache's arguments.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawArgs {
-    #[serde(deserialize_with = "bits")]
-    num_bits: u8,
-    #[serde(rename = "type")]
-    qtype: QuantType,
-    #[serde(default = "yes")]
-    symmetric: bool,
-    strategy: Strategy,
-    #[serde(default, deserialize_with = "group_size")]
-    group_size: Option<usize>,
-    #[serde(default)]
-    block_structure: Option<[usize; 2]>,
-    #[serde(default)]
-    dynamic: bool,
-}
+#[serde(try_from = "InputArgs")]
+struct KvCacheArgs(QuantizationArgs);
 
-fn yes() -> bool {
-    true
-}
-
-impl RawArgs {
-    fn check(self) -> Result<QuantizationArgs, String> {
-        let grouped = matches!(self.strategy, Strategy::Group | Strategy::TensorGroup);
-        if grouped && self.group_size.is_none() {
-            return Err("this strategy needs group_size".to_owned());
-        }
-        if !grouped && self.group_size.is_some() {
-            return Err("group_size goes with strategy group or tensor_group only".to_owned());
-        }
-        if (self.strategy == Strategy::Block) != self.block_structure.is_some() {
-            return Err("block_structure goes with strategy block, and only there".to_owned());
-        }
-        let scale_dtype = match (self.qtype, self.num_bits, self.strategy) {
-            (QuantType::Float, 4, Strategy::TensorGroup) => Some("torch.float8_e4m3fn".to_owned()),
-            (QuantType::Float, 4, Strategy::Group) => Some("torch.uint8".to_owned()),
-            _ => None,
-        };
-        Ok(QuantizationArgs {
-            num_bits: self.num_bits,
-            qtype: self.qtype,
-            symmetric: self.symmetric,
-            strategy: self.strategy,
-            group_size: self.group_size,
-            block_structure: self.block_structure,
-            dynamic: self.dynamic,
-            scale_dtype,
-        })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(try_from = "RawArgs")]
-struct WeightArgs(QuantizationArgs);
-
-impl TryFrom<RawArgs> for WeightArgs {
+impl TryFrom<InputArgs> for KvCacheArgs {
     type Error = String;
 
-    fn try_from(raw: RawArgs) -> Result<Self, String> {
-        if raw.dynamic {
-            return Err("weights are not dynamic: their scales are stored".to_owned());
-        }
-        raw.check().map(Self)
+    fn try_from(raw: InputArgs) -> Result<Self, String> {
+        args::kv_cache(&raw.0)?;
+        Ok(Self(raw.0))
     }
-}
-
-#[derive(Deserialize)]
-#[serde(try_from = "RawArgs")]
-struct InputArgs(QuantizationArgs);
-
-impl TryFrom<RawArgs> for InputArgs {
-    type Error = String;
-
-    fn try_from(raw: RawArgs) -> Result<Self, String> {
-        if !raw.dynamic || raw.strategy != Strategy::Token || !raw.symmetric {
-            return Err("inputs are quantized symmetrically by token with dynamic: true".to_owned());
-        }
-        raw.check().map(Self)
-    }
-}
-
-/// A whole number within bounds. Judged by the visitor, so that the error gets the place of the number itself.
-struct Number {
-    what: &'static str,
-    min: u64,
-    max: u64,
-}
-
-impl Visitor<'_> for Number {
-    type Value = u64;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} from {} to {}", self.what, self.min, self.max)
-    }
-
-    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<u64, E> {
-        if (self.min..=self.max).contains(&number) {
-            return Ok(number);
-        }
-        Err(E::invalid_value(Unexpected::Unsigned(number), &self))
-    }
-}
-
-fn bits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
-    deserializer.deserialize_u64(Number { what: "num_bits", min: 2, max: 8 }).map(|n| n as u8)
-}
-
-fn group_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    deserializer
-        .deserialize_u64(Number { what: "group_size", min: 1, max: 1 << 20 })
-        .map(|n| Some(n as usize))
 }
 
 fn some_groups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RawScheme>, D::Error> {

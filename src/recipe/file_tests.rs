@@ -57,7 +57,12 @@ fn mistakes_are_located() {
         ("      group_size: 64\n", "", &["mine.yaml:5:", "needs group_size"]),
         ("strategy: group", "strategy: channel", &["mine.yaml:5:", "group_size goes with"]),
         ("strategy: group", "strategy: token", &["mine.yaml:5:", "group_size"]),
-        ("type: int", "type: float", &["mine.yaml:5:", "no checkpoint format"]),
+        ("type: int", "type: float", &["mine.yaml:5:", "whose group_size is 32"]),
+        (
+            "num_bits: 4\n      type: int\n      strategy: group\n      group_size: 64",
+            "num_bits: 4\n      type: float\n      strategy: channel",
+            &["mine.yaml:5:", "no checkpoint format"],
+        ),
         ("version: 3\n", "", &["mine.yaml:1:", "missing field `version`"]),
         ("version: 3", "version: -3", &["mine.yaml:2:", "invalid type"]),
         ("[Linear]", "[]", &["mine.yaml:5:", "empty"]),
@@ -78,10 +83,57 @@ fn inputs_must_go_with_weights() {
     let with_inputs = |inputs: &str| {
         VALID.replace("    weights:", &format!("    input_activations: {inputs}\n    weights:"))
     };
+    let parses = |inputs: &str| parse("f", &with_inputs(inputs));
+    assert!(parses("{num_bits: 8, type: int, strategy: token, dynamic: true}").is_ok());
+    assert!(parses("{num_bits: 8, type: float, strategy: token, dynamic: true}").is_ok());
+    for (inputs, expected) in [
+        ("{num_bits: 4, type: int, strategy: token, dynamic: true}", "do not go with"),
+        ("{num_bits: 8, type: float, strategy: group, group_size: 128, dynamic: true}", "do not go with"),
+        ("{num_bits: 8, type: int, strategy: tensor}", "do not go with"),
+        ("{num_bits: 8, type: int, strategy: token}", "dynamic: true"),
+        ("{num_bits: 8, type: int, strategy: token, dynamic: local}", "dynamic: true"),
+        ("{num_bits: 8, type: int, strategy: token, dynamic: lokal}", "true, false or local"),
+        ("{num_bits: 8, type: int, strategy: token, dynamic: true, amax: 3}", "static scales"),
+        (
+            "{num_bits: 8, type: int, strategy: token, dynamic: true, observer: mse}",
+            "observer is for weights",
+        ),
+        ("{num_bits: 8, type: int, strategy: token, dynamic: true, symmetric: false}", "symmetrically"),
+    ] {
+        let message = error(&with_inputs(inputs));
+        assert!(message.contains(expected), "{inputs}: {message}");
+    }
+}
+
+/// Constant ranges of static inputs and of the KV cache; observers.
+#[test]
+fn constants_and_observers() {
+    let of = |weights: &str, rest: &str| {
+        format!(
+            "name: a\nversion: 1\ndescription: b\ngroups:\n  - targets: [Linear]\n    weights: {weights}\n{rest}"
+        )
+    };
+    let fp8 = "{num_bits: 8, type: float, strategy: tensor}";
+    let inputs = "    input_activations: {num_bits: 8, type: float, strategy: tensor, amax: 12.5}\n";
+    let recipe = parse("f", &of(fp8, inputs)).unwrap();
+    let amax = recipe.groups[0].input_activations.as_ref().unwrap().amax;
+    assert_eq!(amax.map(super::super::super::checkpoint::quant_args::Amax::get), Some(12.5));
+    let kv = "kv_cache: {num_bits: 8, type: float, strategy: tensor, amax: 448}\n";
+    assert!(parse("f", &of(fp8, kv)).unwrap().kv_cache.is_some());
+    assert!(error(&of(fp8, &kv.replace("num_bits: 8", "num_bits: 4"))).contains("kv_cache must be"));
+    assert!(error(&of(fp8, &inputs.replace("12.5", "-1"))).contains("amax is -1"));
+    assert!(error(&of(fp8, &inputs.replace("12.5", ".nan"))).contains("amax is NaN"));
+    assert!(error(&of("{num_bits: 8, type: float, strategy: tensor, observer: mse}", "")).contains("not s"));
     assert!(
-        error(&with_inputs("{num_bits: 8, type: int, strategy: token, dynamic: true}")).contains("num_bits")
+        error(&of("{num_bits: 8, type: float, strategy: tensor, observer: ms}", ""))
+            .contains("did you mean 'mse'?")
     );
-    assert!(error(&with_inputs("{num_bits: 4, type: int, strategy: token}")).contains("dynamic: true"));
+    assert!(error(&of("{num_bits: 8, type: float, strategy: group, group_size: 64}", "")).contains("is 32"));
+    assert!(
+        error(&of("{num_bits: 8, type: float, strategy: tensor, amax: 1}", "")).contains("is for inputs")
+    );
+    let asymmetric = "{num_bits: 8, type: float, strategy: channel, symmetric: false}";
+    assert!(error(&of(asymmetric, "")).contains("no layout"));
 }
 
 #[test]

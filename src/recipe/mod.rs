@@ -3,17 +3,19 @@
 //! A recipe says which modules are quantized and how. It is a built-in name (`recipes/*.yaml`) or a path to a YAML file;
 //! see [`mod@file`] for its keys. [`assignment`] applies one to the tensors of a checkpoint.
 
+mod args;
 pub mod assignment;
 pub mod error;
 pub mod exclusions;
 pub mod file;
 pub mod fused_sets;
+mod scalars;
 
 use std::path::Path;
 
 use crate::base::closest::suggestion;
 use crate::base::digest::Digest;
-use crate::checkpoint::quant_args::QuantizationScheme;
+use crate::checkpoint::quant_args::{Dialect, QuantizationArgs, QuantizationScheme};
 
 pub use error::RecipeError;
 
@@ -32,6 +34,10 @@ pub struct Recipe {
     pub exclude_modules: Vec<String>,
     /// Modules quantized although the default list excludes them.
     pub include_modules: Vec<String>,
+    /// How engines shall store keys and values, if the recipe says so.
+    pub kv_cache: Option<QuantizationArgs>,
+    /// In whose names and keys the checkpoint is written; see [`Recipe::in_dialect`].
+    pub dialect: Dialect,
     /// Digest of everything above but the description.
     pub digest: Digest,
 }
@@ -57,8 +63,18 @@ builtin!(
     "w4a16_g64",
     "w4a16_g32",
     "nvfp4a16",
-    "nvfp4_experts_only",
     "mxfp4a16",
+    "fp8_block",
+    "fp8_weight_only",
+    "w8a16",
+    "w4a16_asym_g32",
+    "w4afp8",
+    "nvfp4",
+    "nvfp4_experts_only",
+    "nvfp4_mlp_fp8",
+    "mxfp6a16",
+    "mxfp8a16",
+    "mxfp8",
     "w2a16",
 );
 

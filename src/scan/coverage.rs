@@ -8,8 +8,10 @@ use super::table::shown;
 use crate::checkpoint::QuantizationConfig;
 use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::name_match::NameMatcher;
+use crate::checkpoint::quant_args::Dialect;
 use crate::ops::dequantize::layout_of;
 use crate::ops::float_dtype::FloatDtype;
+use crate::ops::scalar_scale;
 use crate::ops::weight_layout::{Packing, WeightLayout};
 use crate::recipe::exclusions;
 
@@ -48,7 +50,8 @@ pub(super) fn judge(
                 Ok(layout) if is_stored_as(module, &layout) => {
                     module.found = Found::of_layout(&layout);
                     module.shape = module.shape.or_else(|| shape_by_layout(module, &layout));
-                    module.declared = Some(Declared { group: group.name.clone(), layout });
+                    let inputs = group.scheme.input_activations.clone();
+                    module.declared = Some(Declared { group: group.name.clone(), layout, inputs });
                     check_tensors(module, has_values, findings);
                     layout.precision()
                 }
@@ -74,6 +77,7 @@ fn shape_by_layout(module: &Module<'_>, layout: &WeightLayout) -> Option<[usize;
             let [_, groups] = two(module.tensors.get("weight_scale")?)?;
             Some([n, groups.checked_mul(layout.group_size()?)?])
         }
+        Packing::Sextets => Some([n, columns / 3 * 4]),
         Packing::Bytes => None,
     }
 }
@@ -112,10 +116,15 @@ fn check_tensors(module: &Module<'_>, has_values: bool, findings: &mut Findings)
         );
         return;
     }
-    let scale_dtype = module.tensors.get("weight_scale").map(|t| t.dtype);
     // Float scales may be stored in any float type; vLLM casts them.
-    let scale_dtype = scale_dtype.and_then(FloatDtype::of).map_or(Dtype::BF16, FloatDtype::dtype);
-    let specs = layout.tensors(shape, scale_dtype);
+    let float_dtype = |suffix| {
+        let found = module.tensors.get(suffix).map(|t| t.dtype);
+        found.and_then(FloatDtype::of).map_or(Dtype::BF16, FloatDtype::dtype)
+    };
+    let mut specs = layout.tensors(shape, float_dtype("weight_scale"));
+    if let Some(inputs) = &declared.inputs {
+        specs.extend(scalar_scale::of_inputs(inputs, Dialect::CompressedTensors, float_dtype("input_scale")));
+    }
     for spec in &specs {
         let expected = shown(spec.dtype, &spec.shape);
         let Some(found) = module.tensors.get(spec.suffix) else {

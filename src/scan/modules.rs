@@ -7,11 +7,12 @@ use safetensors::Dtype;
 use super::table::Table;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::header::TensorInfo;
+use crate::checkpoint::quant_args::QuantizationArgs;
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::weight_layout::{Packing, ScaleKind, WeightLayout};
 
 /// Last parts of names of the tensors that stand for one weight, in all dialects.
-const SUFFIXES: [&str; 12] = [
+const SUFFIXES: [&str; 15] = [
     "weight",
     "weight_packed",
     "weight_scale",
@@ -21,6 +22,9 @@ const SUFFIXES: [&str; 12] = [
     "weight_zero_point",
     "weight_shape",
     "weight_g_idx",
+    "input_scale",
+    "input_global_scale",
+    "input_zero_point",
     "qweight",
     "qzeros",
     "scales",
@@ -47,6 +51,8 @@ pub(super) struct Declared {
     pub group: String,
     /// Its layout.
     pub layout: WeightLayout,
+    /// How inputs are quantized, if they are.
+    pub inputs: Option<QuantizationArgs>,
 }
 
 /// What the weight of a module is stored as.
@@ -64,6 +70,10 @@ pub(super) enum Found {
     Nvfp4,
     /// FP4 with E8M0 scales.
     Mxfp4,
+    /// FP6 with E8M0 scales.
+    Mxfp6,
+    /// FP8 with E8M0 scales.
+    Mxfp8,
     /// Codes of another dialect.
     Unknown,
 }
@@ -84,6 +94,8 @@ impl Found {
             Self::IntWords => "int_packed",
             Self::Nvfp4 => "nvfp4",
             Self::Mxfp4 => "mxfp4",
+            Self::Mxfp6 => "mxfp6",
+            Self::Mxfp8 => "mxfp8",
             Self::Unknown => "unknown",
         }
     }
@@ -93,7 +105,9 @@ impl Found {
         match (layout.packing, layout.scale) {
             (Packing::Words, _) => Self::IntWords,
             (_, ScaleKind::E4m3UnderGlobal) => Self::Nvfp4,
-            (_, ScaleKind::E8m0) => Self::Mxfp4,
+            (Packing::Nibbles, ScaleKind::E8m0) => Self::Mxfp4,
+            (Packing::Sextets, _) => Self::Mxfp6,
+            (_, ScaleKind::E8m0) => Self::Mxfp8,
             (_, ScaleKind::Float) => match layout.codes([0, 0]).dtype {
                 Dtype::F8_E4M3 => Self::Fp8,
                 _ => Self::Int8,
@@ -139,6 +153,7 @@ fn found(tensors: &BTreeMap<&str, &TensorInfo>) -> Option<Found> {
         return Some(match (packed.dtype, scale) {
             (Dtype::I32, _) => Found::IntWords,
             (Dtype::U8, Some(Dtype::F8_E4M3)) => Found::Nvfp4,
+            (Dtype::U8, Some(Dtype::U8)) if has_sextets(tensors) => Found::Mxfp6,
             (Dtype::U8, Some(Dtype::U8)) => Found::Mxfp4,
             (Dtype::U8, _) if tensors.contains_key("weight_global_scale") => Found::Nvfp4,
             _ => Found::Unknown,
@@ -153,10 +168,23 @@ fn found(tensors: &BTreeMap<&str, &TensorInfo>) -> Option<Found> {
     }
     Some(match (FloatDtype::of(weight.dtype), weight.dtype) {
         (Some(float), _) => Found::Float(float),
+        (None, Dtype::F8_E4M3) if dtype_of(tensors, "weight_scale") == Some(Dtype::U8) => Found::Mxfp8,
         (None, Dtype::F8_E4M3) => Found::Fp8,
         (None, Dtype::I8) => Found::Int8,
         (None, _) => Found::Unknown,
     })
+}
+
+fn dtype_of(tensors: &BTreeMap<&str, &TensorInfo>, suffix: &str) -> Option<Dtype> {
+    tensors.get(suffix).map(|t| t.dtype)
+}
+
+/// Whether the 32 codes of a scale take 24 bytes (FP6) rather than 16 (FP4).
+fn has_sextets(tensors: &BTreeMap<&str, &TensorInfo>) -> bool {
+    let columns = |suffix| tensors.get(suffix).and_then(|t| t.shape.last().copied());
+    columns("weight_packed")
+        .zip(columns("weight_scale"))
+        .is_some_and(|(bytes, groups)| Some(bytes) == groups.checked_mul(24))
 }
 
 /// [N, K] from the tensors themselves.
@@ -168,7 +196,8 @@ fn stored_shape(
 ) -> Option<[usize; 2]> {
     let of = |suffix| <[usize; 2]>::try_from(tensors.get(suffix)?.shape.as_slice()).ok();
     match found {
-        Found::Float(_) | Found::Fp8 | Found::Int8 => of("weight"),
+        Found::Float(_) | Found::Fp8 | Found::Mxfp8 | Found::Int8 => of("weight"),
+        Found::Mxfp6 => of("weight_packed").map(|[n, k]| [n, k / 3 * 4]),
         Found::Nvfp4 | Found::Mxfp4 => of("weight_packed").map(|[n, k]| [n, k * 2]),
         Found::IntWords => {
             let [n, words] = of("weight_packed")?;

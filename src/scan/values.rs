@@ -31,11 +31,7 @@ pub(super) fn check(table: &Table<'_>, modules: &[Module<'_>], findings: &mut Fi
             findings.defect("values", name, format!("{stored:?}"), format!("{:?}", [n, k]));
         }
     }
-    let silent: Vec<Defect> = modules
-        .par_iter()
-        .filter(|m| m.found == Found::Mxfp4)
-        .filter_map(|m| underflow(table, m.name))
-        .collect();
+    let silent: Vec<Defect> = modules.par_iter().filter_map(|m| underflow(table, m)).collect();
     findings.defects.extend(silent);
 }
 
@@ -66,15 +62,23 @@ fn problem(view: &TensorView<'_>) -> Option<String> {
     Some(format!("{count} of {} values, the first at {first} is {}", values.len(), values[first]))
 }
 
-/// MXFP4: scale byte 0 stands for 2⁻¹²⁷, which only groups of zeros get; with other codes it means an erased scale.
-fn underflow(table: &Table<'_>, module: &str) -> Option<Defect> {
-    const GROUP_BYTES: usize = 16;
-    let name = format!("{module}.weight_scale");
+/// MX formats: scale byte 0 stands for 2⁻¹²⁷, which only groups of zeros get; with other codes it means an erased scale.
+fn underflow(table: &Table<'_>, module: &Module<'_>) -> Option<Defect> {
+    // Bytes of 32 codes, and their bits without signs.
+    let (suffix, group_bytes, magnitudes): (_, _, &[u8]) = match module.found {
+        Found::Mxfp4 => ("weight_packed", 16, &[0x77]),
+        Found::Mxfp6 => ("weight_packed", 24, &[0xdf, 0xf7, 0x7d]),
+        Found::Mxfp8 => ("weight", 32, &[0x7f]),
+        _ => return None,
+    };
+    let name = format!("{}.weight_scale", module.name);
     let scales = table.view(&name)?;
-    let codes = table.view(&format!("{module}.weight_packed"))?;
-    let is_erased = |(scale, group): (&u8, &[u8])| *scale == 0 && group.iter().any(|byte| byte & 0x77 != 0);
+    let codes = table.view(&format!("{}.{suffix}", module.name))?;
+    let is_erased = |(scale, group): (&u8, &[u8])| {
+        *scale == 0 && group.iter().zip(magnitudes.iter().cycle()).any(|(byte, mask)| byte & mask != 0)
+    };
     let count =
-        scales.data.iter().zip(codes.data.chunks(GROUP_BYTES)).filter(|pair| is_erased(*pair)).count();
+        scales.data.iter().zip(codes.data.chunks(group_bytes)).filter(|pair| is_erased(*pair)).count();
     (count > 0).then(|| Defect {
         check: "scales".to_owned(),
         failure_class: FailureClass::QuantCoverageFailure,

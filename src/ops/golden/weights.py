@@ -67,6 +67,10 @@ def decompress(fmt, state, scheme):
         return dequantize(
             codes, scale.float(), args=scheme.weights, global_scale=state.get("weight_global_scale"), dtype=torch.float32
         )
+    if fmt.startswith("mxfp8"):
+        return dequantize(
+            state["weight"], decompress_mx_scale(state["weight_scale"]).float(), args=scheme.weights, dtype=torch.float32
+        )
     state["weight_scale"] = state["weight_scale"].float()
     return BaseCompressor.get_value_from_registry(fmt).decompress(state, scheme)["weight"]
 
@@ -96,6 +100,9 @@ for dtype in (torch.bfloat16, torch.float32):
     )
     result["mxfp4"] = quantize(
         w, "mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32, scale_dtype="torch.uint8"
+    )
+    result["mxfp8"] = quantize(
+        w, "mxfp8-quantized", num_bits=8, type="float", strategy="group", group_size=32, scale_dtype="torch.uint8"
     )
     cases[name] = result
 print(json.dumps(cases, indent=0))

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::error::CheckpointError;
 use super::files::{self, CONFIG, INDEX, SINGLE};
 use super::header::{self, Header, TensorInfo};
+use super::modelopt;
 use super::quantization_config::QuantizationConfig;
 use super::tensor::TensorView;
 use super::{file_digest, index};
@@ -25,6 +26,7 @@ use crate::base::digest::{Digest, DigestBuilder};
 pub struct Checkpoint {
     dir: PathBuf,
     config: Value,
+    modelopt_file: Option<Value>,
     files: Vec<String>,
     shards: Vec<ShardInfo>,
     maps: Vec<Mapped>,
@@ -65,6 +67,7 @@ impl Checkpoint {
         let files = files::list(dir)?;
         let (shard_names, weight_map) = weight_files(dir, &files)?;
         let config = read_config(dir, &files)?;
+        let modelopt_file = read_modelopt_file(dir, &files)?;
         let maps = shard_names.iter().map(|name| map_file(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
         let shards: Vec<ShardInfo> = shard_names
             .into_iter()
@@ -84,7 +87,16 @@ impl Checkpoint {
             .enumerate()
             .flat_map(|(s, shard)| shard.tensors.iter().enumerate().map(move |(t, n)| (n.clone(), (s, t))))
             .collect();
-        Ok(Self { dir: dir.to_path_buf(), config, files, shards, maps, tensors, digest: OnceLock::new() })
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            config,
+            modelopt_file,
+            files,
+            shards,
+            maps,
+            tensors,
+            digest: OnceLock::new(),
+        })
     }
 
     /// The directory, as it was given.
@@ -159,16 +171,23 @@ impl Checkpoint {
         let _ = unsafe { mapped.map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, len) };
     }
 
-    /// The quantization that `config.json` declares, if any.
-    pub fn quantization_config(&self) -> Result<Option<QuantizationConfig>, CheckpointError> {
+    /// The quantization that `config.json` or, where that has none, `hf_quant_config.json` declares, verbatim.
+    pub fn declared_quantization(&self) -> Option<(&Value, &'static str)> {
         let declared =
             self.config.get("quantization_config").or_else(|| self.config.get("compression_config"));
-        match declared {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => QuantizationConfig::parse(value)
-                .map(Some)
-                .map_err(|error| error.in_file(self.dir.join(CONFIG))),
-        }
+        let by_file = || self.modelopt_file.as_ref().map(|value| (value, modelopt::FILE));
+        declared.filter(|v| !v.is_null()).map(|value| (value, CONFIG)).or_else(by_file)
+    }
+
+    /// `hf_quant_config.json` verbatim, if there is one.
+    pub fn modelopt_file(&self) -> Option<&Value> {
+        self.modelopt_file.as_ref()
+    }
+
+    /// The declared quantization, if any.
+    pub fn quantization_config(&self) -> Result<Option<QuantizationConfig>, CheckpointError> {
+        let Some((value, file)) = self.declared_quantization() else { return Ok(None) };
+        QuantizationConfig::parse(value).map(Some).map_err(|error| error.in_file(self.dir.join(file)))
     }
 
     /// Every regular file that holds no weights (hidden files left out), sorted.
@@ -260,6 +279,16 @@ fn read_config(dir: &Path, files: &[String]) -> Result<Value, CheckpointError> {
         expected: "an object".to_owned(),
         found: super::quantization_config::kind(&config).to_owned(),
     })
+}
+
+fn read_modelopt_file(dir: &Path, files: &[String]) -> Result<Option<Value>, CheckpointError> {
+    if !files.iter().any(|f| f == modelopt::FILE) {
+        return Ok(None);
+    }
+    let path = dir.join(modelopt::FILE);
+    let value =
+        serde_json::from_slice(&read(&path)?).map_err(|source| CheckpointError::Json { path, source })?;
+    Ok(Some(value))
 }
 
 fn map_file(path: &Path) -> Result<Mapped, CheckpointError> {

@@ -12,6 +12,7 @@ pub mod hub;
 pub mod hub_dataset;
 pub mod hub_env;
 pub mod index;
+pub mod modelopt;
 pub mod name_match;
 pub mod quant_args;
 pub mod quantization_config;

@@ -3,6 +3,8 @@
 //! An entry is an exact module name, `re:` with a pattern that is anchored at the start and not at the end (Python's
 //! `re.match`), or a class name. Source: compressed-tensors 0.19, `utils/match.py` (`match_name`, `match_targets`).
 
+use std::collections::HashSet;
+
 use regex::Regex;
 
 /// The class of every quantizable module here.
@@ -11,7 +13,7 @@ pub const LINEAR: &str = "Linear";
 /// A list of entries, compiled.
 #[derive(Debug, Clone, Default)]
 pub struct NameMatcher {
-    exact: Vec<String>,
+    exact: HashSet<String>,
     patterns: Vec<Regex>,
     linear: bool,
 }
@@ -50,7 +52,7 @@ impl NameMatcher {
                 matcher.patterns.push(pattern);
             } else {
                 matcher.linear |= entry == LINEAR;
-                matcher.exact.push(entry.to_owned());
+                matcher.exact.insert(entry.to_owned());
             }
         }
         Ok(matcher)
@@ -58,7 +60,7 @@ impl NameMatcher {
 
     /// How the linear module of this name matches, if it does.
     pub fn level(&self, module: &str) -> Option<MatchLevel> {
-        if self.exact.iter().any(|name| name == module) {
+        if self.exact.contains(module) {
             Some(MatchLevel::Exact)
         } else if self.patterns.iter().any(|pattern| pattern.is_match(module)) {
             Some(MatchLevel::Pattern)

@@ -97,6 +97,7 @@ pub enum Observer {
 }
 
 impl Observer {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -1,31 +1,35 @@
-//! `quantization_config` of `config.json` in the dialect of compressed-tensors, old and new spelling.
+//! `quantization_config` of `config.json` in the dialect of compressed-tensors, old and new spelling, or of ModelOpt.
 //!
 //! Serializers before 0.20 write unset arguments as null, later ones leave them out; both mean the default. Keys that
 //! compressed-tensors does not know are refused inside schemes and arguments, as every loader does. Other methods
-//! (ModelOpt, fp8, gptq, awq, …) are recognised by name and reported as not supported.
+//! (fp8, gptq, awq, …) are recognised by name and reported as not supported.
 //! Source: compressed-tensors 0.19/0.20, `quantization/{quant_config,quant_scheme,quant_args}.py`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::CheckpointError;
+use super::modelopt;
 use super::name_match::{MatchLevel, NameMatcher};
 use super::quant_args::{
-    Dynamic, Format, Observer, QuantType, QuantizationArgs, QuantizationScheme, Strategy,
+    Dialect, Dynamic, Format, Observer, QuantType, QuantizationArgs, QuantizationScheme, Strategy,
 };
 use crate::base::closest::suggestion;
 use crate::record::{Classified, FailureClass};
 
-/// The only `quant_method` that is read.
+/// `quant_method` of compressed-tensors.
 pub const METHOD: &str = "compressed-tensors";
 
 /// What a checkpoint declares about its quantization.
 #[derive(Debug, Clone)]
 pub struct QuantizationConfig {
-    /// Always [`METHOD`].
+    /// [`METHOD`] or [`modelopt::METHOD`].
     pub quant_method: String,
+    /// Whose names the tensors have.
+    pub dialect: Dialect,
     /// The config groups, in the order of the file.
     pub groups: Vec<ConfigGroup>,
     /// Modules that are not quantized: exact names or `re:` patterns.
@@ -46,6 +50,8 @@ pub struct ConfigGroup {
     pub scheme: QuantizationScheme,
     /// The group's own layout, else the global one; `None` when neither is declared.
     pub format: Option<Format>,
+    /// Whose names the tensors have.
+    pub dialect: Dialect,
     targets: NameMatcher,
 }
 
@@ -53,7 +59,7 @@ pub struct ConfigGroup {
 #[derive(Debug, thiserror::Error)]
 pub enum QuantConfigError {
     /// The checkpoint is quantized by another method.
-    #[error("quant_method: method {method} is not supported yet, expected {METHOD}")]
+    #[error("quant_method: method {method} is not supported yet, expected {METHOD} or {}", modelopt::METHOD)]
     UnsupportedMethod {
         /// `quant_method`, e.g. `modelopt`, `gptq`.
         method: String,
@@ -131,8 +137,14 @@ impl QuantizationConfig {
     /// Parses the object that `config.json` has under `quantization_config`.
     pub fn parse(value: &Value) -> Parsed<Self> {
         let object = value.as_object().ok_or_else(|| wrong("quantization_config", "an object", value))?;
+        // A file of its own has no quant_method; its producer tells.
+        let of_modelopt = object.get("quantization").is_some_and(Value::is_object);
         let method = text(object, "quant_method")?
+            .or_else(|| of_modelopt.then(|| modelopt::METHOD.to_owned()))
             .ok_or_else(|| missing("quant_method", "the name of the method, e.g. compressed-tensors"))?;
+        if method == modelopt::METHOD {
+            return Self::of_modelopt(object);
+        }
         if method != METHOD {
             return Err(QuantConfigError::UnsupportedMethod { method });
         }
@@ -150,11 +162,52 @@ impl QuantizationConfig {
             .map_or_else(|| Ok(Vec::new()), |v| typed("ignore", "a list of module names", v))?;
         Ok(Self {
             quant_method: method,
+            dialect: Dialect::CompressedTensors,
             groups,
             ignored: matcher("ignore", &ignore)?,
             ignore,
             kv_cache_scheme: set(object, "kv_cache_scheme").cloned(),
             quantization_status: text(object, "quantization_status")?,
+        })
+    }
+
+    /// ModelOpt's declaration as groups: one for the class of linear layers, or one for each algorithm of
+    /// `quantized_layers`.
+    fn of_modelopt(object: &Map<String, Value>) -> Parsed<Self> {
+        let declared = modelopt::Declaration::parse(object)
+            .map_err(|(field, expected)| malformed(&field, expected, "another kind of value"))?;
+        let algorithm = declared.algorithm.as_deref().unwrap_or_default();
+        let mut modules: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        if algorithm.eq_ignore_ascii_case(modelopt::MIXED) {
+            for (module, algorithm) in &declared.layers {
+                modules.entry(algorithm).or_default().push(module.clone());
+            }
+        } else if declared.algorithm.is_some() {
+            modules.insert(algorithm, vec![super::name_match::LINEAR.to_owned()]);
+        }
+        let expected =
+            || format!("{} or {}", modelopt::names().collect::<Vec<_>>().join(", "), modelopt::MIXED);
+        let group = |(algorithm, targets): (&str, Vec<String>)| {
+            let scheme = modelopt::scheme(algorithm, targets)
+                .ok_or_else(|| unsupported("quant_algo", &expected(), algorithm))?;
+            Ok(ConfigGroup {
+                name: algorithm.to_owned(),
+                targets: matcher("quantized_layers", &scheme.targets)?,
+                format: None,
+                dialect: Dialect::Modelopt,
+                scheme,
+            })
+        };
+        let groups = modules.into_iter().map(group).collect::<Parsed<Vec<_>>>()?;
+        let ignore = declared.ignore();
+        Ok(Self {
+            quant_method: modelopt::METHOD.to_owned(),
+            dialect: Dialect::Modelopt,
+            groups,
+            ignored: matcher("ignore", &ignore)?,
+            ignore: declared.exclude,
+            kv_cache_scheme: declared.kv_cache.map(Value::String),
+            quantization_status: None,
         })
     }
 
@@ -203,6 +256,7 @@ impl ConfigGroup {
             name: name.to_owned(),
             targets: matcher(&targets_at, &targets)?,
             format: format.map(|f| parse_format(&at, f)).transpose()?,
+            dialect: Dialect::CompressedTensors,
             scheme: QuantizationScheme { targets, weights, input_activations },
         })
     }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::{Settings, output};
 use crate::base::env_vars;
 use crate::base::units::human_bytes;
+use crate::checkpoint::quant_args::Dialect;
 use crate::checkpoint::{Checkpoint, source};
 use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::quantize::{Arithmetic, QuantizePlan};
@@ -31,9 +32,20 @@ pub(super) struct Arguments {
     /// Dtype in which weights are divided by their scales.
     #[arg(long, default_value = "f32")]
     arithmetic: ArithmeticFlag,
+    /// Layout of tensors and config: compressed-tensors (vLLM, SGLang, transformers) or modelopt (TensorRT-LLM, vLLM).
+    #[arg(long, default_value = "compressed-tensors")]
+    format: FormatFlag,
     /// Say what would be written and write nothing (exit code 10).
     #[arg(long)]
     dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatFlag {
+    /// weight_packed, weight_scale, … and quantization_config.
+    CompressedTensors,
+    /// weight, weight_scale, weight_scale_2, … and hf_quant_config.json.
+    Modelopt,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -51,7 +63,10 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
             Failure::config(format!("{}: exists already", out.display())).with_hint("choose a new --out")
         );
     }
-    let recipe = recipe::load(&arguments.recipe)?;
+    let recipe = recipe::load(&arguments.recipe)?.in_dialect(match arguments.format {
+        FormatFlag::CompressedTensors => Dialect::CompressedTensors,
+        FormatFlag::Modelopt => Dialect::Modelopt,
+    })?;
     let model = source::resolve(&arguments.model, &env_vars::cache_dir())?;
     let checkpoint = Arc::new(Checkpoint::open(&model.dir)?);
     let arithmetic = match arguments.arithmetic {

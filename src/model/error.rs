@@ -40,6 +40,20 @@ pub enum ModelError {
         /// What the scheme asks for.
         found: String,
     },
+    /// Keys and values are to be quantized.
+    #[error("the KV cache scheme {found} is not implemented")]
+    KvCache {
+        /// As declared.
+        found: String,
+    },
+    /// A stored scale cannot be divided by.
+    #[error("{tensor}: scale {value}, expected a finite number above 0")]
+    StoredScale {
+        /// Name.
+        tensor: String,
+        /// Its value.
+        value: f32,
+    },
     /// Tensors that the graph does not use: it is not the graph this checkpoint was made for.
     #[error("{count} tensors of the checkpoint are not part of {architecture}: {}", names.join(", "))]
     Extra {
@@ -60,7 +74,10 @@ impl Classified for ModelError {
             Self::Dequantize(e) => e.failure_class(),
             Self::Quantization(e) => e.failure_class(),
             Self::Shape { .. } => FailureClass::UserConfigError,
-            Self::Activations { .. } | Self::Extra { .. } => FailureClass::ModelUnsupported,
+            Self::StoredScale { .. } => FailureClass::QuantCoverageFailure,
+            Self::Activations { .. } | Self::KvCache { .. } | Self::Extra { .. } => {
+                FailureClass::ModelUnsupported
+            }
         }
     }
 
@@ -71,7 +88,8 @@ impl Classified for ModelError {
             Self::Dequantize(e) => e.hint(),
             Self::Quantization(e) => e.hint(),
             Self::Shape { .. } => Some("config.json and the weights belong to different models".to_owned()),
-            Self::Activations { .. } => {
+            Self::StoredScale { .. } => Some("day0 scan DIR lists every scale that is wrong".to_owned()),
+            Self::Activations { .. } | Self::KvCache { .. } => {
                 Some("serve this checkpoint with an external engine and --endpoint".to_owned())
             }
             Self::Extra { .. } => {

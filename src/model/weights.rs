@@ -5,15 +5,27 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+use safetensors::Dtype;
+
 use super::error::ModelError;
-use crate::checkpoint::quant_args::{Dynamic, QuantType, QuantizationArgs, Strategy};
-use crate::checkpoint::{Checkpoint, QuantizationConfig};
+use crate::checkpoint::quant_args::{Amax, Dialect, Dynamic, QuantType, QuantizationArgs, Strategy};
+use crate::checkpoint::{Checkpoint, ConfigGroup, QuantizationConfig};
 use crate::ops::activation_quant::{ActivationElement, ActivationQuant};
 use crate::ops::dequantize::dense_weight;
+use crate::ops::scalar_scale;
 
 /// Tensors that a quantized module may have besides `weight`.
-const QUANTIZED_TENSORS: &[&str] =
-    &["weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale"];
+const QUANTIZED_TENSORS: &[&str] = &[
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_scale_2",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_global_scale",
+    "input_scale",
+    "input_global_scale",
+];
 
 /// Buffers that old checkpoints carry and that are computed from `config.json`.
 const IGNORED_SUFFIX: &str = "rotary_emb.inv_freq";
@@ -40,6 +52,9 @@ impl<'a> Weights<'a> {
     /// Reads from `checkpoint`.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self, ModelError> {
         let quantization = checkpoint.quantization_config()?;
+        if let Some(scheme) = quantization.as_ref().and_then(|q| q.kv_cache_scheme.as_ref()) {
+            return Err(ModelError::KvCache { found: scheme.to_string() });
+        }
         Ok(Self { checkpoint, quantization, used: RefCell::default() })
     }
 
@@ -58,13 +73,69 @@ impl<'a> Weights<'a> {
             return Ok(LinearWeight { data, input: None });
         };
         let input = match &group.scheme.input_activations {
-            Some(args) => Some(activation_quant(module, args, k)?),
+            Some(args) => Some(self.activation_quant(module, group, args, k)?),
             None => None,
         };
         let weight = dense_weight(self.checkpoint, module, group)?;
         check_shape(&format!("{module}.weight"), &[n, k], &weight.shape)?;
         self.used.borrow_mut().extend(QUANTIZED_TENSORS.iter().map(|t| format!("{module}.{t}")));
         Ok(LinearWeight { data: weight.data, input })
+    }
+
+    /// The implemented activation schemes: symmetric; 8 bits with one dynamic scale per token or per group of a token, or
+    /// one static scale; NVFP4 below its stored global scale.
+    fn activation_quant(
+        &self,
+        module: &str,
+        group: &ConfigGroup,
+        args: &QuantizationArgs,
+        k: usize,
+    ) -> Result<ActivationQuant, ModelError> {
+        let refused =
+            || ModelError::Activations { module: module.to_owned(), inputs: k, found: args.describe() };
+        let element = match (args.qtype, args.num_bits) {
+            (QuantType::Float, 8) => ActivationElement::Fp8,
+            (QuantType::Int, 8) => ActivationElement::Int8,
+            (QuantType::Float, 4) => ActivationElement::Fp4,
+            _ => return Err(refused()),
+        };
+        // transformers fails on a ragged last group.
+        let group_size = args.group_size.filter(|size| *size > 0 && k.is_multiple_of(*size));
+        let is_known = match (args.strategy, args.dynamic, element) {
+            _ if !args.symmetric || args.is_mx() => false,
+            (Strategy::Token, Dynamic::Yes, ActivationElement::Fp8 | ActivationElement::Int8)
+            | (Strategy::Tensor, Dynamic::No, ActivationElement::Fp8 | ActivationElement::Int8) => true,
+            (Strategy::Group, Dynamic::Yes, ActivationElement::Fp8 | ActivationElement::Int8)
+            | (Strategy::TensorGroup, Dynamic::Local, ActivationElement::Fp4) => group_size.is_some(),
+            _ => false,
+        };
+        if !is_known {
+            return Err(refused());
+        }
+        let stored = match scalar_scale::of_inputs(args, group.dialect, Dtype::F32) {
+            None => None,
+            Some(tensor) => {
+                Some(self.stored_scale(&format!("{module}.{}", tensor.suffix), args, group.dialect)?)
+            }
+        };
+        Ok(ActivationQuant { element, group_size, stored })
+    }
+
+    /// A static scale of inputs, or NVFP4's global scale as a divisor.
+    fn stored_scale(
+        &self,
+        name: &str,
+        args: &QuantizationArgs,
+        dialect: Dialect,
+    ) -> Result<Amax, ModelError> {
+        let view = self.checkpoint.require(name)?;
+        if view.num_elements() != 1 {
+            return Err(ModelError::Shape { tensor: name.to_owned(), expected: vec![1], found: view.shape });
+        }
+        let value = self.checkpoint.require_f32(name)?[0];
+        let inverted = dialect == Dialect::Modelopt && args.strategy == Strategy::TensorGroup;
+        let value = if inverted { 1.0 / value } else { value };
+        Amax::try_from(value).map_err(|_| ModelError::StoredScale { tensor: name.to_owned(), value })
     }
 
     /// Fails if the checkpoint has tensors that nobody asked for. `allowed` may be there unused.
@@ -93,24 +164,4 @@ fn check_shape(tensor: &str, expected: &[usize], found: &[usize]) -> Result<(), 
         return Ok(());
     }
     Err(ModelError::Shape { tensor: tensor.to_owned(), expected: expected.to_vec(), found: found.to_vec() })
-}
-
-/// The implemented activation schemes: dynamic, symmetric, 8 bits, one scale per token or per group of a token.
-fn activation_quant(module: &str, args: &QuantizationArgs, k: usize) -> Result<ActivationQuant, ModelError> {
-    let element = match args.qtype {
-        QuantType::Float => ActivationElement::Fp8,
-        QuantType::Int => ActivationElement::Int8,
-    };
-    let group_size = match (args.strategy, args.group_size) {
-        (Strategy::Token, _) => Some(None),
-        // transformers fails on a ragged last group.
-        (Strategy::Group, Some(size)) if size > 0 && k.is_multiple_of(size) => Some(Some(size)),
-        _ => None,
-    };
-    match group_size {
-        Some(group_size) if args.dynamic == Dynamic::Yes && args.symmetric && args.num_bits == 8 => {
-            Ok(ActivationQuant { element, group_size })
-        }
-        _ => Err(ModelError::Activations { module: module.to_owned(), inputs: k, found: args.describe() }),
-    }
 }

@@ -1,17 +1,22 @@
-//! Dynamic quantization of activations, as transformers runs compressed-tensors models in f32.
+//! Quantization of activations, as transformers runs compressed-tensors models in f32.
 //!
 //! For each row x \[K\], or each group of a row: scale = max|x| / R (R = 448 for FP8 E4M3, 127.5 for INT8; 2^−23 if all
 //! are 0), q = round(clamp(x / scale)), x ≈ q · scale. FP8 rounds to E4M3, ties to even; INT8 to integers, ties to even,
 //! in −128..=127. Source: compressed-tensors 0.19 `quantization/utils/helpers.py` (`compute_dynamic_scales_and_zp`,
 //! `calculate_qparams`) and `quantization/lifecycle/forward_helpers.py` (`_quantize_dequantize`).
+//!
+//! A static scale replaces the one found at run time. NVFP4 inputs have one scale for 16 values: the E4M3 number nearest
+//! to `global · max|x| / 6` (0.125 for zeros), divided by the stored global scale; codes are FP4 E2M1.
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
 use rayon::prelude::*;
 
 use super::elementary::LANES;
-use super::fp8;
+use super::float_dtype::FloatDtype;
 use super::kernel_path::{KernelPath, per_path};
+use super::{fp4, fp8, qparams};
+use crate::checkpoint::quant_args::Amax;
 
 /// How activations are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,6 +25,8 @@ pub struct ActivationQuant {
     pub element: ActivationElement,
     /// Elements that share a scale; `None`: a whole row (token).
     pub group_size: Option<usize>,
+    /// A stored number: the scale itself, or for NVFP4 the global scale, which divides.
+    pub stored: Option<Amax>,
 }
 
 /// Element type of quantized activations.
@@ -29,6 +36,8 @@ pub enum ActivationElement {
     Fp8,
     /// INT8, symmetric.
     Int8,
+    /// FP4 E2M1.
+    Fp4,
 }
 
 /// Rows per parallel task.
@@ -41,6 +50,7 @@ impl ActivationElement {
             Self::Fp8 => 448.0,
             // (127 − (−128)) / 2: compressed-tensors halves the whole range.
             Self::Int8 => 127.5,
+            Self::Fp4 => fp4::MAX,
         }
     }
 }
@@ -54,7 +64,7 @@ pub fn fake_quantize(path: KernelPath, quant: ActivationQuant, x: &[f32], k: usi
     );
     out.par_chunks_mut(ROWS * k).zip(x.par_chunks(ROWS * k)).for_each(|(out, x)| {
         for (out, x) in out.chunks_exact_mut(group).zip(x.chunks_exact(group)) {
-            let scale = scale_of(quant.element, max_abs(path, x));
+            let scale = scale_of(path, quant, x);
             round(path, quant.element, x, scale, scale, out);
         }
     });
@@ -65,7 +75,7 @@ pub fn codes(path: KernelPath, quant: ActivationQuant, x: &[f32]) -> (Vec<f32>, 
     let mut out = vec![0.0; x.len()];
     let group = quant.group_size.unwrap_or(x.len()).max(1);
     let scales = out.chunks_mut(group).zip(x.chunks(group)).map(|(out, x)| {
-        let scale = scale_of(quant.element, max_abs(path, x));
+        let scale = scale_of(path, quant, x);
         round(path, quant.element, x, scale, 1.0, out);
         scale
     });
@@ -85,12 +95,23 @@ fn round(
     match element {
         ActivationElement::Fp8 => fp8_row(path, x, scale, multiplier, out),
         ActivationElement::Int8 => int8_row(path, x, scale, multiplier, out),
+        ActivationElement::Fp4 => fp4_row(path, x, scale, multiplier, out),
     }
 }
 
-fn scale_of(element: ActivationElement, max_abs: f32) -> f32 {
-    let scale = max_abs / element.range();
-    if scale == 0.0 { f32::EPSILON } else { scale }
+/// What the values of one group are divided by.
+fn scale_of(path: KernelPath, quant: ActivationQuant, x: &[f32]) -> f32 {
+    match (quant.element, quant.stored) {
+        (ActivationElement::Fp4, Some(global)) => {
+            let local = qparams::nvfp4_local_scale(max_abs(path, x), global.get(), FloatDtype::F32);
+            qparams::nvfp4_effective_scale(local, global.get())
+        }
+        (_, Some(scale)) => scale.get(),
+        (element, None) => {
+            let scale = max_abs(path, x) / element.range();
+            if scale == 0.0 { f32::EPSILON } else { scale }
+        }
+    }
 }
 
 #[inline(always)]
@@ -121,6 +142,19 @@ per_path! {
 }
 
 #[inline(always)]
+fn fp4_row_body<const FMA: bool>(x: &[f32], scale: f32, multiplier: f32, out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        let value = fp4::e2m1_code_and_value(*x / scale).1 * multiplier;
+        // The code has no NaN.
+        *out = if x.is_nan() { *x } else { value };
+    }
+}
+
+per_path! {
+    fn fp4_row(x: &[f32], scale: f32, multiplier: f32, out: &mut [f32]) = fp4_row_body
+}
+
+#[inline(always)]
 fn int8_row_body<const FMA: bool>(x: &[f32], scale: f32, multiplier: f32, out: &mut [f32]) {
     /// 1.5·2^23: adding it rounds to the nearest integer, ties to even.
     const INTEGER: f32 = 12_582_912.0;
@@ -139,7 +173,7 @@ mod tests {
     use super::*;
 
     fn token(element: ActivationElement) -> ActivationQuant {
-        ActivationQuant { element, group_size: None }
+        ActivationQuant { element, group_size: None, stored: None }
     }
 
     /// Reference: `tests/oracle/activation_quant.py` (compressed-tensors 0.19 `fake_quantize`, torch 2.10).
@@ -165,6 +199,36 @@ mod tests {
         }
     }
 
+    const GOLDEN_NVFP4_SCALES: [f32; 2] = [0.64, 0.0375];
+    #[rustfmt::skip]
+    const GOLDEN_NVFP4: [f32; 32] = [
+        -6.0, -6.0, -6.0, -4.0, -4.0, -3.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0,
+        1.5, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 6.0, 6.0, 6.0,
+    ];
+    const GOLDEN_STATIC_FP8: [f32; 9] =
+        [-416.0, -384.0, -320.0, -288.0, -256.0, -224.0, -192.0, -144.0, -112.0];
+
+    /// Reference: `tests/oracle/activation_quant.py`; global scale 100 over two groups, static FP8 scale 0.01.
+    #[test]
+    fn golden_nvfp4_and_static_fp8() {
+        let x: Vec<f32> = (0..32).map(|i| (i as f32 - 11.0) * if i < 16 { 0.37 } else { 0.011 }).collect();
+        let stored = |value: f32| Some(Amax::try_from(value).unwrap());
+        for path in KernelPath::available() {
+            let fp4 = ActivationQuant {
+                element: ActivationElement::Fp4,
+                group_size: Some(16),
+                stored: stored(100.0),
+            };
+            let (q, scales) = codes(path, fp4, &x);
+            assert_eq!(scales, GOLDEN_NVFP4_SCALES, "{path:?}");
+            assert_eq!(q, GOLDEN_NVFP4, "{path:?}");
+            let fp8 =
+                ActivationQuant { element: ActivationElement::Fp8, group_size: None, stored: stored(0.01) };
+            let (q, scales) = codes(path, fp8, &x[..9]);
+            assert_eq!((q.as_slice(), scales.as_slice()), (&GOLDEN_STATIC_FP8[..], &[0.01][..]), "{path:?}");
+        }
+    }
+
     #[test]
     fn zeros_and_nan() {
         for path in KernelPath::available() {
@@ -181,7 +245,8 @@ mod tests {
     fn groups_are_quantized_apart() {
         let x: Vec<f32> = (0..12).map(|i| (i as f32 - 4.0) * 1.7).collect();
         for path in KernelPath::available() {
-            let quant = ActivationQuant { element: ActivationElement::Fp8, group_size: Some(4) };
+            let quant =
+                ActivationQuant { element: ActivationElement::Fp8, group_size: Some(4), stored: None };
             let mut out = vec![0.0; 12];
             fake_quantize(path, quant, &x, 6 * 2, &mut out);
             for (out, x) in out.chunks(4).zip(x.chunks(4)) {

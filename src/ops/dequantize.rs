@@ -4,6 +4,7 @@
 //! |---|---|
 //! | float scales | `(code − zero_point) · scale` |
 //! | NVFP4 | `code · (local / global)`, the quotient rounded to f32 as compressed-tensors' decompression does |
+//! | NVFP4 of ModelOpt | `code · (local · weight_scale_2)`, the product in brackets rounded to f32 |
 //! | MXFP4, MXFP6, MXFP8 | `code · 2^(byte − 127)` |
 //!
 //! With bf16 or f16 scales and codes of at most 8 bits the product is exact in f32; with f32 scales it is rounded once.
@@ -16,7 +17,7 @@ use safetensors::Dtype;
 use super::float_dtype::FloatDtype;
 use super::weight_layout::{Element, LayoutError, ModuleTensor, Packing, ScaleKind, WeightLayout};
 use super::{e8m0, fp4, fp6, fp8, int_pack};
-use crate::checkpoint::quant_args::Format;
+use crate::checkpoint::quant_args::{Dialect, Format};
 use crate::checkpoint::{Checkpoint, CheckpointError, ConfigGroup, TensorView};
 use crate::record::{Classified, FailureClass};
 
@@ -85,6 +86,7 @@ pub fn layout_of(module: &str, group: &ConfigGroup) -> Result<WeightLayout, Dequ
         .or_else(|| group.scheme.format())
         .ok_or_else(|| DequantizeError::NoFormat { module: module.to_owned() })?;
     WeightLayout::new(&group.scheme.weights, format)
+        .and_then(|layout| layout.in_dialect(group.dialect))
         .map_err(|source| DequantizeError::Layout { module: module.to_owned(), source })
 }
 
@@ -206,9 +208,7 @@ impl<'a> Parts<'a> {
     /// A tensor with the dtype and shape that the layout implies.
     fn exactly(&self, spec: &ModuleTensor) -> Result<TensorView<'a>, DequantizeError> {
         let view = self.require(spec.suffix)?;
-        // A per-tensor scale may be a scalar as well as [1].
-        let scalar = spec.shape == [1] && view.shape.is_empty();
-        if view.dtype == spec.dtype && (view.shape == spec.shape || scalar) {
+        if view.dtype == spec.dtype && spec.has_shape(&view.shape) {
             return Ok(view);
         }
         Err(self.mismatch(&view, spec.suffix, format!("{} {:?}", spec.dtype, spec.shape)))
@@ -230,11 +230,15 @@ impl<'a> Parts<'a> {
             ScaleKind::Float => view.to_f32()?,
             ScaleKind::E8m0 => view.data.iter().map(|b| e8m0::e8m0_to_f32(*b)).collect(),
             ScaleKind::E4m3UnderGlobal => {
-                let global = match spec("weight_global_scale") {
+                let global = match spec("weight_global_scale").or_else(|| spec("weight_scale_2")) {
                     Some(spec) => self.exactly(spec)?.to_f32()?,
                     None => vec![1.0],
                 };
-                view.data.iter().map(|code| fp8::e4m3_to_f32(*code) / global[0]).collect()
+                let effective = |local: f32| match layout.dialect {
+                    Dialect::CompressedTensors => local / global[0],
+                    Dialect::Modelopt => local * global[0],
+                };
+                view.data.iter().map(|code| effective(fp8::e4m3_to_f32(*code))).collect()
             }
         })
     }

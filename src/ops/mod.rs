@@ -22,6 +22,7 @@ pub mod fp8;
 #[cfg(test)]
 pub(crate) mod golden;
 pub mod int_pack;
+pub mod observer_mse;
 pub mod qparams;
 mod quantize_rows;
 pub mod quantize_weight;

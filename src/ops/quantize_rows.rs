@@ -308,7 +308,7 @@ fn encode_segment<C: Codec, Q: Quotient>(
 }
 
 #[inline(always)]
-fn append_codes(job: &RowJob, codes: &[u8], packed: &mut Vec<u8>) {
+pub(super) fn append_codes(job: &RowJob, codes: &[u8], packed: &mut Vec<u8>) {
     match (job.layout.packing, job.layout.element) {
         (Packing::Words, Element::Int(bits)) => int_pack::pack_row(codes, bits, packed),
         (Packing::Nibbles, _) => fp4::pack(codes, packed),

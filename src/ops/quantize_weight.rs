@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 
 use rayon::prelude::*;
+use safetensors::Dtype;
 
 use super::float_dtype::FloatDtype;
 use super::quantize_rows::{Codec, E2m1, E2m3, E4m3, Exact, Int, ToBf16, ToF16, quantize_rows};
@@ -78,7 +79,7 @@ pub enum QuantizeWeightError {
 /// Bytes of source rows in one tile: input, decoded row and output stay in a core's own cache.
 const TILE_BYTES: usize = 256 << 10;
 /// Tiles quantized before their codes are handed to the sink; bounds the memory.
-const TILES_PER_BATCH: usize = 64;
+pub(super) const TILES_PER_BATCH: usize = 64;
 
 /// The largest magnitude of a weight; refuses NaN and infinity.
 pub fn amax(weight: Weight<'_>) -> Result<f32, QuantizeWeightError> {
@@ -103,21 +104,11 @@ pub fn quantize_weight(
     shared_amax: f32,
     sink: &mut dyn FnMut(Vec<u8>) -> io::Result<()>,
 ) -> Result<Quantized, QuantizeWeightError> {
-    let [n, k] = weight.shape;
-    let [band, columns] = layout.block(weight.shape);
-    let job = RowJob {
-        layout: *layout,
-        dtype: weight.dtype,
-        columns,
-        // With one scale a tensor, rows are independent once it is known.
-        band: if layout.strategy == Strategy::Tensor { 1 } else { band },
-        preset: preset(layout, shared_amax, weight.dtype),
-    };
+    let k = weight.shape[1];
+    let job = job_of(weight, layout, shared_amax);
     let row_bytes = k * weight.dtype.size();
-    let tile_rows = (TILE_BYTES / row_bytes.max(1)).max(1).next_multiple_of(job.band);
-    let tiles: Vec<Range<usize>> = (0..n).step_by(tile_rows).map(|r| r..(r + tile_rows).min(n)).collect();
     let mut rest = Rest::default();
-    for batch in tiles.chunks(TILES_PER_BATCH) {
+    for batch in tiles(&job, weight).chunks(TILES_PER_BATCH) {
         let done: Vec<TileOut> = batch
             .par_iter()
             .map(|rows| {
@@ -127,14 +118,30 @@ pub fn quantize_weight(
             })
             .collect::<Result<_, _>>()?;
         for tile in done {
-            rest.scales.extend_from_slice(&tile.scales);
-            rest.zero_points.extend_from_slice(&tile.zero_points);
-            rest.signal += tile.signal;
-            rest.noise += tile.noise;
-            sink(tile.codes)?;
+            sink(rest.absorb(tile))?;
         }
     }
     Ok(finish(rest, &job, weight.shape))
+}
+
+/// What all tiles of a weight have in common.
+pub(super) fn job_of(weight: Weight<'_>, layout: &WeightLayout, shared_amax: f32) -> RowJob {
+    let [band, columns] = layout.block(weight.shape);
+    RowJob {
+        layout: *layout,
+        dtype: weight.dtype,
+        columns,
+        // With one scale a tensor, rows are independent once it is known.
+        band: if layout.strategy == Strategy::Tensor { 1 } else { band },
+        preset: preset(layout, shared_amax, weight.dtype),
+    }
+}
+
+/// Rows of each tile: whole bands.
+pub(super) fn tiles(job: &RowJob, weight: Weight<'_>) -> Vec<Range<usize>> {
+    let [n, k] = weight.shape;
+    let tile_rows = (TILE_BYTES / (k * weight.dtype.size()).max(1)).max(1).next_multiple_of(job.band);
+    (0..n).step_by(tile_rows).map(|r| r..(r + tile_rows).min(n)).collect()
 }
 
 /// A scale known before any row is seen.
@@ -179,11 +186,22 @@ pub(super) struct TileOut {
 }
 
 #[derive(Default)]
-struct Rest {
+pub(super) struct Rest {
     scales: Vec<u8>,
     zero_points: Vec<i8>,
     signal: f64,
     noise: f64,
+}
+
+impl Rest {
+    /// Keeps everything but the codes.
+    pub(super) fn absorb(&mut self, tile: TileOut) -> Vec<u8> {
+        self.scales.extend_from_slice(&tile.scales);
+        self.zero_points.extend_from_slice(&tile.zero_points);
+        self.signal += tile.signal;
+        self.noise += tile.noise;
+        tile.codes
+    }
 }
 
 /// Chooses the monomorphic loop; `None` when an element is not finite.
@@ -215,7 +233,7 @@ fn quantize_tile(job: &RowJob, arithmetic: Arithmetic, bytes: &[u8], k: usize) -
 }
 
 /// Turns the collected scales and zero points into the module's remaining tensors.
-fn finish(rest: Rest, job: &RowJob, shape: [usize; 2]) -> Quantized {
+pub(super) fn finish(rest: Rest, job: &RowJob, shape: [usize; 2]) -> Quantized {
     let layout = &job.layout;
     let scales = match job.preset {
         Preset::Tensor(scale) => {
@@ -232,8 +250,11 @@ fn finish(rest: Rest, job: &RowJob, shape: [usize; 2]) -> Quantized {
         .skip(1)
         .map(|spec| {
             let bytes = match (spec.suffix, job.preset, layout.element) {
-                ("weight_scale", ..) => scales.take().unwrap_or_default(),
+                ("weight_scale", ..) => {
+                    widened(scales.take().unwrap_or_default(), job.dtype, layout.scale, spec.dtype)
+                }
                 ("weight_global_scale", Preset::Global(global), _) => global.to_le_bytes().to_vec(),
+                ("weight_scale_2", Preset::Global(global), _) => (1.0 / global).to_le_bytes().to_vec(),
                 ("weight_zero_point", _, Element::Int(bits)) if layout.is_packed_in_words() => {
                     int_pack::pack_columns(&rest.zero_points, spec.shape[1], bits)
                 }
@@ -245,6 +266,16 @@ fn finish(rest: Rest, job: &RowJob, shape: [usize; 2]) -> Quantized {
         })
         .collect();
     Quantized { tensors, signal: rest.signal, noise: rest.noise }
+}
+
+/// Float scales as the layout stores them: ModelOpt's are f32, of the same values.
+fn widened(scales: Vec<u8>, from: FloatDtype, kind: ScaleKind, to: Dtype) -> Vec<u8> {
+    if kind != ScaleKind::Float || to == from.dtype() {
+        return scales;
+    }
+    let mut values = vec![0.0; scales.len() / from.size()];
+    from.decode(&scales, &mut values);
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 /// Finds the element that made a whole tile non-finite.

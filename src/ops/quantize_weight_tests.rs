@@ -32,7 +32,7 @@ pub(crate) fn scheme(name: &str) -> (QuantizationArgs, Format) {
     (args, format)
 }
 
-fn layout(name: &str) -> WeightLayout {
+pub(crate) fn layout(name: &str) -> WeightLayout {
     let (args, format) = scheme(name);
     WeightLayout::new(&args, format).unwrap()
 }
@@ -43,9 +43,18 @@ pub(crate) fn quantize(
     layout: &WeightLayout,
     arithmetic: Arithmetic,
 ) -> Vec<(&'static str, Vec<u8>)> {
-    let mut codes = Vec::new();
     let shared = if layout.needs_tensor_amax() { amax(weight).unwrap() } else { 0.0 };
-    let rest = quantize_weight(weight, layout, arithmetic, shared, &mut |bytes| {
+    tensors_of(weight, layout, |sink| quantize_weight(weight, layout, arithmetic, shared, sink))
+}
+
+/// All tensors that `run` makes, checked against the layout.
+pub(crate) fn tensors_of(
+    weight: Weight<'_>,
+    layout: &WeightLayout,
+    run: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> io::Result<()>) -> Result<Quantized, QuantizeWeightError>,
+) -> Vec<(&'static str, Vec<u8>)> {
+    let mut codes = Vec::new();
+    let rest = run(&mut |bytes| {
         codes.extend_from_slice(&bytes);
         Ok(())
     })
@@ -66,7 +75,9 @@ fn every_scheme_as_compressed_tensors() {
         let data = golden::from_hex(all[name]["weight"].as_str().unwrap());
         let weight = Weight { data: &data, dtype, shape: [40, 96] };
         for (scheme_name, expected) in all[name].as_object().unwrap() {
-            let Some(expected) = expected.as_object() else { continue };
+            let Some(expected) = expected.as_object().filter(|_| !scheme_name.ends_with("_mse")) else {
+                continue;
+            };
             let tensors = quantize(weight, &layout(scheme_name), Arithmetic::WeightDtype);
             assert_eq!(tensors.len() + 1, expected.len(), "{scheme_name}");
             for (suffix, bytes) in tensors {

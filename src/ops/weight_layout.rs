@@ -5,7 +5,7 @@
 
 use safetensors::Dtype;
 
-use crate::checkpoint::quant_args::{Format, QuantType, QuantizationArgs, Strategy};
+use crate::checkpoint::quant_args::{Dialect, Format, QuantType, QuantizationArgs, Strategy};
 use crate::ops::int_pack;
 
 /// Type of the codes.
@@ -47,7 +47,8 @@ impl Element {
 pub enum ScaleKind {
     /// In the weight's own float type; multiplies.
     Float,
-    /// E4M3 below one f32 global scale of the whole fused set: the local scale multiplies, the global scale divides.
+    /// E4M3 below one f32 global scale of the whole fused set: the local scale multiplies; the global scale divides
+    /// as `weight_global_scale` and multiplies as ModelOpt's `weight_scale_2`, its reciprocal.
     E4m3UnderGlobal,
     /// A power of two (E8M0); multiplies.
     E8m0,
@@ -79,6 +80,8 @@ pub struct WeightLayout {
     pub symmetric: bool,
     /// Which elements share a scale.
     pub strategy: Strategy,
+    /// Whose names and shapes the tensors have.
+    pub dialect: Dialect,
     /// Sizes that the strategy needs: columns of a group, rows and columns of a block.
     sizes: [usize; 2],
 }
@@ -102,6 +105,14 @@ impl ModuleTensor {
     }
 }
 
+impl ModuleTensor {
+    /// Whether a tensor of this shape can stand for it: single numbers are written as `[1]` and as scalars.
+    pub fn has_shape(&self, found: &[usize]) -> bool {
+        let single = |shape: &[usize]| shape.is_empty() || shape == [1];
+        self.shape == found || (single(&self.shape) && single(found))
+    }
+}
+
 /// A scheme that has no layout here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
@@ -116,6 +127,14 @@ pub enum LayoutError {
         qtype: QuantType,
         /// Which elements share a scale.
         strategy: Strategy,
+    },
+    /// The dialect has no such weights.
+    #[error("the {dialect:?} layout does not hold {precision} weights")]
+    Dialect {
+        /// The weights.
+        precision: String,
+        /// The dialect.
+        dialect: Dialect,
     },
     /// A size is missing or 0.
     #[error("strategy {strategy:?} needs a positive {field}")]
@@ -163,7 +182,22 @@ impl WeightLayout {
         if !args.symmetric && !has_zero_point_layout {
             return Err(unsupported());
         }
-        Ok(Self { element, scale, packing, symmetric: args.symmetric, strategy: args.strategy, sizes })
+        let (symmetric, strategy) = (args.symmetric, args.strategy);
+        let dialect = Dialect::CompressedTensors;
+        Ok(Self { element, scale, packing, symmetric, strategy, dialect, sizes })
+    }
+
+    /// The same codes and scales under the names of `dialect`. ModelOpt has floats only; its integers need
+    /// calibrated pre-scales.
+    pub fn in_dialect(self, dialect: Dialect) -> Result<Self, LayoutError> {
+        let is_held_by_modelopt = matches!(
+            (self.element, self.scale),
+            (Element::E4m3, _) | (Element::E2m1, ScaleKind::E4m3UnderGlobal)
+        );
+        if dialect == Dialect::CompressedTensors || is_held_by_modelopt {
+            return Ok(Self { dialect, ..self });
+        }
+        Err(LayoutError::Dialect { precision: self.precision(), dialect })
     }
 
     /// Rows and columns that share one scale in a weight of `shape` [N, K]; at least 1 each.
@@ -181,13 +215,18 @@ impl WeightLayout {
         matches!(self.strategy, Strategy::Group | Strategy::TensorGroup).then_some(self.sizes[1])
     }
 
-    /// Shape of `weight_scale`: `[1]`, `[N, 1]`, `[N, K/g]`, or `[ceil(N/rows), ceil(K/columns)]`.
+    /// Shape of `weight_scale`: `[1]`, `[N, 1]`, `[N, K/g]`, or `[ceil(N/rows), ceil(K/columns)]`; in ModelOpt's layout
+    /// `[]`, `[N]`, `[N, K/g]`, `[N/rows, 1, K/columns, 1]`.
     pub fn scale_shape(&self, shape: [usize; 2]) -> Vec<usize> {
         let [rows, columns] = self.block(shape);
-        match self.strategy {
-            Strategy::Tensor => vec![1],
-            Strategy::Channel | Strategy::Token => vec![shape[0], 1],
-            _ => vec![shape[0].div_ceil(rows), shape[1].div_ceil(columns)],
+        let [bands, groups] = [shape[0].div_ceil(rows), shape[1].div_ceil(columns)];
+        match (self.strategy, self.dialect) {
+            (Strategy::Tensor, Dialect::CompressedTensors) => vec![1],
+            (Strategy::Tensor, Dialect::Modelopt) => Vec::new(),
+            (Strategy::Channel | Strategy::Token, Dialect::CompressedTensors) => vec![shape[0], 1],
+            (Strategy::Channel | Strategy::Token, Dialect::Modelopt) => vec![shape[0]],
+            (Strategy::Block, Dialect::Modelopt) => vec![bands, 1, groups, 1],
+            _ => vec![bands, groups],
         }
     }
 
@@ -203,6 +242,14 @@ impl WeightLayout {
 
     /// The tensor that holds the codes.
     pub fn codes(&self, shape: [usize; 2]) -> ModuleTensor {
+        let tensor = self.codes_by_packing(shape);
+        match self.dialect {
+            Dialect::CompressedTensors => tensor,
+            Dialect::Modelopt => ModuleTensor { suffix: "weight", ..tensor },
+        }
+    }
+
+    fn codes_by_packing(&self, shape: [usize; 2]) -> ModuleTensor {
         let [n, k] = shape;
         match (self.packing, self.element) {
             (Packing::Bytes, Element::E4m3) => {
@@ -228,6 +275,7 @@ impl WeightLayout {
     pub fn tensors(&self, shape: [usize; 2], scale_dtype: Dtype) -> Vec<ModuleTensor> {
         let scales = self.scale_shape(shape);
         let scale_dtype = match self.scale {
+            ScaleKind::Float if self.dialect == Dialect::Modelopt => Dtype::F32,
             ScaleKind::Float => scale_dtype,
             ScaleKind::E4m3UnderGlobal => Dtype::F8_E4M3,
             ScaleKind::E8m0 => Dtype::U8,
@@ -235,7 +283,11 @@ impl WeightLayout {
         let mut specs = vec![self.codes(shape)];
         specs.push(ModuleTensor { suffix: "weight_scale", dtype: scale_dtype, shape: scales.clone() });
         if self.scale == ScaleKind::E4m3UnderGlobal {
-            specs.push(ModuleTensor { suffix: "weight_global_scale", dtype: Dtype::F32, shape: vec![1] });
+            let (suffix, shape) = match self.dialect {
+                Dialect::CompressedTensors => ("weight_global_scale", vec![1]),
+                Dialect::Modelopt => ("weight_scale_2", Vec::new()),
+            };
+            specs.push(ModuleTensor { suffix, dtype: Dtype::F32, shape });
         }
         match (self.symmetric, self.packing, self.element) {
             (false, Packing::Words, Element::Int(bits)) => specs.push(ModuleTensor {
@@ -359,6 +411,30 @@ pub(crate) mod tests {
         let mxfp4 = of(QuantType::Float, 4, Strategy::Group, Some(32), Format::Mxfp4PackQuantized);
         assert_eq!(shapes(&mxfp4, [192, 576])[1], ("weight_scale", U8, vec![192, 18]));
         assert_eq!(int4.precision(), "int4_g64");
+    }
+
+    /// Names, dtypes and shapes of ModelOpt's layout (day0-release-and-modelopt §2.3).
+    #[test]
+    fn tensors_in_modelopt_layout() {
+        use Dtype::{F8_E4M3, F32, U8};
+        let of = |qtype, bits, strategy, group, format| {
+            let layout = WeightLayout::new(&args(qtype, bits, strategy, group), format).unwrap();
+            layout.in_dialect(Dialect::Modelopt).map(|layout| shapes(&layout, [256, 512]))
+        };
+        let fp8 = |strategy| of(QuantType::Float, 8, strategy, None, Format::FloatQuantized).unwrap();
+        assert_eq!(fp8(Strategy::Tensor)[1], ("weight_scale", F32, vec![]));
+        assert_eq!(fp8(Strategy::Channel)[1], ("weight_scale", F32, vec![256]));
+        assert_eq!(fp8(Strategy::Block)[1], ("weight_scale", F32, vec![2, 1, 4, 1]));
+        assert_eq!(
+            of(QuantType::Float, 4, Strategy::TensorGroup, Some(16), Format::Nvfp4PackQuantized).unwrap(),
+            [
+                ("weight", U8, vec![256, 256]),
+                ("weight_scale", F8_E4M3, vec![256, 32]),
+                ("weight_scale_2", F32, vec![])
+            ]
+        );
+        let int4 = of(QuantType::Int, 4, Strategy::Group, Some(64), Format::PackQuantized);
+        assert!(matches!(int4, Err(LayoutError::Dialect { .. })));
     }
 
     #[test]

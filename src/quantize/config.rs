@@ -78,7 +78,7 @@ fn arguments(args: &QuantizationArgs) -> Value {
 }
 
 /// Linear layers left unquantized, by name.
-fn ignore(assignment: &Assignment) -> Vec<&str> {
+pub(super) fn ignore(assignment: &Assignment) -> Vec<&str> {
     let mut names: BTreeSet<&str> =
         assignment.excluded.iter().filter(|(_, e)| e.is_linear).map(|(name, _)| name.as_str()).collect();
     let is_head = |name: &str| name == HEAD || name.ends_with(".lm_head");

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use super::{QuantizeError, QuantizePlan, config};
 use crate::base::atomic::{self, AtomicFile};
 use crate::checkpoint::files::{CONFIG, INDEX, SINGLE};
+use crate::checkpoint::modelopt;
+use crate::checkpoint::quant_args::Dialect;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::record::quantize::{QuantizeRecord, ShardRecord};
 use crate::record::{Provenance, SCHEMA_VERSION};
@@ -77,8 +79,15 @@ impl QuantizePlan {
     /// The source's config with `quantization_config` added; every other key keeps its value and place.
     fn write_config(&self, staging: &Path) -> Result<(), QuantizeError> {
         let mut config = self.source.config().clone();
+        let declared = match self.recipe.dialect {
+            Dialect::CompressedTensors => config::quantization_config(&self.recipe, &self.assignment),
+            Dialect::Modelopt => {
+                let (declared, file) = super::modelopt::declarations(&self.recipe, &self.assignment);
+                crate::base::json::write(&staging.join(modelopt::FILE), &file)?;
+                declared
+            }
+        };
         if let Value::Object(keys) = &mut config {
-            let declared = config::quantization_config(&self.recipe, &self.assignment);
             keys.insert("quantization_config".to_owned(), declared);
         }
         let path = staging.join(CONFIG);
@@ -90,7 +99,9 @@ impl QuantizePlan {
     /// Tokenizer, generation config, licence, …: unchanged.
     fn copy_files(&self, staging: &Path) -> Result<(), QuantizeError> {
         for path in self.source.metadata_files() {
-            let Some(name) = path.file_name().filter(|n| *n != CONFIG) else { continue };
+            let Some(name) = path.file_name().filter(|n| *n != CONFIG && *n != modelopt::FILE) else {
+                continue;
+            };
             let mut from =
                 File::open(&path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
             let to = staging.join(name);

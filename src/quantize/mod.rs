@@ -6,6 +6,7 @@
 mod config;
 mod error;
 mod finish;
+mod modelopt;
 mod plan;
 mod shard;
 

@@ -9,8 +9,10 @@ use safetensors::Dtype;
 use super::QuantizeError;
 use super::shard;
 use crate::checkpoint::header::TensorInfo;
+use crate::checkpoint::quant_args::Observer;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ops::float_dtype::FloatDtype;
+use crate::ops::observer_mse;
 use crate::ops::quantize_weight::{Arithmetic, Weight, amax};
 use crate::recipe::assignment::{AssignedModule, Assignment, ScalarTensor, TensorDecl};
 use crate::recipe::{Recipe, fused_sets};
@@ -162,8 +164,12 @@ impl QuantizePlan {
         }
         let mut largest = 0f32;
         for member in members.iter().map(|i| &self.assignment.modules[*i]) {
-            let found =
-                amax(self.weight(member)?).map_err(|error| shard::weight_error(&member.weight(), &error))?;
+            let weight = self.weight(member)?;
+            let found = match member.observer {
+                Observer::MinMax => amax(weight),
+                Observer::Mse => observer_mse::shared_amax(weight, &member.layout, self.arithmetic),
+            };
+            let found = found.map_err(|error| shard::weight_error(&member.weight(), &error))?;
             largest = largest.max(found);
         }
         Ok(*cell.get_or_init(|| largest))

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::tests::{model, quantize};
+use super::tests::{model, quantize, quantize_as};
 use crate::base::threads::detect;
 use crate::base::{atomic, json as json_file};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::quant_args::Dialect;
 use crate::ops::float_dtype::FloatDtype;
 use crate::recipe::load;
 use crate::record::Provenance;
@@ -79,6 +80,17 @@ groups:
 kv_cache: {num_bits: 8, type: float, strategy: tensor, amax: 896}
 ";
 
+/// FP8 by block without quantized inputs.
+const PB_WO: &str = "\
+name: fp8_pb_wo
+version: 1
+description: blocks
+groups:
+  - targets: [Linear]
+    weights: {num_bits: 8, type: float, strategy: block, block_structure: [128, 128]}
+exclude_modules: ['re:.*self_attn']
+";
+
 /// Two groups in one checkpoint, with static scales and scales of the KV cache.
 #[test]
 fn mixed_precision_with_constant_scales() {
@@ -114,6 +126,89 @@ fn check_static(source: &Path, out: &Path, recipe: &str) {
     ] {
         assert_eq!(opened.require(name).unwrap().to_f32().unwrap(), [value], "{name}");
     }
+}
+
+/// ModelOpt's layout holds the same codes and block scales, declared twice, and is read back as the same numbers.
+#[test]
+fn modelopt_exports_are_sound_and_mean_the_same() {
+    for recipe in ["fp8_dynamic", "nvfp4a16", "mxfp8", "constants", "fp8_pb_wo"] {
+        let (guard, source, out) = model(FloatDtype::Bf16, 2);
+        let loaded = match recipe {
+            "constants" => crate::recipe::file::parse("f", STATIC).unwrap(),
+            "fp8_pb_wo" => crate::recipe::file::parse("f", PB_WO).unwrap(),
+            builtin => load(builtin).unwrap(),
+        };
+        let other = guard.path().join("compressed-tensors");
+        quantize_as(&source, &other, loaded.clone()).unwrap();
+        let recipe_there = loaded.clone().in_dialect(Dialect::Modelopt).unwrap();
+        assert_ne!(recipe_there.digest, loaded.digest);
+        let written = quantize_as(&source, &out, recipe_there).unwrap();
+        let record = scan(&out, Some(&source), Some(&loaded), Provenance::new(detect(Some(1)))).unwrap();
+        assert_eq!(record.defects, [], "{recipe}");
+        assert!(record.metadata_diffs.is_empty() && record.not_checked.is_empty(), "{recipe}: {record:?}");
+        assert_eq!(record.size.predicted_bytes, Some(written.output_tensor_bytes), "{recipe}");
+        assert_eq!(record.coverage.recipe_targets, Some(record.coverage.quantized), "{recipe}");
+        assert_eq!(record.quant_method.as_deref(), Some("modelopt"));
+        let (a, b) = (Checkpoint::open(&out).unwrap(), Checkpoint::open(&other).unwrap());
+        assert_same_weights(&a, &b, recipe);
+    }
+}
+
+/// Dense weights of both; ModelOpt multiplies by the reciprocal of the global scale, which is one rounding apart.
+fn assert_same_weights(a: &Checkpoint, b: &Checkpoint, recipe: &str) {
+    use crate::ops::dequantize::dense_weight;
+    let (x, y) = (a.quantization_config().unwrap().unwrap(), b.quantization_config().unwrap().unwrap());
+    let mut compared = 0;
+    for module in
+        (0..2).flat_map(|l| ["self_attn.q_proj", "mlp.up_proj"].map(|m| format!("model.layers.{l}.{m}")))
+    {
+        let (Some(p), Some(q)) = (x.scheme_for(&module), y.scheme_for(&module)) else { continue };
+        let (p, q) = (dense_weight(a, &module, p).unwrap(), dense_weight(b, &module, q).unwrap());
+        assert!(
+            p.data.iter().zip(&q.data).all(|(p, q)| (p - q).abs() <= 3e-7 * q.abs()),
+            "{recipe} {module}"
+        );
+        compared += 1;
+        let codes = |c: &Checkpoint| {
+            let name = |suffix: &str| format!("{module}.{suffix}");
+            c.get(&name("weight_packed")).or_else(|| c.get(&name("weight"))).map(|v| v.data.to_vec())
+        };
+        assert_eq!(codes(a), codes(b), "{recipe} {module}");
+        let scales = |c: &Checkpoint| c.require(&format!("{module}.weight_scale")).unwrap().data.to_vec();
+        if recipe == "nvfp4a16" {
+            assert_eq!(scales(a), scales(b), "{module}");
+        }
+    }
+    assert!(compared >= 2, "{recipe}");
+}
+
+#[test]
+fn modelopt_refuses_what_it_cannot_hold() {
+    for recipe in ["w4a16", "w8a8", "mxfp4a16", "fp8_weight_only", "fp8_block", "nvfp4_mlp_fp8"] {
+        let error = load(recipe).unwrap().in_dialect(Dialect::Modelopt).unwrap_err();
+        assert_eq!(error.failure_class(), FailureClass::ModelUnsupported, "{recipe}");
+        assert!(error.to_string().contains("does not hold"), "{error}");
+    }
+}
+
+/// Loaders read one file or the other.
+#[test]
+fn modelopt_files_must_agree() {
+    let (_guard, source, out) = model(FloatDtype::Bf16, 1);
+    quantize_as(&source, &out, load("nvfp4a16").unwrap().in_dialect(Dialect::Modelopt).unwrap()).unwrap();
+    let path = out.join("hf_quant_config.json");
+    let mut file: Value = json_file::read(&path).unwrap();
+    file["quantization"]["exclude_modules"] = json!(["lm_head", "model.layers.0.mlp*"]);
+    json_file::write(&path, &file).unwrap();
+    assert_defect(&scanned(&out, Some(&source), None), "declaration", "exclude_modules");
+    // Without the declaration in config.json the file alone counts.
+    edit_config(&out, |config| drop(config.as_object_mut().unwrap().remove("quantization_config")));
+    let record = scanned(&out, Some(&source), None);
+    assert_eq!(record.quant_method.as_deref(), Some("modelopt"));
+    assert_eq!(record.coverage.declaration_mismatch.len(), 3, "{:?}", record.coverage);
+    let tensor = "model.layers.1.mlp.up_proj.weight_scale_2";
+    overwrite(&out, tensor, |bytes| bytes.fill(0));
+    assert_defect(&scanned(&out, Some(&source), None), "fused_sets", "model.layers.1.mlp");
 }
 
 #[test]
@@ -261,10 +356,10 @@ fn declaring_nothing_or_something_else_is_found() {
     });
     assert_defect(&record, "declaration", "quantization_status");
     let record = damaged("w4a16", |out| {
-        edit_config(out, |config| config["quantization_config"]["quant_method"] = json!("modelopt"));
+        edit_config(out, |config| config["quantization_config"]["quant_method"] = json!("gptq"));
     });
-    assert_eq!(record.quant_method.as_deref(), Some("modelopt"));
-    assert!(record.not_checked["declaration"].contains("modelopt"));
+    assert_eq!(record.quant_method.as_deref(), Some("gptq"));
+    assert!(record.not_checked["declaration"].contains("gptq"));
 }
 
 #[test]

@@ -11,8 +11,10 @@ use super::QuantizeError;
 use super::plan::{Origin, OutputTensor, QuantizePlan, checked_dtype};
 use crate::base::atomic::AtomicFile;
 use crate::base::digest::Digest;
+use crate::checkpoint::quant_args::Observer;
 use crate::checkpoint::writer::{ShardWriter, TensorSpec};
 use crate::ops::float_dtype::FloatDtype;
+use crate::ops::observer_mse;
 use crate::ops::quantize_weight::{QuantizeWeightError, Weight, amax, quantize_weight};
 use crate::recipe::assignment::AssignedModule;
 use crate::record::quantize::{ModuleRecord, ShardRecord};
@@ -189,7 +191,11 @@ impl<'a> Producer<'a> {
                 io::ErrorKind::BrokenPipe.into()
             })
         };
-        let done = quantize_weight(weight, &module.layout, self.plan.arithmetic, shared_amax, &mut sink);
+        let run = match module.observer {
+            Observer::MinMax => quantize_weight,
+            Observer::Mse => observer_mse::quantize_weight,
+        };
+        let done = run(weight, &module.layout, self.plan.arithmetic, shared_amax, &mut sink);
         if nobody_listens {
             return Err(Stop::NobodyListens);
         }

@@ -106,8 +106,17 @@ pub(super) fn write_model(dir: &Path, tensors: &[Tensor], dtype: FloatDtype, sha
 
 /// Quantizes `source` into `out`.
 pub(super) fn quantize(source: &Path, out: &Path, recipe: &str) -> Result<QuantizeRecord, QuantizeError> {
+    quantize_as(source, out, load(recipe).unwrap())
+}
+
+/// The same with a recipe that is loaded already.
+pub(super) fn quantize_as(
+    source: &Path,
+    out: &Path,
+    recipe: crate::recipe::Recipe,
+) -> Result<QuantizeRecord, QuantizeError> {
     let source = Arc::new(Checkpoint::open(source)?);
-    let plan = QuantizePlan::new(source, load(recipe).unwrap(), Arithmetic::F32)?;
+    let plan = QuantizePlan::new(source, recipe, Arithmetic::F32)?;
     std::fs::create_dir_all(out).unwrap();
     let shards: Result<Vec<_>, _> =
         (0..plan.num_shards()).map(|i| plan.write_shard(i, out, &|_| {})).collect();

@@ -106,9 +106,6 @@ impl TryFrom<RawArgs> for WeightArgs {
         if by_group_of_floats && raw.group_size.is_some_and(|g| g != 32) {
             return Err("floats by group are MX formats, whose group_size is 32".to_owned());
         }
-        if raw.observer == Some(RawObserver::Mse) {
-            return Err("observer mse is not supported yet".to_owned());
-        }
         if raw.observer == Some(RawObserver::Mse) && raw.strategy == Strategy::Tensor {
             return Err("observer mse searches rows, groups or blocks, not strategy tensor".to_owned());
         }

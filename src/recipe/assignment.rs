@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{Recipe, exclusions, fused_sets, scalars};
 use crate::checkpoint::name_match::NameMatcher;
-use crate::checkpoint::quant_args::Format;
+use crate::checkpoint::quant_args::{Dialect, Format, Observer, Strategy};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::weight_layout::{ModuleTensor, WeightLayout};
 
@@ -83,6 +83,8 @@ pub struct AssignedModule {
     pub format: Format,
     /// Tensors on disk.
     pub layout: WeightLayout,
+    /// How ranges are found.
+    pub observer: Observer,
 }
 
 impl AssignedModule {
@@ -206,6 +208,7 @@ impl Assignment {
             });
         }
         self.check_groups()?;
+        self.check_blocks(recipe.dialect)?;
         self.check_fused_sets()?;
         if self.predicted_bytes >= self.source_bf16_bytes {
             return Err(AssignmentError::NotSmaller {
@@ -233,6 +236,22 @@ impl Assignment {
             fitting,
             recipes: Vec::new(),
         })
+    }
+
+    /// ModelOpt's blocks must divide N and K; those of compressed-tensors may be cut at the edges.
+    fn check_blocks(&self, dialect: Dialect) -> Result<(), AssignmentError> {
+        let ragged = |m: &&AssignedModule| {
+            let block = m.layout.block(m.shape);
+            m.layout.strategy == Strategy::Block && (0..2).any(|i| !m.shape[i].is_multiple_of(block[i]))
+        };
+        match self.modules.iter().find(ragged) {
+            Some(m) if dialect == Dialect::Modelopt => Err(AssignmentError::RaggedBlocks {
+                tensor: m.weight(),
+                shape: m.shape,
+                block: m.layout.block(m.shape),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Fused layers must have one scheme (checkpoint-formats §4.4).
@@ -288,7 +307,7 @@ struct Rules {
     excluded: Vec<(NameMatcher, Excluded)>,
     /// How many entries of `excluded` are the recipe's own, which `include_modules` does not override.
     own: usize,
-    groups: Vec<(NameMatcher, Format, WeightLayout)>,
+    groups: Vec<(NameMatcher, Format, WeightLayout, Observer)>,
     /// `model.layers.N` at or beyond the number of layers is a multi-token prediction layer.
     layers: Option<(Regex, u64)>,
 }
@@ -320,8 +339,9 @@ impl Rules {
                 .format()
                 .ok_or_else(|| AssignmentError::Recipe("a group has no checkpoint format".to_owned()))?;
             let layout = WeightLayout::new(&scheme.weights, format)
+                .and_then(|layout| layout.in_dialect(recipe.dialect))
                 .map_err(|error| AssignmentError::Recipe(error.to_string()))?;
-            groups.push((compile(&scheme.targets)?, format, layout));
+            groups.push((compile(&scheme.targets)?, format, layout, scheme.weights.observer));
         }
         let text_config = config.get("text_config").unwrap_or(config);
         let layers = text_config.get("num_hidden_layers").and_then(Value::as_u64).and_then(|layers| {
@@ -362,7 +382,7 @@ impl Rules {
         }
         let target = self.groups.iter().position(|(matcher, ..)| matcher.matches(name));
         let Some(group) = target else { return left("not targeted by the recipe") };
-        let (_, format, layout) = &self.groups[group];
+        let (_, format, layout, observer) = &self.groups[group];
         Ok(Judgement::Quantized(AssignedModule {
             name: name.to_owned(),
             shape: [n, k],
@@ -370,6 +390,7 @@ impl Rules {
             group,
             format: *format,
             layout: *layout,
+            observer: *observer,
         }))
     }
 

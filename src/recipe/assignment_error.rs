@@ -29,6 +29,16 @@ pub enum AssignmentError {
         /// Built-in recipes that can be applied.
         recipes: Vec<String>,
     },
+    /// Blocks do not divide a weight, and the layout has no cut ones.
+    #[error("blocks of {block:?} do not divide {tensor} {shape:?}, as ModelOpt's layout needs")]
+    RaggedBlocks {
+        /// The first such tensor.
+        tensor: String,
+        /// [N, K].
+        shape: [usize; 2],
+        /// Rows and columns of a block.
+        block: [usize; 2],
+    },
     /// Layers that engines fuse would get different schemes.
     #[error("{module} would be quantized, but {member}, which engines fuse with it, is {found}")]
     SplitFusedSet {
@@ -148,6 +158,9 @@ impl Classified for AssignmentError {
             | Self::NotSmaller { recipes, .. } => {
                 let first: Vec<&str> = recipes.iter().take(2).map(String::as_str).collect();
                 (!first.is_empty()).then(|| format!("use --recipe {}", first.join(" or --recipe ")))
+            }
+            Self::RaggedBlocks { .. } => {
+                Some("use --recipe fp8_dynamic, or write compressed-tensors (leave --format out)".to_owned())
             }
             Self::NeedsCalibration { .. } => Some(
                 "give a constant amax under input_activations or kv_cache in the recipe, or use a weight-only recipe \

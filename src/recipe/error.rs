@@ -23,6 +23,16 @@ pub enum RecipeError {
         /// Why.
         source: std::io::Error,
     },
+    /// The layout has no place for a scheme.
+    #[error("recipe {name}: ModelOpt's layout does not hold {found}, only {expected}")]
+    Dialect {
+        /// The recipe.
+        name: String,
+        /// The scheme.
+        found: String,
+        /// What it holds.
+        expected: String,
+    },
     /// The content is not a valid recipe.
     #[error("{file}{}: {problem}{}", place(*.at), suggestion.as_ref().map(|s| format!("; {s}")).unwrap_or_default())]
     Invalid {
@@ -43,7 +53,10 @@ fn place(at: Option<(usize, usize)>) -> String {
 
 impl Classified for RecipeError {
     fn failure_class(&self) -> FailureClass {
-        FailureClass::UserConfigError
+        match self {
+            Self::Dialect { .. } => FailureClass::ModelUnsupported,
+            _ => FailureClass::UserConfigError,
+        }
     }
 
     fn hint(&self) -> Option<String> {
@@ -52,6 +65,10 @@ impl Classified for RecipeError {
                 "day0 list recipes prints them; a path to a YAML file works too".to_owned()
             }
             Self::Read { .. } => "a recipe is a built-in name or a path to a YAML file".to_owned(),
+            Self::Dialect { .. } => {
+                "write compressed-tensors (leave --format out), or use fp8_dynamic, nvfp4a16 or mxfp8"
+                    .to_owned()
+            }
             Self::Invalid { .. } => "recipes/w4a16.yaml shows every required key".to_owned(),
         })
     }

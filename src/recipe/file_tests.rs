@@ -123,7 +123,10 @@ fn constants_and_observers() {
     assert!(error(&of(fp8, &kv.replace("num_bits: 8", "num_bits: 4"))).contains("kv_cache must be"));
     assert!(error(&of(fp8, &inputs.replace("12.5", "-1"))).contains("amax is -1"));
     assert!(error(&of(fp8, &inputs.replace("12.5", ".nan"))).contains("amax is NaN"));
-    assert!(error(&of("{num_bits: 8, type: float, strategy: tensor, observer: mse}", "")).contains("not s"));
+    assert!(
+        error(&of("{num_bits: 8, type: float, strategy: tensor, observer: mse}", ""))
+            .contains("not strategy")
+    );
     assert!(
         error(&of("{num_bits: 8, type: float, strategy: tensor, observer: ms}", ""))
             .contains("did you mean 'mse'?")

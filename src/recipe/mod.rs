@@ -14,7 +14,8 @@ mod scalars;
 use std::path::Path;
 
 use crate::base::closest::suggestion;
-use crate::base::digest::Digest;
+use crate::base::digest::{Digest, DigestBuilder};
+use crate::checkpoint::modelopt;
 use crate::checkpoint::quant_args::{Dialect, QuantizationArgs, QuantizationScheme};
 
 pub use error::RecipeError;
@@ -40,6 +41,45 @@ pub struct Recipe {
     pub dialect: Dialect,
     /// Digest of everything above but the description.
     pub digest: Digest,
+}
+
+impl Recipe {
+    /// The same recipe for another layout; refuses schemes that the layout cannot hold.
+    pub fn in_dialect(mut self, dialect: Dialect) -> Result<Self, RecipeError> {
+        if dialect == self.dialect {
+            return Ok(self);
+        }
+        if dialect == Dialect::Modelopt {
+            self.check_modelopt()?;
+        }
+        self.dialect = dialect;
+        let mut digest = DigestBuilder::default();
+        digest.field(self.digest.as_str().as_bytes()).field(format!("{dialect:?}").as_bytes());
+        self.digest = digest.finish();
+        Ok(self)
+    }
+
+    /// vLLM mixes three of ModelOpt's algorithms, and one checkpoint has no other mixture.
+    fn check_modelopt(&self) -> Result<(), RecipeError> {
+        const MIXABLE: [&str; 3] = ["FP8", "NVFP4", "W4A16_NVFP4"];
+        let refuse = |scheme: &QuantizationScheme, expected: String| {
+            let inputs = scheme.input_activations.as_ref().map(QuantizationArgs::describe);
+            let found = format!(
+                "{} weights with {} inputs",
+                scheme.weights.describe(),
+                inputs.unwrap_or_else(|| "unquantized".to_owned())
+            );
+            RecipeError::Dialect { name: self.name.clone(), found, expected }
+        };
+        for scheme in &self.groups {
+            let all = || modelopt::names().collect::<Vec<_>>().join(", ");
+            let algorithm = modelopt::algorithm(scheme).ok_or_else(|| refuse(scheme, all()))?;
+            if self.groups.len() > 1 && !MIXABLE.contains(&algorithm) {
+                return Err(refuse(scheme, format!("{} in mixed precision", MIXABLE.join(", "))));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The default recipe.
@@ -68,6 +108,7 @@ builtin!(
     "fp8_weight_only",
     "w8a16",
     "w4a16_asym_g32",
+    "w4a16_g64_mse",
     "w4afp8",
     "nvfp4",
     "nvfp4_experts_only",

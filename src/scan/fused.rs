@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Findings;
-use super::modules::Module;
+use super::modules::{Found, Module};
 use super::table::Table;
 use crate::recipe::fused_sets;
 
@@ -21,6 +21,10 @@ pub(super) fn check(table: &Table<'_>, modules: &[Module<'_>], findings: &mut Fi
         for scale in ["weight_global_scale", "weight_scale_2", "input_global_scale"] {
             let value = |m: &Module<'_>| global_scale(table, m, scale);
             differing(&set, &members, scale, value, findings);
+        }
+        // FP8 layers are brought to the largest scale when they are fused; NVFP4 ones are not.
+        if members.iter().all(|m| m.found == Found::Nvfp4) {
+            differing(&set, &members, "input_scale", |m| global_scale(table, m, "input_scale"), findings);
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::ScanError;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::files::{self, CONFIG, INDEX};
+use crate::checkpoint::modelopt;
 use crate::record::scan::MetadataDiff;
 
 /// Keys that may differ: the quantization itself and what tools stamp into files.
@@ -71,7 +72,7 @@ fn identity_files(checkpoint: &Checkpoint) -> Vec<String> {
     let names = checkpoint.metadata_files();
     let names = names.iter().filter_map(|p| p.file_name()?.to_str());
     names
-        .filter(|n| files::is_identity(n) && ![CONFIG, INDEX, TEMPLATE_FILE].contains(n))
+        .filter(|n| files::is_identity(n) && ![CONFIG, INDEX, TEMPLATE_FILE, modelopt::FILE].contains(n))
         .map(str::to_owned)
         .collect()
 }

@@ -7,6 +7,7 @@ mod coverage;
 mod error;
 mod fused;
 mod metadata;
+mod modelopt;
 mod modules;
 mod size;
 mod source;
@@ -18,6 +19,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
+use crate::checkpoint::quant_args::Dialect;
 use crate::checkpoint::{Checkpoint, remote};
 use crate::recipe::Recipe;
 use crate::record::scan::{CoverageScan, Defect, ScanRecord};
@@ -80,11 +82,19 @@ fn inspect(
 ) -> Result<ScanRecord, ScanError> {
     let mut findings = Findings::default();
     let declared = findings.declaration(table);
+    modelopt::check(table, &mut findings);
     let mut modules = modules::find(table, source);
     coverage::judge(&mut modules, declared.as_ref(), table.has_values(), &mut findings);
     values::check(table, &modules, &mut findings);
     fused::check(table, &modules, &mut findings);
-    let check = SourceCheck::new(table, &modules, source, recipe);
+    // The same recipe in the layout that is there.
+    let dialect = declared.as_ref().map(|d| d.dialect).unwrap_or_default();
+    let in_layout = recipe.map(|recipe| recipe.clone().in_dialect(dialect));
+    if let Some(Err(error)) = &in_layout {
+        findings.not_checked.insert("recipe".to_owned(), error.to_string());
+    }
+    let in_layout = in_layout.and_then(Result::ok);
+    let check = SourceCheck::new(table, &modules, source, in_layout.as_ref());
     check.names_and_shapes(&modules, &mut findings);
     check.coverage(&modules, &mut findings);
     let source_digest = source.map(Checkpoint::digest).transpose()?;
@@ -154,7 +164,8 @@ impl Findings {
         match table.quantization_config() {
             Ok(config) => {
                 let status = config.as_ref().and_then(|c| c.quantization_status.as_deref());
-                if config.is_some() && status != Some("compressed") {
+                let by_status = config.as_ref().is_some_and(|c| c.dialect == Dialect::CompressedTensors);
+                if by_status && status != Some("compressed") {
                     // transformers builds the packed layout for this status only.
                     let observed = status.unwrap_or("nothing");
                     self.defect("declaration", "config.json quantization_status", observed, "compressed");

@@ -171,6 +171,7 @@ fn found(tensors: &BTreeMap<&str, &TensorInfo>) -> Option<Found> {
         (None, Dtype::F8_E4M3) if dtype_of(tensors, "weight_scale") == Some(Dtype::U8) => Found::Mxfp8,
         (None, Dtype::F8_E4M3) => Found::Fp8,
         (None, Dtype::I8) => Found::Int8,
+        (None, Dtype::U8) if dtype_of(tensors, "weight_scale") == Some(Dtype::F8_E4M3) => Found::Nvfp4,
         (None, _) => Found::Unknown,
     })
 }
@@ -198,7 +199,7 @@ fn stored_shape(
     match found {
         Found::Float(_) | Found::Fp8 | Found::Mxfp8 | Found::Int8 => of("weight"),
         Found::Mxfp6 => of("weight_packed").map(|[n, k]| [n, k / 3 * 4]),
-        Found::Nvfp4 | Found::Mxfp4 => of("weight_packed").map(|[n, k]| [n, k * 2]),
+        Found::Nvfp4 | Found::Mxfp4 => of("weight_packed").or_else(|| of("weight")).map(|[n, k]| [n, k * 2]),
         Found::IntWords => {
             let [n, words] = of("weight_packed")?;
             let values = table.view(&format!("{name}.weight_shape"))?.to_i64().ok()?;

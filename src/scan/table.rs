@@ -6,6 +6,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::checkpoint::header::TensorInfo;
+use crate::checkpoint::modelopt;
 use crate::checkpoint::remote::RemoteCheckpoint;
 use crate::checkpoint::{Checkpoint, QuantConfigError, QuantizationConfig, TensorView};
 use crate::recipe::assignment::TensorDecl;
@@ -46,7 +47,15 @@ impl<'a> Table<'a> {
         self.checkpoint.is_some()
     }
 
+    /// The checkpoint itself, where its files are at hand.
+    pub(super) fn checkpoint(&self) -> Option<&'a Checkpoint> {
+        self.checkpoint
+    }
+
     fn declared(&self) -> Option<&'a Value> {
+        if let Some(checkpoint) = self.checkpoint {
+            return checkpoint.declared_quantization().map(|(value, _)| value);
+        }
         let config = self.config?;
         let declared = config.get("quantization_config").or_else(|| config.get("compression_config"));
         declared.filter(|v| !v.is_null())
@@ -58,7 +67,9 @@ impl<'a> Table<'a> {
 
     /// `quant_method` as declared, whether it is supported or not.
     pub(super) fn quant_method(&self) -> Option<String> {
-        let method = self.declared()?.get("quant_method").and_then(Value::as_str);
+        let declared = self.declared()?;
+        let by_file = declared.get("quantization").is_some_and(Value::is_object).then_some(modelopt::METHOD);
+        let method = declared.get("quant_method").and_then(Value::as_str).or(by_file);
         Some(method.unwrap_or("unnamed").to_owned())
     }
 

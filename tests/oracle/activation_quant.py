@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden values of src/ops/activation_quant.rs: dynamic per-token quantization by compressed-tensors itself."""
+"""Golden values of src/ops/activation_quant.rs: activations quantized by compressed-tensors itself."""
 import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import quantize
@@ -15,3 +15,15 @@ for kind, row in ROWS.items():
         x = torch.tensor(values).reshape(1, 1, -1)
         scale, zero_point = compute_dynamic_scales_and_zp(x, args, torch.nn.Module())
         print(kind, scale.item(), quantize(x, scale, zero_point, args).flatten().tolist())
+
+# NVFP4 inputs (dynamic local, global scale 100) and FP8 inputs with the static scale 0.01.
+x = torch.tensor([(i - 11.0) * (0.37 if i < 16 else 0.011) for i in range(32)], dtype=torch.float32).reshape(1, 1, -1)
+args = QuantizationArgs(
+    num_bits=4, type="float", strategy="tensor_group", group_size=16, dynamic="local", scale_dtype=torch.float8_e4m3fn
+)
+global_scale = torch.tensor([100.0])
+scale, zero_point = compute_dynamic_scales_and_zp(x, args, torch.nn.Module(), global_scale=global_scale)
+codes = quantize(x, scale, zero_point, args, global_scale=global_scale)
+print("nvfp4", (scale.float() / global_scale).flatten().tolist(), codes.flatten().tolist())
+args = QuantizationArgs(num_bits=8, type="float", strategy="tensor")
+print("static float", quantize(x[..., :9], torch.tensor([0.01]), None, args).flatten().tolist())

@@ -15,10 +15,19 @@ from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from llmcompressor.observers import Observer
+from llmcompressor.observers.helpers import flatten_for_calibration
 
 
 def raw(tensor):
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def searched(w, low_high_shape, args):
+    """Ranges of llm-compressor's memoryless_mse observer, in the shape of the scales."""
+    observer = Observer.load_from_registry("memoryless_mse", base_name="weight", args=args)
+    observer.update_statistics_from_observed(flatten_for_calibration(w, "weight", args))
+    return observer.min_vals.reshape(low_high_shape), observer.max_vals.reshape(low_high_shape)
 
 
 def block_minmax(w, rows, columns):
@@ -29,7 +38,7 @@ def block_minmax(w, rows, columns):
     return blocks.amin((2, 3)), blocks.amax((2, 3))
 
 
-def quantize(w, fmt, **arguments):
+def quantize(w, fmt, mse=False, **arguments):
     args = QuantizationArgs(**arguments)
     inputs = None
     if fmt == "int-quantized":
@@ -41,10 +50,12 @@ def quantize(w, fmt, **arguments):
         strategy, (1, args.group_size)
     )
     low, high = block_minmax(w, *extent)
+    if mse:
+        low, high = searched(w, low.shape, args)
     state = {"weight": w}
     gparam = None
     if strategy == "tensor_group":
-        gparam = generate_gparam(w.amin(), w.amax())
+        gparam = generate_gparam(low.amin(), high.amax())
         state["weight_global_scale"] = gparam
     if strategy == "tensor":
         low, high = low.reshape(1), high.reshape(1)
@@ -104,5 +115,15 @@ for dtype in (torch.bfloat16, torch.float32):
     result["mxfp8"] = quantize(
         w, "mxfp8-quantized", num_bits=8, type="float", strategy="group", group_size=32, scale_dtype="torch.uint8"
     )
+    for scheme, fmt, arguments in [
+        ("int4_g32", "pack-quantized", dict(num_bits=4, type="int", strategy="group", group_size=32)),
+        ("int4_g32_asym", "pack-quantized", dict(num_bits=4, type="int", strategy="group", group_size=32, symmetric=False)),
+        ("int3_g32", "pack-quantized", dict(num_bits=3, type="int", strategy="group", group_size=32)),
+        ("fp8_channel", "float-quantized", dict(num_bits=8, type="float", strategy="channel")),
+        ("fp8_block", "float-quantized", dict(num_bits=8, type="float", strategy="block", block_structure=[32, 64])),
+        ("nvfp4", "nvfp4-pack-quantized", dict(num_bits=4, type="float", strategy="tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn")),
+        ("mxfp4", "mxfp4-pack-quantized", dict(num_bits=4, type="float", strategy="group", group_size=32, scale_dtype="torch.uint8")),
+    ]:
+        result[scheme + "_mse"] = quantize(w, fmt, mse=True, **arguments)
     cases[name] = result
 print(json.dumps(cases, indent=0))

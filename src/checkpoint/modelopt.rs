@@ -131,7 +131,7 @@ pub fn scheme(algorithm: &str, targets: Vec<String>) -> Option<QuantizationSchem
 pub struct Declaration {
     /// `quant_algo`.
     pub algorithm: Option<String>,
-    /// Algorithms by module, for [`MIXED`].
+    /// Algorithms by module, sorted, for [`MIXED`].
     pub layers: Vec<(String, String)>,
     /// Excluded modules, as shell patterns.
     pub exclude: Vec<String>,
@@ -161,7 +161,7 @@ impl Declaration {
                 .collect::<Result<_, _>>()?,
             Some(_) => return Err((exclude_key.to_owned(), "a list of names")),
         };
-        let layers = match set("quantized_layers") {
+        let mut layers: Vec<(String, String)> = match set("quantized_layers") {
             None => Vec::new(),
             Some(Value::Object(layers)) => layers
                 .iter()
@@ -173,6 +173,7 @@ impl Declaration {
                 .collect::<Result<_, _>>()?,
             Some(_) => return Err(("quantized_layers".to_owned(), "an object of modules")),
         };
+        layers.sort();
         let kv_cache = match set("kv_cache_scheme") {
             None => text("kv_cache_quant_algo")?,
             Some(Value::String(s)) => Some(s.clone()),

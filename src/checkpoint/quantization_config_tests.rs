@@ -78,7 +78,7 @@ fn ignore_then_exact_then_pattern_then_class_then_order() {
 
 #[test]
 fn other_methods_are_named() {
-    for method in ["modelopt", "fp8", "gptq", "awq", "bitsandbytes"] {
+    for method in ["fp8", "gptq", "awq", "bitsandbytes"] {
         let error = QuantizationConfig::parse(&json!({"quant_method": method})).unwrap_err();
         assert!(matches!(&error, QuantConfigError::UnsupportedMethod { method: m } if m == method));
         assert_eq!(error.failure_class(), FailureClass::ModelUnsupported);

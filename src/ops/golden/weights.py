@@ -7,7 +7,9 @@ SHA-256 of each tensor's bytes and of the decompressed weight. Made with torch 2
 """
 import hashlib
 import json
+import os
 
+os.environ["LLM_COMPRESSOR_LOG_DISABLED"] = "true"
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.mx_utils import decompress_mx_scale

@@ -248,9 +248,11 @@ impl<C: Codec + Sync> Search<C> {
             return lanes.iter().sum();
         }
         let round = |x| self.job.dtype.round(x);
+        // torch rounds a number that it raises a tensor to as well: 2.40625 in bf16.
+        let norm = round(NORM);
         for x in values {
             let back = round(self.encode(*x, scale, quotient).1 * scale.divisor);
-            sum += round(round(back - x).abs().powf(NORM));
+            sum += round(round(back - x).abs().powf(norm));
         }
         round(sum)
     }

@@ -8,6 +8,7 @@ mod import;
 mod init;
 mod list;
 mod output;
+mod preflight;
 mod quantize;
 mod release;
 mod runs;
@@ -26,6 +27,8 @@ use crate::base::threads::{self, Threads};
 use crate::exec::{Executor, Graph, RunSummary};
 use crate::gate::Policy;
 use crate::record::Failure;
+use crate::record::engine::EngineSupport;
+use crate::record::scan::TensorError;
 use crate::record::verdict::exit_code;
 
 /// Decides whether a quantized language model may be published, and proves it.
@@ -138,6 +141,45 @@ fn run_graph(executor: &dyn Executor, graph: &Graph<'_>) -> Result<RunSummary, F
         (Some(signal), _) => Err(Failure::interrupted(signal)),
         (None, Some((_, failure))) => Err(failure.clone()),
         (None, None) => Ok(summary),
+    }
+}
+
+/// One engine's support as a line of a report.
+fn engine_line(engine: &EngineSupport) -> String {
+    let loads = match (engine.loads, &engine.min_compute_capability) {
+        (true, Some(capability)) => format!("loads it from compute capability {capability} on"),
+        (true, None) => "loads it".to_owned(),
+        (false, _) => "does not load it".to_owned(),
+    };
+    let remarks =
+        if engine.remarks.is_empty() { String::new() } else { format!("; {}", engine.remarks.join("; ")) };
+    format!("{:<22} {loads}{remarks}", engine.engine)
+}
+
+/// Weights whose errors are printed.
+const WORST: usize = 10;
+
+/// The weights that quantizing damaged most.
+fn print_worst(errors: &[TensorError]) {
+    if errors.is_empty() {
+        return;
+    }
+    output::line(
+        "worst weights          SQNR dB        MSE  largest  saturated  zeroed  underflowed of groups",
+    );
+    for error in crate::scan::worst(errors, WORST) {
+        let sqnr = error.sqnr_db.map_or_else(|| "-".to_owned(), |db| format!("{db:.2}"));
+        output::line(&format!(
+            "  {:<14} {sqnr:>13} {:>10.3e} {:>8.2e} {:>10} {:>7} {:>12} {:>9}  {}",
+            error.precision,
+            error.mse,
+            error.max_error,
+            error.saturated_groups,
+            error.zeroed_groups,
+            error.underflowed_scales,
+            error.groups,
+            error.module
+        ));
     }
 }
 

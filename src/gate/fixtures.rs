@@ -44,6 +44,12 @@ pub(super) fn scan() -> ScanRecord {
         defects: Vec::new(),
         not_checked: BTreeMap::new(),
         dtype_counts: BTreeMap::from([("F8_E4M3".into(), 14)]),
+        notes: Vec::new(),
+        engines: Vec::new(),
+        scale_ranges: BTreeMap::new(),
+        errors: Vec::new(),
+        values: None,
+        transfer: None,
         provenance: provenance(),
     }
 }

@@ -8,6 +8,8 @@ mod error;
 mod finish;
 mod modelopt;
 mod plan;
+pub mod preflight;
+mod sample;
 mod shard;
 
 pub use crate::ops::quantize_weight::Arithmetic;

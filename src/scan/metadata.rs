@@ -9,7 +9,7 @@ use super::ScanError;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::files::{self, CONFIG, INDEX};
 use crate::checkpoint::modelopt;
-use crate::record::scan::MetadataDiff;
+use crate::record::scan::{DiffKind, MetadataDiff};
 
 /// Keys that may differ: the quantization itself and what tools stamp into files.
 const MAY_DIFFER: [&str; 4] =
@@ -30,6 +30,7 @@ pub(super) fn compare(source: &Checkpoint, output: &Checkpoint) -> Result<Vec<Me
             field: "content".to_owned(),
             source: shown(templates.0.as_ref()),
             output: shown(templates.1.as_ref()),
+            kind: DiffKind::Blocking,
         });
     }
     fields(CONFIG, &normalized(source.config()), &normalized(output.config()), &mut diffs);
@@ -41,6 +42,7 @@ pub(super) fn compare(source: &Checkpoint, output: &Checkpoint) -> Result<Vec<Me
             field: "content".to_owned(),
             source: a.to_owned(),
             output: b.to_owned(),
+            kind: DiffKind::Blocking,
         };
         match (a, b) {
             (Some(a), Some(b)) if a == b => {}
@@ -111,14 +113,16 @@ fn fields(
     diffs: &mut Vec<MetadataDiff>,
 ) {
     let keys: BTreeSet<&String> = source.keys().chain(output.keys()).collect();
-    for key in keys.into_iter().filter(|k| !MAY_DIFFER.contains(&k.as_str()) && *k != TEMPLATE_KEY) {
+    for key in keys.into_iter().filter(|k| *k != TEMPLATE_KEY) {
         let (a, b) = (source.get(key), output.get(key));
         if a != b {
+            let may_differ = MAY_DIFFER.contains(&key.as_str());
             diffs.push(MetadataDiff {
                 file: file.to_owned(),
                 field: key.clone(),
                 source: shown(a),
                 output: shown(b),
+                kind: if may_differ { DiffKind::Expected } else { DiffKind::Blocking },
             });
         }
     }

@@ -1,18 +1,17 @@
 //! The checkpoint against its source and the recipe: nothing lost, nothing added, and quantized what was asked for.
 
 use safetensors::Dtype;
+use serde_json::Value;
 
 use super::Findings;
 use super::modules::Module;
-use super::table::{Table, decl, shown};
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::header::TensorInfo;
+use super::table::{Table, shown};
 use crate::recipe::Recipe;
 use crate::recipe::assignment::{Assignment, AssignmentError, TensorDecl};
 
 /// What source and recipe let one expect.
 pub(super) struct SourceCheck<'a> {
-    source: Option<&'a Checkpoint>,
+    source: Option<&'a Table<'a>>,
     /// The recipe applied to the source, or to what the checkpoint itself was before.
     assignment: Option<Result<Assignment, AssignmentError>>,
     table: &'a Table<'a>,
@@ -22,14 +21,12 @@ impl<'a> SourceCheck<'a> {
     pub(super) fn new(
         table: &'a Table<'a>,
         modules: &[Module<'_>],
-        source: Option<&'a Checkpoint>,
+        source: Option<&'a Table<'a>>,
         recipe: Option<&Recipe>,
     ) -> Self {
         let assignment = recipe.map(|recipe| {
             if let Some(source) = source {
-                let infos: Vec<&TensorInfo> = source.names().filter_map(|name| source.info(name)).collect();
-                let decls: Vec<TensorDecl<'_>> = infos.into_iter().map(decl).collect();
-                return Assignment::new(&decls, source.config(), recipe);
+                return Assignment::new(&source.decls(), source.config().unwrap_or(&Value::Null), recipe);
             }
             let before: Vec<(String, Dtype, Vec<usize>)> = modules
                 .iter()
@@ -50,16 +47,14 @@ impl<'a> SourceCheck<'a> {
 
     /// The source's tensors.
     pub(super) fn source_tensors(&self) -> Option<Vec<TensorDecl<'a>>> {
-        let source = self.source?;
-        Some(source.names().filter_map(|name| source.info(name)).map(decl).collect())
+        self.source.map(Table::decls)
     }
 
     /// Whether the source declares or holds a quantization itself.
     pub(super) fn source_is_quantized(&self) -> bool {
         let Some(source) = self.source else { return false };
-        let by_tensors = Table::local(source);
-        by_tensors.quant_method().is_some()
-            || super::modules::find(&by_tensors, None).iter().any(|m| m.found.is_quantized())
+        source.quant_method().is_some()
+            || super::modules::find(source, None).iter().any(|m| m.found.is_quantized())
     }
 
     /// Every tensor of the source is there, as it was or quantized, and nothing else is.
@@ -70,7 +65,7 @@ impl<'a> SourceCheck<'a> {
             let at = modules.binary_search_by(|m| m.name.cmp(module)).ok()?;
             modules[at].found.is_quantized().then_some(&modules[at])
         };
-        for info in source.names().filter_map(|name| source.info(name)) {
+        for info in source.tensors.values() {
             if quantized(&info.name).is_some() {
                 continue;
             }
@@ -91,7 +86,7 @@ impl<'a> SourceCheck<'a> {
                 let module = quantized(&format!("{module}.weight"));
                 module.is_some_and(|m| m.tensors.contains_key(suffix) || suffix.starts_with("input_"))
             };
-            let belongs = source.info(name).is_some()
+            let belongs = source.tensors.contains_key(name)
                 || name.rsplit_once('.').is_some_and(of_module)
                 || name.ends_with(".k_scale")
                 || name.ends_with(".v_scale");

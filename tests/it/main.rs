@@ -12,6 +12,7 @@ mod common;
 mod eval_resume;
 mod fake_engine;
 mod resume;
+mod scan;
 mod serving;
 mod single_stage;
 mod tidy;

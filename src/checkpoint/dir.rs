@@ -3,12 +3,13 @@
 //! Everything is validated when the directory is opened: headers, the index against the shards, the config. After
 //! that, tensors are slices of the mapped files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use memmap2::{Mmap, UncheckedAdvice};
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::error::CheckpointError;
@@ -31,7 +32,9 @@ pub struct Checkpoint {
     shards: Vec<ShardInfo>,
     maps: Vec<Mapped>,
     /// Tensor name to (shard, tensor within the shard's header).
-    tensors: BTreeMap<String, (usize, usize)>,
+    tensors: HashMap<String, (usize, usize)>,
+    /// The same places in the order of the names.
+    by_name: Vec<(usize, usize)>,
     digest: OnceLock<Digest>,
 }
 
@@ -68,7 +71,10 @@ impl Checkpoint {
         let (shard_names, weight_map) = weight_files(dir, &files)?;
         let config = read_config(dir, &files)?;
         let modelopt_file = read_modelopt_file(dir, &files)?;
-        let maps = shard_names.iter().map(|name| map_file(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+        // A damaged checkpoint gives the error of its first bad file whichever thread found one first.
+        let maps: Vec<Result<Mapped, CheckpointError>> =
+            shard_names.par_iter().map(|name| map_file(&dir.join(name))).collect();
+        let maps = maps.into_iter().collect::<Result<Vec<_>, _>>()?;
         let shards: Vec<ShardInfo> = shard_names
             .into_iter()
             .zip(&maps)
@@ -82,19 +88,22 @@ impl Checkpoint {
                 shards.iter().map(|s| (s.file.as_str(), s.tensors.iter().map(String::as_str).collect()));
             index::check(&map, held)?;
         }
-        let tensors = shards
-            .iter()
-            .enumerate()
-            .flat_map(|(s, shard)| shard.tensors.iter().enumerate().map(move |(t, n)| (n.clone(), (s, t))))
-            .collect();
+        let mut tensors = HashMap::with_capacity(shards.iter().map(|s| s.tensors.len()).sum());
+        for (s, shard) in shards.iter().enumerate() {
+            tensors.extend(shard.tensors.iter().enumerate().map(|(t, name)| (name.clone(), (s, t))));
+        }
+        let mut by_name: Vec<(usize, usize)> = tensors.values().copied().collect();
+        by_name.par_sort_unstable_by(|a, b| shards[a.0].tensors[a.1].cmp(&shards[b.0].tensors[b.1]));
+        let dir = dir.to_path_buf();
         Ok(Self {
-            dir: dir.to_path_buf(),
+            dir,
             config,
             modelopt_file,
             files,
             shards,
             maps,
             tensors,
+            by_name,
             digest: OnceLock::new(),
         })
     }
@@ -111,7 +120,7 @@ impl Checkpoint {
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.by_name.iter().map(|(shard, tensor)| self.shards[*shard].tensors[*tensor].as_str())
     }
 
     /// The weight files, in the order of their names.
@@ -198,6 +207,11 @@ impl Checkpoint {
     /// BLAKE3 over the sorted (file name, file digest) of weights, config and tokenizer files. Computed once; digests
     /// of large files are kept in the cache directory.
     pub fn digest(&self) -> Result<Digest, CheckpointError> {
+        self.digest_knowing(&BTreeMap::new())
+    }
+
+    /// [`Self::digest`] where the digests of some files, by name, are known and not computed again.
+    pub fn digest_knowing(&self, known: &BTreeMap<&str, &Digest>) -> Result<Digest, CheckpointError> {
         if let Some(digest) = self.digest.get() {
             return Ok(digest.clone());
         }
@@ -208,9 +222,14 @@ impl Checkpoint {
             .map(String::as_str)
             .filter(|n| weights.contains(n) || files::is_identity(n))
             .collect();
+        let unknown: Vec<&str> = names.iter().copied().filter(|n| !known.contains_key(n)).collect();
+        let mut computed = file_digest::of_files(&self.dir, &unknown)?.into_iter();
         let mut all = DigestBuilder::default();
-        for (name, digest) in names.iter().zip(file_digest::of_files(&self.dir, &names)?) {
-            all.field(name.as_bytes()).field(digest.as_str().as_bytes());
+        for name in names {
+            let computed = if known.contains_key(name) { None } else { computed.next() };
+            if let Some(digest) = known.get(name).copied().or(computed.as_ref()) {
+                all.field(name.as_bytes()).field(digest.as_str().as_bytes());
+            }
         }
         Ok(self.digest.get_or_init(|| all.finish()).clone())
     }

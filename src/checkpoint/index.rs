@@ -1,6 +1,7 @@
 //! `model.safetensors.index.json`: which shard holds which tensor.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt;
 use std::path::Path;
 
@@ -48,7 +49,7 @@ pub fn check<'a>(
     shards: impl IntoIterator<Item = (&'a str, Vec<&'a str>)>,
 ) -> Result<(), CheckpointError> {
     let index = INDEX.to_owned();
-    let mut holder: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut holder: HashMap<&str, &str> = HashMap::with_capacity(map.len());
     for (shard, tensors) in shards {
         for tensor in tensors {
             if let Some(first) = holder.insert(tensor, shard) {
@@ -68,7 +69,7 @@ pub fn check<'a>(
             });
         }
     }
-    match holder.first_key_value() {
+    match holder.iter().min() {
         Some((tensor, shard)) => Err(CheckpointError::NotInIndex {
             index,
             tensor: (*tensor).to_owned(),
@@ -99,9 +100,12 @@ impl<'de> Visitor<'de> for UniqueMapVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<UniqueMap, A::Error> {
         let mut map = WeightMap::new();
         while let Some((tensor, shard)) = entries.next_entry::<String, String>()? {
-            if map.insert(tensor.clone(), shard).is_some() {
-                return Err(A::Error::custom(format_args!("tensor {tensor} occurs twice")));
-            }
+            match map.entry(tensor) {
+                Entry::Vacant(place) => place.insert(shard),
+                Entry::Occupied(first) => {
+                    return Err(A::Error::custom(format_args!("tensor {} occurs twice", first.key())));
+                }
+            };
         }
         Ok(UniqueMap(map))
     }

@@ -22,9 +22,11 @@ pub mod fp8;
 #[cfg(test)]
 pub(crate) mod golden;
 pub mod int_pack;
+mod minifloat;
 pub mod observer_mse;
 pub mod qparams;
 mod quantize_rows;
 pub mod quantize_weight;
+mod row_codecs;
 pub mod scalar_scale;
 pub mod weight_layout;

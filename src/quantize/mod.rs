@@ -7,12 +7,15 @@ mod config;
 mod error;
 mod finish;
 mod modelopt;
+mod output;
 mod plan;
 mod shard;
+mod work;
 
 pub use crate::ops::quantize_weight::Arithmetic;
 pub use error::QuantizeError;
 pub use plan::QuantizePlan;
+pub use shard::{Durability, ShardTarget, write_shards};
 
 #[cfg(test)]
 mod scan_tests;

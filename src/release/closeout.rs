@@ -185,9 +185,10 @@ fn artifacts(run: &Path) -> Result<BTreeMap<String, Digest>, Failure> {
 }
 
 /// Keys whose values are times, places or process details.
-const VOLATILE: [&str; 9] = [
+const VOLATILE: [&str; 10] = [
     "timing",
     "elapsed_s",
+    "sync_s",
     "url",
     "date",
     "start_time",

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::arm::{Arm, ArmName};
 use super::keys::{self, Keys};
 use super::preflight::Inputs;
-use super::quantize_units::QuantizeJob;
+use super::quantize_units::{QuantizeJob, QuantizeOutput};
 use super::run_dir::RunDir;
 use super::score_units::EvalJob;
 use super::{eval_units, quantize_units};
@@ -94,13 +94,13 @@ impl<'a> Build<'a> {
 
     /// The job of making the candidate.
     pub fn quantize_job<'b>(&self, plan: &'b QuantizePlan) -> QuantizeJob<'b> {
-        QuantizeJob {
+        let output = QuantizeOutput {
             plan,
             target: self.run.checkpoint(),
             record: Some(self.run.join("quantize/record.json")),
             key: self.keys.candidate.clone(),
-            provenance: self.provenance(),
-        }
+        };
+        QuantizeJob { outputs: vec![output], sync: true, provenance: self.provenance() }
     }
 
     /// The job of evaluating an arm.

@@ -14,5 +14,6 @@ mod fake_engine;
 mod resume;
 mod serving;
 mod single_stage;
+mod streaming;
 mod tidy;
 mod train_tiny;

@@ -2,18 +2,10 @@
 //! own buffer, quantizes it there for each output and delivers the result.
 //!
 //! # Where the time goes
-//! Time of one core in ns per byte of bf16 input, on a 2.6 GHz Zen 4 with AVX-512 (`cargo bench --bench quantize`, and
-//! `perf record day0 quantize` for what is not a kernel):
-//!
-//! | step | FP8, INT8 | W4A16 g128 | MXFP4 | NVFP4 |
-//! |---|---|---|---|---|
-//! | read(2) from the page cache into the second-level cache | 0.10 | 0.10 | 0.10 | 0.20 (twice) |
-//! | amax, scale, division, rounding, packing, error | 0.18, 0.13 | 0.13 | 0.19 | 0.20 |
-//! | BLAKE3 of the output | 0.11 | 0.06 | 0.06 | 0.06 |
-//! | write(2) into the page cache | 0.20 | 0.10 | 0.10 | 0.11 |
-//!
-//! So the formats of one byte an element are bound by moving bytes, those of half a byte by arithmetic: an exact f32
-//! division of 16 elements takes 10 cycles of the divider, and everything else fits beside it.
+//! A byte of bf16 input costs a kernel (amax, scale, exact division, rounding, packing, error), one read(2) from the page
+//! cache into the second-level cache (two under NVFP4, whose shared amax comes first), and for each byte of output one
+//! write(2) and BLAKE3. The formats of one byte an element move 1.5 bytes for each byte read, those of half a byte 1.25.
+//! The rates are measured by `cargo bench --bench checkpoint`.
 //!
 //! # Memory
 //! A tile and its codes for each thread, at most [`READY_BYTES`] of tiles that wait for earlier ones, and the scales of

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -12,6 +13,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use rayon::prelude::*;
 use serde_json::Value;
 
+use super::declaration::{Declaration, declared};
 use super::error::CheckpointError;
 use super::files::{self, CONFIG, INDEX, SINGLE};
 use super::header::{self, Header, TensorInfo};
@@ -172,9 +174,16 @@ impl Checkpoint {
 
     /// Lets the system take back the memory of a tensor's pages. They are read again when touched again.
     pub fn release(&self, name: &str) {
+        self.release_bytes(name, 0..u64::MAX);
+    }
+
+    /// As [`Self::release`], for some of the tensor's bytes.
+    pub fn release_bytes(&self, name: &str, range: Range<u64>) {
         let Some((mapped, info)) = self.find(name) else { return };
-        let begin = (mapped.header.data_start + info.begin) as usize;
-        let len = info.num_bytes() as usize;
+        let end = range.end.min(info.num_bytes());
+        let first = range.start.min(end);
+        let begin = (mapped.header.data_start + info.begin + first) as usize;
+        let len = (end - first) as usize;
         // SAFETY: the map is a read-only file mapping, whose pages are refilled from the file: nothing can be lost.
         // Failure only means that the memory stays in use.
         let _ = unsafe { mapped.map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, len) };
@@ -182,10 +191,8 @@ impl Checkpoint {
 
     /// The quantization that `config.json` or, where that has none, `hf_quant_config.json` declares, verbatim.
     pub fn declared_quantization(&self) -> Option<(&Value, &'static str)> {
-        let declared =
-            self.config.get("quantization_config").or_else(|| self.config.get("compression_config"));
         let by_file = || self.modelopt_file.as_ref().map(|value| (value, modelopt::FILE));
-        declared.filter(|v| !v.is_null()).map(|value| (value, CONFIG)).or_else(by_file)
+        declared(&self.config).map(|value| (value, CONFIG)).or_else(by_file)
     }
 
     /// `hf_quant_config.json` verbatim, if there is one.
@@ -193,10 +200,16 @@ impl Checkpoint {
         self.modelopt_file.as_ref()
     }
 
-    /// The declared quantization, if any.
+    /// The declared quantization, if any, where it is one of groups of modules.
     pub fn quantization_config(&self) -> Result<Option<QuantizationConfig>, CheckpointError> {
         let Some((value, file)) = self.declared_quantization() else { return Ok(None) };
         QuantizationConfig::parse(value).map(Some).map_err(|error| error.in_file(self.dir.join(file)))
+    }
+
+    /// The quantization that the checkpoint declares, whichever tool wrote it.
+    pub fn declaration(&self) -> Result<Option<Declaration>, CheckpointError> {
+        let Some((value, file)) = self.declared_quantization() else { return Ok(None) };
+        Declaration::parse(value).map(Some).map_err(|error| error.in_file(self.dir.join(file)))
     }
 
     /// Every regular file that holds no weights (hidden files left out), sorted.
@@ -287,7 +300,7 @@ fn read_config(dir: &Path, files: &[String]) -> Result<Value, CheckpointError> {
         return Err(CheckpointError::NoConfig { dir: dir.to_path_buf() });
     }
     let path = dir.join(CONFIG);
-    let config: Value = serde_json::from_slice(&read(&path)?)
+    let config = crate::base::json::parse_unique(&read(&path)?)
         .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
     if config.is_object() {
         return Ok(config);
@@ -305,8 +318,8 @@ fn read_modelopt_file(dir: &Path, files: &[String]) -> Result<Option<Value>, Che
         return Ok(None);
     }
     let path = dir.join(modelopt::FILE);
-    let value =
-        serde_json::from_slice(&read(&path)?).map_err(|source| CheckpointError::Json { path, source })?;
+    let value = crate::base::json::parse_unique(&read(&path)?)
+        .map_err(|source| CheckpointError::Json { path, source })?;
     Ok(Some(value))
 }
 

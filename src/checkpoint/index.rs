@@ -1,15 +1,13 @@
 //! `model.safetensors.index.json`: which shard holds which tensor.
 
-use std::collections::HashMap;
-use std::collections::btree_map::{BTreeMap, Entry};
-use std::fmt;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::error::CheckpointError;
 use super::files::{INDEX, plain_name};
+use super::header::UniqueStrings;
 
 /// Tensor name to shard file name.
 pub type WeightMap = BTreeMap<String, String>;
@@ -18,7 +16,7 @@ pub type WeightMap = BTreeMap<String, String>;
 pub fn parse(path: &Path, text: &[u8]) -> Result<WeightMap, CheckpointError> {
     #[derive(Deserialize)]
     struct Index {
-        weight_map: UniqueMap,
+        weight_map: UniqueStrings,
     }
     let index: Index = serde_json::from_slice(text)
         .map_err(|source| CheckpointError::Json { path: path.to_path_buf(), source })?;
@@ -76,37 +74,5 @@ pub fn check<'a>(
             shard: (*shard).to_owned(),
         }),
         None => Ok(()),
-    }
-}
-
-/// A string map in which no key occurs twice.
-struct UniqueMap(WeightMap);
-
-impl<'de> Deserialize<'de> for UniqueMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(UniqueMapVisitor)
-    }
-}
-
-struct UniqueMapVisitor;
-
-impl<'de> Visitor<'de> for UniqueMapVisitor {
-    type Value = UniqueMap;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object from tensor names to file names")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<UniqueMap, A::Error> {
-        let mut map = WeightMap::new();
-        while let Some((tensor, shard)) = entries.next_entry::<String, String>()? {
-            match map.entry(tensor) {
-                Entry::Vacant(place) => place.insert(shard),
-                Entry::Occupied(first) => {
-                    return Err(A::Error::custom(format_args!("tensor {} occurs twice", first.key())));
-                }
-            };
-        }
-        Ok(UniqueMap(map))
     }
 }

@@ -162,7 +162,7 @@ impl Access {
 
     fn optional_json(&self, url: &str) -> Result<Option<Value>, RemoteError> {
         let Some(body) = self.optional(url)? else { return Ok(None) };
-        let value = serde_json::from_slice(&body)
+        let value = crate::base::json::parse_unique(&body)
             .map_err(|source| CheckpointError::Json { path: Path::new(url).to_path_buf(), source })?;
         Ok(Some(value))
     }

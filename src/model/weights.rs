@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use safetensors::Dtype;
 
 use super::error::ModelError;
+use crate::checkpoint::declaration::{Declaration, Fp8};
 use crate::checkpoint::quant_args::{Amax, Dialect, Dynamic, QuantType, QuantizationArgs, Strategy};
 use crate::checkpoint::{Checkpoint, ConfigGroup, QuantizationConfig};
 use crate::ops::activation_quant::{ActivationElement, ActivationQuant};
-use crate::ops::dequantize::dense_weight;
+use crate::ops::dequantize::{StoredWeight, dense_weight};
 use crate::ops::scalar_scale;
 
 /// Tensors that a quantized module may have besides `weight`.
@@ -45,17 +46,22 @@ pub struct LinearWeight {
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     quantization: Option<QuantizationConfig>,
+    fp8: Option<Fp8>,
     used: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Weights<'a> {
     /// Reads from `checkpoint`.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self, ModelError> {
-        let quantization = checkpoint.quantization_config()?;
+        let (quantization, fp8) = match checkpoint.declaration()? {
+            Some(Declaration::Groups(config)) => (Some(config), None),
+            Some(Declaration::Fp8(config)) => (None, Some(config)),
+            None => (None, None),
+        };
         if let Some(scheme) = quantization.as_ref().and_then(|q| q.kv_cache_scheme.as_ref()) {
             return Err(ModelError::KvCache { found: scheme.to_string() });
         }
-        Ok(Self { checkpoint, quantization, used: RefCell::default() })
+        Ok(Self { checkpoint, quantization, fp8, used: RefCell::default() })
     }
 
     /// An unquantized tensor of this shape.
@@ -68,6 +74,11 @@ impl<'a> Weights<'a> {
 
     /// The weight of the linear module `module`, quantized or not.
     pub fn linear(&self, module: &str, n: usize, k: usize) -> Result<LinearWeight, ModelError> {
+        if let Some(config) = &self.fp8
+            && self.checkpoint.info(&format!("{module}.weight")).is_some_and(|t| t.dtype == Dtype::F8_E4M3)
+        {
+            return self.fp8_linear(module, config, [n, k]);
+        }
         let Some(group) = self.quantization.as_ref().and_then(|q| q.scheme_for(module)) else {
             let data = self.tensor(&format!("{module}.weight"), &[n, k])?;
             return Ok(LinearWeight { data, input: None });
@@ -80,6 +91,22 @@ impl<'a> Weights<'a> {
         check_shape(&format!("{module}.weight"), &[n, k], &weight.shape)?;
         self.used.borrow_mut().extend(QUANTIZED_TENSORS.iter().map(|t| format!("{module}.{t}")));
         Ok(LinearWeight { data: weight.data, input })
+    }
+
+    /// A DeepSeek-style module: inputs have one dynamic scale for each group of a token as wide as a block, else one for
+    /// each token.
+    fn fp8_linear(&self, module: &str, config: &Fp8, shape: [usize; 2]) -> Result<LinearWeight, ModelError> {
+        let group_size = config.block.map(|[_, columns]| columns);
+        if !config.dynamic_inputs || group_size.is_some_and(|g| !shape[1].is_multiple_of(g)) {
+            let when = if config.dynamic_inputs { "dynamic" } else { "static" };
+            let found = format!("float8 inputs, {when}, in groups of {group_size:?}");
+            return Err(ModelError::Activations { module: module.to_owned(), inputs: shape[1], found });
+        }
+        let stored = StoredWeight::fp8(self.checkpoint, module, config.block)?;
+        check_shape(&format!("{module}.weight"), &shape, &stored.shape)?;
+        self.used.borrow_mut().extend(stored.tensors.iter().cloned());
+        let input = ActivationQuant { element: ActivationElement::Fp8, group_size, stored: None };
+        Ok(LinearWeight { data: stored.dense(self.checkpoint)?.data, input: Some(input) })
     }
 
     /// The implemented activation schemes: symmetric; 8 bits with one dynamic scale per token or per group of a token, or

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::ScanError;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::declaration::without_declaration;
 use crate::checkpoint::files::{self, CONFIG, INDEX};
 use crate::checkpoint::modelopt;
 use crate::record::scan::MetadataDiff;
@@ -32,7 +33,8 @@ pub(super) fn compare(source: &Checkpoint, output: &Checkpoint) -> Result<Vec<Me
             output: shown(templates.1.as_ref()),
         });
     }
-    fields(CONFIG, &normalized(source.config()), &normalized(output.config()), &mut diffs);
+    let config = |checkpoint: &Checkpoint| normalized(&without_declaration(checkpoint.config()));
+    fields(CONFIG, &config(source), &config(output), &mut diffs);
     let names: BTreeSet<String> = [source, output].into_iter().flat_map(identity_files).collect();
     for name in names {
         let (a, b) = (read(source.dir(), &name)?, read(output.dir(), &name)?);

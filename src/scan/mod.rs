@@ -16,11 +16,13 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::Dtype;
 
 use crate::checkpoint::quant_args::Dialect;
 use crate::checkpoint::{Checkpoint, remote};
+use crate::dense::DenseSource;
 use crate::recipe::Recipe;
 use crate::record::scan::{CoverageScan, Defect, ScanRecord};
 use crate::record::{FailureClass, Provenance, SCHEMA_VERSION};
@@ -37,12 +39,13 @@ pub fn scan(
     provenance: Provenance,
 ) -> Result<ScanRecord, ScanError> {
     let opened = Checkpoint::open(checkpoint)?;
-    let source = against.map(Checkpoint::open).transpose()?;
-    let mut record = inspect(&Table::local(&opened), source.as_ref(), recipe, provenance)?;
+    let source = against.map(open_source).transpose()?;
+    let original = source.as_ref().map(|s| Arc::clone(s.checkpoint()));
+    let mut record = inspect(&Table::local(&opened), source, recipe, provenance)?;
     record.checkpoint_digest = Some(opened.digest()?);
     record.checkpoint = checkpoint.display().to_string();
-    if let Some(source) = &source {
-        record.metadata_diffs = metadata::compare(source, &opened)?;
+    if let Some(original) = &original {
+        record.metadata_diffs = metadata::compare(original, &opened)?;
     } else {
         record.not_checked.insert("metadata".to_owned(), "no source to compare with".to_owned());
     }
@@ -57,8 +60,8 @@ pub fn scan_remote(
     provenance: Provenance,
 ) -> Result<ScanRecord, ScanError> {
     let headers = remote::open(url)?;
-    let source = against.map(Checkpoint::open).transpose()?;
-    let mut record = inspect(&Table::remote(&headers), source.as_ref(), recipe, provenance)?;
+    let source = against.map(open_source).transpose()?;
+    let mut record = inspect(&Table::remote(&headers), source, recipe, provenance)?;
     record.checkpoint.clone_from(&headers.url);
     for (check, reason) in [
         ("scales", "a remote scan reads headers only, so the values of scales are unknown"),
@@ -73,17 +76,22 @@ pub fn scan_remote(
     Ok(record)
 }
 
+/// The source, whatever it is stored as.
+fn open_source(dir: &Path) -> Result<DenseSource, ScanError> {
+    Ok(DenseSource::open(Arc::new(Checkpoint::open(dir)?))?)
+}
+
 /// Everything that headers, config and (where at hand) values tell.
 fn inspect(
     table: &Table<'_>,
-    source: Option<&Checkpoint>,
+    source: Option<DenseSource>,
     recipe: Option<&Recipe>,
     mut provenance: Provenance,
 ) -> Result<ScanRecord, ScanError> {
     let mut findings = Findings::default();
     let declared = findings.declaration(table);
     modelopt::check(table, &mut findings);
-    let mut modules = modules::find(table, source);
+    let mut modules = modules::find(table, source.as_ref());
     coverage::judge(&mut modules, declared.as_ref(), table.has_values(), &mut findings);
     values::check(table, &modules, &mut findings);
     fused::check(table, &modules, &mut findings);
@@ -97,7 +105,8 @@ fn inspect(
     let check = SourceCheck::new(table, &modules, source, in_layout.as_ref());
     check.names_and_shapes(&modules, &mut findings);
     check.coverage(&modules, &mut findings);
-    let source_digest = source.map(Checkpoint::digest).transpose()?;
+    let source = check.source().map(DenseSource::checkpoint);
+    let source_digest = source.map(|s| s.digest()).transpose()?;
     if let Some(digest) = &source_digest {
         provenance.inputs.entry("source".to_owned()).or_insert_with(|| digest.clone());
     }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 
 use super::table::Table;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::quant_args::QuantizationArgs;
+use crate::dense::DenseSource;
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::weight_layout::{Packing, ScaleKind, WeightLayout};
 
@@ -124,7 +124,7 @@ impl Module<'_> {
 }
 
 /// All linear-like modules, sorted by name. `source` tells the true shape of a packed weight.
-pub(super) fn find<'a>(table: &Table<'a>, source: Option<&Checkpoint>) -> Vec<Module<'a>> {
+pub(super) fn find<'a>(table: &Table<'a>, source: Option<&DenseSource>) -> Vec<Module<'a>> {
     let mut by_name: BTreeMap<&'a str, BTreeMap<&'a str, &'a TensorInfo>> = BTreeMap::new();
     for (name, info) in &table.tensors {
         if let Some((module, suffix)) = name.rsplit_once('.')
@@ -138,8 +138,8 @@ pub(super) fn find<'a>(table: &Table<'a>, source: Option<&Checkpoint>) -> Vec<Mo
         .filter_map(|(name, tensors)| {
             let found = found(&tensors)?;
             let shape = source
-                .and_then(|s| s.info(&format!("{name}.weight")))
-                .and_then(|info| <[usize; 2]>::try_from(info.shape.as_slice()).ok())
+                .and_then(|s| s.get(&format!("{name}.weight")))
+                .and_then(|tensor| <[usize; 2]>::try_from(tensor.shape.as_slice()).ok())
                 .or_else(|| stored_shape(table, name, &tensors, found));
             Some(Module { name, tensors, found, shape, declared: None })
         })

@@ -11,6 +11,7 @@ mod chain;
 mod common;
 mod eval_resume;
 mod fake_engine;
+mod fuzz;
 mod resume;
 mod serving;
 mod single_stage;

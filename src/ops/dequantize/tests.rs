@@ -1,14 +1,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use safetensors::Dtype;
 use serde_json::json;
 
 use super::*;
 use crate::checkpoint::quant_args::Strategy;
 use crate::checkpoint::writer::{ShardWriter, TensorSpec};
+use crate::ops::float_dtype::FloatDtype;
 use crate::ops::golden;
 use crate::ops::quantize_weight::tests::{quantize, scheme};
 use crate::ops::quantize_weight::{Arithmetic, Weight};
+use crate::ops::weight_layout::ModuleTensor;
 
 /// A checkpoint of one module `m` with the given tensors, declared as `scheme_name` of the golden file.
 fn checkpoint(dir: &Path, scheme_name: &str, tensors: &[(ModuleTensor, Vec<u8>)]) -> Checkpoint {

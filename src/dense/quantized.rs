@@ -59,7 +59,6 @@ const TELLTALE: [&str; 8] = [
 pub(super) fn find(checkpoint: &Checkpoint) -> Result<Quantized, DenseError> {
     let declaration = checkpoint.declaration()?;
     let mut found = Quantized { declared: declaration.is_some(), ..Quantized::default() };
-    let dtype = declared_dtype(checkpoint.config())?;
     for info in checkpoint.names().filter_map(|name| checkpoint.info(name)) {
         let Some((module, suffix)) = info.name.rsplit_once('.') else { continue };
         if !holds_codes(info, suffix) {
@@ -72,7 +71,7 @@ pub(super) fn find(checkpoint: &Checkpoint) -> Result<Quantized, DenseError> {
         found.absorbed.extend(stored.tensors.iter().cloned());
         found.weights.push(DenseTensor {
             name: format!("{module}.weight"),
-            dtype: dtype.dtype(),
+            dtype: declared_dtype(checkpoint.config())?.dtype(),
             shape: stored.shape.to_vec(),
             storage: Storage::Quantized(Box::new(stored)),
         });

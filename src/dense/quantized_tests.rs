@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::dense::test_checkpoint::{Tensor, bf16s, open, values};
+use crate::dense::test_checkpoint::{Tensor, bf16s, declaration_of_golden, of_golden, open, values};
 use crate::ops::golden;
 use crate::record::{Classified, FailureClass};
 
@@ -10,37 +10,13 @@ fn cases() -> serde_json::Map<String, Value> {
     serde_json::from_str(include_str!("golden/sources.json")).unwrap()
 }
 
-fn dtype(name: &str) -> Dtype {
-    match name {
-        "F8_E4M3" => Dtype::F8_E4M3,
-        "BF16" => Dtype::BF16,
-        "U8" => Dtype::U8,
-        _ => Dtype::F32,
-    }
-}
-
 /// The tensors of a case as those of module `m`.
 fn tensors(case: &Value) -> Vec<Tensor> {
-    let tensors = case["tensors"].as_object().unwrap();
-    let shape =
-        |t: &Value| t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
-    tensors
-        .iter()
-        .map(|(suffix, t)| {
-            let bytes = golden::from_hex(t["hex"].as_str().unwrap());
-            (format!("m.{suffix}"), dtype(t["dtype"].as_str().unwrap()), shape(t), bytes)
-        })
-        .collect()
+    of_golden(case, "m")
 }
 
 fn config(case: &str) -> Value {
-    let declared = match case.strip_prefix("modelopt_") {
-        None => json!({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 32]}),
-        Some(algorithm) => {
-            json!({"quant_method": "modelopt", "quant_algo": algorithm, "ignore": ["lm_head"]})
-        }
-    };
-    json!({"torch_dtype": "bfloat16", "quantization_config": declared})
+    json!({"torch_dtype": "bfloat16", "quantization_config": declaration_of_golden(case)})
 }
 
 #[test]

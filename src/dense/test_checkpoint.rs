@@ -5,20 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::Dtype;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{DenseError, DenseSource};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::writer::{ShardWriter, TensorSpec};
+use crate::ops::golden;
 
 /// Name, dtype, shape and bytes of a tensor.
 pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
-
-/// A tensor of f32.
-pub(crate) fn f32s(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
-    let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-    (name.to_owned(), Dtype::F32, shape.to_vec(), bytes)
-}
 
 /// A tensor of bf16.
 pub(crate) fn bf16s(name: &str, shape: &[usize], values: impl IntoIterator<Item = f32>) -> Tensor {
@@ -59,4 +54,34 @@ pub(crate) fn values(source: &DenseSource, name: &str, step: u64) -> Vec<f32> {
     let mut decoded = vec![0.0; bytes.len() / dtype.size()];
     dtype.decode(&bytes, &mut decoded);
     decoded
+}
+
+/// The tensors of a case of `golden/sources.json` as those of `module`.
+pub(crate) fn of_golden(case: &Value, module: &str) -> Vec<Tensor> {
+    let dtype = |name: &str| match name {
+        "F8_E4M3" => Dtype::F8_E4M3,
+        "BF16" => Dtype::BF16,
+        "U8" => Dtype::U8,
+        _ => Dtype::F32,
+    };
+    let sizes =
+        |shape: &Value| shape.as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
+    let tensors = case["tensors"].as_object().unwrap();
+    tensors
+        .iter()
+        .map(|(suffix, t)| {
+            let bytes = golden::from_hex(t["hex"].as_str().unwrap());
+            (format!("{module}.{suffix}"), dtype(t["dtype"].as_str().unwrap()), sizes(&t["shape"]), bytes)
+        })
+        .collect()
+}
+
+/// What a checkpoint of the case of this name declares.
+pub(crate) fn declaration_of_golden(case: &str) -> Value {
+    match case.strip_prefix("modelopt_") {
+        None => json!({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 32]}),
+        Some(algorithm) => {
+            json!({"quant_method": "modelopt", "quant_algo": algorithm, "ignore": ["lm_head"]})
+        }
+    }
 }

@@ -30,7 +30,7 @@ impl QuantizePlan {
         Self::write_index(staging, &shards)?;
         self.write_config(staging)?;
         self.copy_files(staging)?;
-        let source_digest = self.source.digest()?;
+        let source_digest = self.source.checkpoint().digest()?;
         provenance.inputs.entry("source".to_owned()).or_insert_with(|| source_digest.clone());
         provenance.inputs.entry("recipe".to_owned()).or_insert_with(|| self.recipe.digest.clone());
         // Opening validates what was written: headers, index and config.
@@ -105,7 +105,7 @@ impl QuantizePlan {
 
     /// Tokenizer, generation config, licence, …: unchanged.
     fn copy_files(&self, staging: &Path) -> Result<(), QuantizeError> {
-        for path in self.source.metadata_files() {
+        for path in self.source.checkpoint().metadata_files() {
             let Some(name) = path.file_name().filter(|n| *n != CONFIG && *n != modelopt::FILE) else {
                 continue;
             };

@@ -20,4 +20,6 @@ pub use shard::{Durability, ShardTarget, write_shards};
 #[cfg(test)]
 mod scan_tests;
 #[cfg(test)]
+mod source_tests;
+#[cfg(test)]
 mod tests;

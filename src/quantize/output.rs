@@ -160,7 +160,7 @@ impl<'a> Output<'a> {
         let mut writing = lock(&self.writing);
         let failed = |source| QuantizeError::Write { path: self.path.clone(), source };
         let codes = match &work.actions[self.index] {
-            Action::Copy { .. } => work.info.name.clone(),
+            Action::Copy { .. } => work.input.tensor.name.clone(),
             Action::Quantize { module, .. } => {
                 let module = &self.plan.assignment.modules[*module];
                 format!("{}.{}", module.name, module.layout.codes(module.shape).suffix)

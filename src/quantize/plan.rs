@@ -9,17 +9,17 @@ use safetensors::Dtype;
 use super::QuantizeError;
 use super::shard::{self, Durability, ShardTarget};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::header::TensorInfo;
+use crate::dense::{DenseSource, DenseTensor};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::quantize_weight::Arithmetic;
-use crate::recipe::assignment::{AssignedModule, Assignment, ScalarTensor, TensorDecl};
+use crate::recipe::assignment::{AssignedModule, Assignment, ScalarTensor};
 use crate::recipe::{Recipe, fused_sets};
 use crate::record::quantize::ShardRecord;
 
 /// Everything decided before anything is written.
 #[derive(Debug)]
 pub struct QuantizePlan {
-    pub(super) source: Arc<Checkpoint>,
+    pub(super) source: Arc<DenseSource>,
     pub(super) recipe: Recipe,
     pub(super) arithmetic: Arithmetic,
     pub(super) assignment: Assignment,
@@ -55,28 +55,22 @@ impl QuantizePlan {
         recipe: Recipe,
         arithmetic: Arithmetic,
     ) -> Result<Self, QuantizeError> {
-        let infos: Vec<_> = source.names().filter_map(|name| source.info(name)).collect();
-        let decls: Vec<TensorDecl<'_>> =
-            infos.iter().map(|i| TensorDecl { name: &i.name, dtype: i.dtype, shape: &i.shape }).collect();
-        let assignment = Assignment::new(&decls, source.config(), &recipe).map_err(|error| {
-            QuantizeError::Assignment { model: source.dir().to_path_buf(), source: error }
-        })?;
-        assignment.refuse_calibration(&recipe).map_err(|error| QuantizeError::Assignment {
-            model: source.dir().to_path_buf(),
-            source: error,
-        })?;
+        let model = source.dir().to_path_buf();
+        let mut source = DenseSource::open(source)?;
+        let assignment = Assignment::of_source(&mut source, &recipe)
+            .and_then(|assignment| assignment.refuse_calibration(&recipe).map(|()| assignment))
+            .map_err(|error| QuantizeError::Assignment { model, source: error })?;
         let by_weight: BTreeMap<String, usize> =
             assignment.modules.iter().enumerate().map(|(i, m)| (m.weight(), i)).collect();
-        let shards = source
-            .shards()
-            .iter()
-            .map(|s| output_tensors(&source, &s.tensors, &assignment, &by_weight))
+        let shards = (0..source.checkpoint().shards().len())
+            .map(|shard| output_tensors(source.shard(shard), &assignment, &by_weight))
             .collect();
         let mut shared: BTreeMap<String, (Vec<usize>, OnceLock<f32>)> = BTreeMap::new();
         for (i, module) in assignment.modules.iter().enumerate().filter(|(_, m)| m.layout.needs_tensor_amax())
         {
             shared.entry(amax_key(module)).or_default().0.push(i);
         }
+        let source = Arc::new(source);
         Ok(Self { source, recipe, arithmetic, assignment, shards, shared, by_weight })
     }
 
@@ -117,13 +111,12 @@ impl QuantizePlan {
 
     /// File name of an output shard, the same as the source's.
     pub fn shard_file_name(&self, shard: usize) -> &str {
-        &self.source.shards()[shard].file
+        &self.source.checkpoint().shards()[shard].file
     }
 
-    /// Bytes of the source's tensors in one shard: what `progress` of [`Self::write_shard`] adds up to.
+    /// Bytes of the source's tensors in one shard, dense: what `progress` of [`Self::write_shard`] adds up to.
     pub fn shard_source_bytes(&self, shard: usize) -> u64 {
-        let names = &self.source.shards()[shard].tensors;
-        names.iter().filter_map(|name| self.source.info(name)).map(TensorInfo::num_bytes).sum()
+        self.source.shard(shard).map(DenseTensor::num_bytes).sum()
     }
 
     /// Writes one shard into `staging`, under its name only when complete and stored; `progress` is called with numbers
@@ -168,9 +161,8 @@ fn amax_key(module: &AssignedModule) -> String {
 ///
 /// Readers that map the file want each tensor aligned to its element size, and the format allows no holes. Tensors of
 /// whole eight-byte words keep that for what follows; all others are moved to the end, widest elements first.
-fn output_tensors(
-    source: &Checkpoint,
-    names: &[String],
+fn output_tensors<'a>(
+    source: impl Iterator<Item = &'a DenseTensor>,
     assignment: &Assignment,
     by_weight: &BTreeMap<String, usize>,
 ) -> Vec<OutputTensor> {
@@ -180,8 +172,8 @@ fn output_tensors(
         scalars.entry(scalar.after.as_str()).or_default().push(scalar);
     }
     let mut tensors = Vec::new();
-    for name in names {
-        if let Some(index) = by_weight.get(name) {
+    for tensor in source {
+        if let Some(index) = by_weight.get(&tensor.name) {
             let module = &modules[*index];
             tensors.extend(module.tensors().into_iter().map(|spec| OutputTensor {
                 name: format!("{}.{}", module.name, spec.suffix),
@@ -189,15 +181,15 @@ fn output_tensors(
                 shape: spec.shape,
                 scalar: None,
             }));
-        } else if let Some(info) = source.info(name) {
-            let (dtype, shape) = (info.dtype, info.shape.clone());
-            tensors.push(OutputTensor { name: name.clone(), dtype, shape, scalar: None });
+        } else {
+            let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
+            tensors.push(OutputTensor { name: tensor.name.clone(), dtype, shape, scalar: None });
         }
         let known = |s: &&ScalarTensor| {
             let (name, dtype, shape) = (s.name.clone(), s.dtype, s.shape.clone());
             s.value.is_some().then_some(OutputTensor { name, dtype, shape, scalar: s.value })
         };
-        tensors.extend(scalars.get(name.as_str()).into_iter().flatten().filter_map(known));
+        tensors.extend(scalars.get(tensor.name.as_str()).into_iter().flatten().filter_map(known));
     }
     let (mut aligned, mut ragged): (Vec<_>, Vec<_>) =
         tensors.into_iter().partition(|t| t.num_bytes() % 8 == 0);

@@ -27,9 +27,9 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use super::QuantizeError;
 use super::output::{Output, Part};
 use super::plan::QuantizePlan;
-use super::work::{Action, Files, ShardWork, Step, TensorWork};
-use crate::checkpoint::Checkpoint;
+use super::work::{Action, Files, ShardWork, Step, TensorWork, missing};
 use crate::checkpoint::quant_args::Observer;
+use crate::dense::{DenseSource, DenseTensor};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::observer_mse;
 use crate::ops::quantize_weight::{
@@ -105,7 +105,7 @@ pub fn write_shards(
 
 /// One pass over a shard; shared by its threads.
 struct Run<'a> {
-    source: &'a Checkpoint,
+    source: &'a DenseSource,
     work: &'a ShardWork<'a>,
     outputs: &'a [Output<'a>],
     progress: &'a (dyn Fn(u64) + Sync),
@@ -149,14 +149,14 @@ impl Run<'_> {
                 let module = member.module;
                 let amax = match module.observer {
                     Observer::MinMax => {
-                        self.files.read(&member.location, bytes, buffer)?;
-                        finite_amax(&member.name, module.dtype, module.shape[1], buffer, bytes.start)?
+                        member.input.read(&self.files, bytes, buffer)?;
+                        finite_amax(&member.input.tensor, module.dtype, buffer, bytes.start)?
                     }
                     Observer::Mse => {
                         let search = |weight: Weight<'_>| {
                             observer_mse::shared_amax(weight, &module.layout, shared.arithmetic)
                         };
-                        self.on_whole(&member.name, module, search)?
+                        self.on_whole(module, search)?
                     }
                 };
                 if shared.add(amax) {
@@ -168,7 +168,7 @@ impl Run<'_> {
                 let tensor = &self.work.works[*work];
                 self.wait_until(|| self.outputs.iter().all(|o| *number < o.next_part() + self.window));
                 let bytes = tensor.bytes(rows);
-                self.files.read(&tensor.location, &bytes, buffer)?;
+                tensor.input.read(&self.files, &bytes, buffer)?;
                 for (output, action) in self.outputs.iter().zip(&tensor.actions) {
                     let mut tile =
                         self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
@@ -187,7 +187,7 @@ impl Run<'_> {
                                     WeightQuantizer::new(shape, module.dtype, layout, arithmetic, amax)
                                 };
                                 let done = quantizer.get_or_init(new).quantize(rows.start, buffer, &mut tile);
-                                done.map_err(|error| weight_error(&tensor.info.name, &error))?;
+                                done.map_err(|error| weight_error(&tensor.input.tensor.name, &error))?;
                             }
                         }
                     }
@@ -231,20 +231,27 @@ impl Run<'_> {
         let run = |weight: Weight<'_>| {
             observer_mse::quantize_weight(weight, &module.layout, arithmetic, amax, &mut sink)
         };
-        self.on_whole(&module.weight(), module, run).map(Some)
+        self.on_whole(module, run).map(Some)
     }
 
-    /// Runs `work` on a weight as it is mapped, and gives the memory of its pages back.
+    /// Runs `work` on a whole weight, mapped if it is stored as it is, and gives the memory of its pages back.
     fn on_whole<T>(
         &self,
-        name: &str,
         module: &AssignedModule,
         work: impl FnOnce(Weight<'_>) -> Result<T, QuantizeWeightError>,
     ) -> Result<T, QuantizeError> {
-        let view = self.source.require(name)?;
-        let done = work(Weight { data: view.data, dtype: module.dtype, shape: module.shape });
-        self.source.release(name);
-        done.map_err(|error| weight_error(name, &error))
+        let name = module.weight();
+        let tensor = self.source.get(&name).ok_or_else(|| missing(self.source, &name))?;
+        let mut made = Vec::new();
+        let data = if tensor.is_plain() {
+            self.source.checkpoint().require(&name)?.data
+        } else {
+            self.source.read(tensor, 0..tensor.num_bytes(), &mut made)?;
+            &made
+        };
+        let done = work(Weight { data, dtype: module.dtype, shape: module.shape });
+        self.source.release(tensor);
+        done.map_err(|error| weight_error(&name, &error))
     }
 
     /// Waits for something that other threads bring about; `false` when the run stopped first.
@@ -280,20 +287,17 @@ fn copy(
     tile: &mut Tile,
 ) -> Result<(), QuantizeError> {
     if let Some(dtype) = checked {
-        let columns = tensor.info.shape.last().copied().unwrap_or(1);
-        finite_amax(&tensor.info.name, dtype, columns, bytes, start)?;
+        finite_amax(&tensor.input.tensor, dtype, bytes, start)?;
     }
     tile.clear();
     tile.codes.extend_from_slice(bytes);
     Ok(())
 }
 
-/// The largest magnitude of part of a tensor with so many columns, which begins at byte `start`; refuses NaN and
-/// infinity.
+/// The largest magnitude of part of a tensor, which begins at byte `start`; refuses NaN and infinity.
 fn finite_amax(
-    tensor: &str,
+    tensor: &DenseTensor,
     dtype: FloatDtype,
-    columns: usize,
     bytes: &[u8],
     start: u64,
 ) -> Result<f32, QuantizeError> {
@@ -305,8 +309,9 @@ fn finite_amax(
     match quantize_weight::amax(weight) {
         Err(QuantizeWeightError::NonFinite { column, value, .. }) => {
             let index = column + start as usize / dtype.size();
-            let (row, column) = (index / columns.max(1), index % columns.max(1));
-            Err(weight_error(tensor, &QuantizeWeightError::NonFinite { row, column, value }))
+            let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+            let (row, column) = (index / columns, index % columns);
+            Err(weight_error(&tensor.name, &QuantizeWeightError::NonFinite { row, column, value }))
         }
         _ => Ok(amax),
     }

@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::QuantizeError;
 use super::plan::{QuantizePlan, checked_dtype};
-use crate::checkpoint::dir::TensorLocation;
-use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::quant_args::{Observer, Strategy};
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{CheckpointError, TensorLocation};
+use crate::dense::{DenseSource, DenseTensor};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::quantize_weight::{
     Arithmetic, TILE_BYTES, WeightQuantizer, least_common_multiple, tile_rows,
@@ -20,8 +19,7 @@ use crate::recipe::assignment::AssignedModule;
 
 /// A tensor of the source, and what every output makes of it.
 pub(super) struct TensorWork {
-    pub info: TensorInfo,
-    pub location: TensorLocation,
+    pub input: Input,
     /// One for each output, in their order.
     pub actions: Vec<Action>,
     /// Rows in one tile; a tensor that nobody quantizes counts as rows of one byte.
@@ -65,8 +63,38 @@ pub(super) struct SharedAmax<'a> {
 /// A weight that takes part in a shared amax.
 pub(super) struct Member<'a> {
     pub module: &'a AssignedModule,
-    pub name: String,
-    pub location: TensorLocation,
+    pub input: Input,
+}
+
+/// A dense tensor of the source, and where it lies if it need not be made.
+pub(super) struct Input {
+    pub tensor: DenseTensor,
+    source: Arc<DenseSource>,
+    location: Option<TensorLocation>,
+}
+
+impl Input {
+    fn new(source: &Arc<DenseSource>, tensor: &DenseTensor) -> Self {
+        Self { tensor: tensor.clone(), source: Arc::clone(source), location: source.location(tensor) }
+    }
+
+    /// Reads `range` of the dense bytes into `buffer`, which takes its size.
+    pub(super) fn read(
+        &self,
+        files: &Files,
+        range: &Range<u64>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), QuantizeError> {
+        match &self.location {
+            Some(at) => Ok(files.read(at, range, buffer)?),
+            None => Ok(self.source.read(&self.tensor, range.clone(), buffer)?),
+        }
+    }
+
+    /// Bytes in whose multiples reading is cheap: whole rows where they are made, else any.
+    fn unit_bytes(&self) -> usize {
+        if self.location.is_some() { 1 } else { self.tensor.row_bytes().max(1) }
+    }
 }
 
 impl SharedAmax<'_> {
@@ -107,14 +135,13 @@ impl<'a> ShardWork<'a> {
         let mut all = Self { works: Vec::new(), steps: Vec::new(), shared: Vec::new(), num_tiles: 0 };
         let Some(first) = plans.first() else { return Ok(all) };
         let source = &first.source;
-        for name in &source.shards()[shard].tensors {
-            let info = source.info(name).ok_or_else(|| missing(source, name))?.clone();
-            let location = source.location(name).ok_or_else(|| missing(source, name))?;
+        refuse_different_splits(plans)?;
+        for tensor in source.shard(shard) {
             let mut actions = Vec::new();
             let mut band = 1;
             for plan in plans {
-                let Some(module) = plan.module_of(name) else {
-                    actions.push(Action::Copy { checked: checked_dtype(name, info.dtype) });
+                let Some(module) = plan.module_of(&tensor.name) else {
+                    actions.push(Action::Copy { checked: checked_dtype(&tensor.name, tensor.dtype) });
                     continue;
                 };
                 let assigned = &plan.assignment.modules[module];
@@ -125,7 +152,7 @@ impl<'a> ShardWork<'a> {
                 let shared = all.search_amax(plan, module)?;
                 actions.push(Action::Quantize { module, shared, quantizer: OnceLock::new() });
             }
-            all.add_tiles(info, location, actions, band);
+            all.add_tiles(Input::new(source, tensor), actions, band);
         }
         Ok(all)
     }
@@ -142,20 +169,24 @@ impl<'a> ShardWork<'a> {
         for (member, index) in members.iter().enumerate() {
             let module = &plan.assignment.modules[*index];
             let name = module.weight();
-            let location = plan.source.location(&name).ok_or_else(|| missing(&plan.source, &name))?;
+            let tensor = plan.source.get(&name).ok_or_else(|| missing(&plan.source, &name))?;
+            let (input, num_bytes) = (Input::new(&plan.source, tensor), tensor.num_bytes());
             if cell.get().is_none() {
                 let step = match module.observer {
-                    Observer::MinMax => (TILE_BYTES / module.dtype.size() * module.dtype.size()) as u64,
+                    Observer::MinMax => {
+                        let unit = module.dtype.size().max(input.unit_bytes());
+                        ((TILE_BYTES / unit).max(1) * unit) as u64
+                    }
                     // The search sees the weight as a whole.
-                    Observer::Mse => location.num_bytes.max(1),
+                    Observer::Mse => num_bytes.max(1),
                 };
-                for start in (0..location.num_bytes).step_by(step as usize) {
-                    let bytes = start..(start + step).min(location.num_bytes);
+                for start in (0..num_bytes).step_by(step as usize) {
+                    let bytes = start..(start + step).min(num_bytes);
                     self.steps.push(Step::Amax { shared, member, bytes });
                     remaining += 1;
                 }
             }
-            found.push(Member { module, name, location });
+            found.push(Member { module, input });
         }
         if remaining == 0 {
             // Known already, or nothing but weights without elements.
@@ -167,11 +198,11 @@ impl<'a> ShardWork<'a> {
         Ok(Some(shared))
     }
 
-    fn add_tiles(&mut self, info: TensorInfo, location: TensorLocation, actions: Vec<Action>, band: usize) {
+    fn add_tiles(&mut self, input: Input, actions: Vec<Action>, band: usize) {
         let quantized = actions.iter().any(|a| matches!(a, Action::Quantize { .. }));
-        let num_bytes = location.num_bytes as usize;
-        let (num_rows, row_bytes) = match info.shape[..] {
-            [n, _] if quantized && n > 0 => (n, num_bytes / n),
+        let num_bytes = input.tensor.num_bytes() as usize;
+        let (num_rows, row_bytes) = match input.tensor.shape[..] {
+            [n, _] if (quantized || input.location.is_none()) && n > 0 => (n, num_bytes / n),
             _ => (num_bytes, 1),
         };
         let tile_rows = tile_rows(row_bytes, band);
@@ -188,13 +219,24 @@ impl<'a> ShardWork<'a> {
                 break;
             }
         }
-        self.works.push(TensorWork { info, location, actions, tile_rows, row_bytes, num_rows });
+        self.works.push(TensorWork { input, actions, tile_rows, row_bytes, num_rows });
     }
 }
 
-fn missing(source: &Checkpoint, tensor: &str) -> CheckpointError {
+/// One pass reads each tensor once, so all plans must see the same tensors.
+fn refuse_different_splits(plans: &[&QuantizePlan]) -> Result<(), QuantizeError> {
+    let Some((first, others)) = plans.split_first() else { return Ok(()) };
+    match others.iter().find(|other| !other.source.fused().keys().eq(first.source.fused().keys())) {
+        None => Ok(()),
+        Some(other) => {
+            Err(QuantizeError::Split { first: first.recipe.name.clone(), other: other.recipe.name.clone() })
+        }
+    }
+}
+
+pub(super) fn missing(source: &DenseSource, tensor: &str) -> CheckpointError {
     CheckpointError::MissingTensor {
-        dir: source.dir().to_path_buf(),
+        dir: source.checkpoint().dir().to_path_buf(),
         tensor: tensor.to_owned(),
         closest: None,
     }

@@ -27,8 +27,14 @@ impl Engine {
         let mut work = Workspace::default();
         let mut out: Vec<TokenLogprobs> = Vec::new();
         let mut tokens = prompt.to_vec();
+        let longest_short = self.config().longest_short_input();
         self.pool.install(|| {
             while out.len() < max_tokens && cache.len() + tokens.len() <= self.max_len() {
+                // From here on the model rotates all positions differently: what is cached is of no use.
+                if longest_short.is_some_and(|short| cache.len() == short) {
+                    cache = self.decoder.new_cache();
+                    tokens = prompt.iter().copied().chain(out.iter().map(|t| t.token)).collect();
+                }
                 let next = self.next_token(&tokens, &mut cache, &mut work, top_n)?;
                 tokens = vec![next.token];
                 let stop = stop_ids.contains(&next.token);
@@ -49,7 +55,9 @@ impl Engine {
         work: &mut Workspace,
         top_n: usize,
     ) -> Result<TokenLogprobs, EngineError> {
-        let batch = continuation(tokens, cache.len());
+        let mut batch = continuation(tokens, cache.len());
+        let longest_short = self.config().longest_short_input();
+        batch.long = longest_short.is_some_and(|short| cache.len() + tokens.len() > short);
         let hidden = self.decoder.forward(&batch, cache, work);
         let query = HeadQuery { targets: &[], offsets: &[0, 0], top_n: top_n.max(1) };
         let (rows, _) = self.decoder.log_softmax(&hidden, &query);
@@ -77,5 +85,6 @@ fn continuation(tokens: &[u32], cached: usize) -> RaggedBatch {
         segments,
         logit_rows: vec![len - 1],
         kept: (cached, std::iter::once(0..len).collect()),
+        long: false,
     }
 }

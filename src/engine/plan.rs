@@ -20,7 +20,7 @@ pub(super) struct PlanRequest<'a> {
 }
 
 impl<'a> PlanRequest<'a> {
-    fn input(&self) -> &'a [u32] {
+    pub(super) fn input(&self) -> &'a [u32] {
         &self.tokens[..self.tokens.len() - 1]
     }
 

@@ -1,8 +1,9 @@
 //! Log-likelihoods of continuations and of prompts.
 
 use super::error::{EngineError, RequestError};
-use super::plan::{PlanRequest, Planner};
+use super::plan::{PlanRequest, PlannedBatch, Planner};
 use super::run::Engine;
+use crate::model::KvCache;
 use crate::model::decoder::Workspace;
 use crate::ops::log_softmax::{HeadQuery, HeadRow};
 use crate::record::score::{ScoreRequest, ScoreResult};
@@ -75,26 +76,54 @@ impl Engine {
         progress: &(dyn Fn(usize) + Sync),
         each: &mut (dyn FnMut(usize, usize, &HeadRow, u32, f32) + Send),
     ) {
-        let mut planner = Planner::new(requests);
-        let mut cache = self.decoder.new_cache();
-        let mut work = Workspace::default();
+        // Long inputs of some models rotate all positions differently and share nothing with short ones.
+        let longest_short = self.config().longest_short_input().unwrap_or(usize::MAX);
+        let is_long = |i: &usize| requests[*i].input().len() > longest_short;
+        let (long, short): (Vec<usize>, Vec<usize>) = (0..requests.len()).partition(is_long);
         let mut done = 0;
         self.pool.install(|| {
-            while let Some(planned) = planner.next_batch(self.max_batched_tokens) {
-                let hidden = self.decoder.forward(&planned.batch, &mut cache, &mut work);
-                let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
-                let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
-                for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
-                    let of_row = bounds[0]..bounds[1];
-                    let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
-                    for ((&(request, slot), &target), &logit) in scored.zip(&logits[of_row]) {
-                        each(request, slot, row, target, logit);
-                    }
+            for (indices, long) in [(short, false), (long, true)] {
+                let planned: Vec<PlanRequest<'_>> = indices.iter().map(|i| requests[*i]).collect();
+                let mut planner = Planner::new(&planned);
+                let mut cache = self.decoder.new_cache();
+                let mut work = Workspace::default();
+                while let Some(mut planned) = planner.next_batch(self.max_batched_tokens) {
+                    planned.batch.long = long;
+                    self.answer(
+                        &planned,
+                        &mut cache,
+                        &mut work,
+                        top_n,
+                        &mut |request, slot, row, token, logit| {
+                            each(indices[request], slot, row, token, logit);
+                        },
+                    );
+                    done += planned.requests;
+                    progress(done);
                 }
-                done += planned.requests;
-                progress(done);
             }
         });
+    }
+
+    /// Computes one batch and hands out its answers.
+    fn answer(
+        &self,
+        planned: &PlannedBatch,
+        cache: &mut KvCache,
+        work: &mut Workspace,
+        top_n: usize,
+        each: &mut dyn FnMut(usize, usize, &HeadRow, u32, f32),
+    ) {
+        let hidden = self.decoder.forward(&planned.batch, cache, work);
+        let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
+        let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
+        for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
+            let of_row = bounds[0]..bounds[1];
+            let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
+            for ((&(request, slot), &target), &logit) in scored.zip(&logits[of_row]) {
+                each(request, slot, row, target, logit);
+            }
+        }
     }
 }
 

@@ -58,6 +58,11 @@ impl<'a> Weights<'a> {
         Ok(Self { checkpoint, quantization, used: RefCell::default() })
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.checkpoint.info(name).is_some()
+    }
+
     /// An unquantized tensor of this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         let view = self.checkpoint.require(name)?;
@@ -138,15 +143,13 @@ impl<'a> Weights<'a> {
         Amax::try_from(value).map_err(|_| ModelError::StoredScale { tensor: name.to_owned(), value })
     }
 
-    /// Fails if the checkpoint has tensors that nobody asked for. `allowed` may be there unused.
-    pub fn finish(&self, architecture: &str, allowed: &[&str]) -> Result<(), ModelError> {
+    /// Fails if the checkpoint has tensors that nobody asked for.
+    pub fn finish(&self, architecture: &str) -> Result<(), ModelError> {
         let used = self.used.borrow();
         let extra: Vec<&str> = self
             .checkpoint
             .names()
-            .filter(|name| {
-                !used.contains(*name) && !allowed.contains(name) && !name.ends_with(IGNORED_SUFFIX)
-            })
+            .filter(|name| !used.contains(*name) && !name.ends_with(IGNORED_SUFFIX))
             .collect();
         if extra.is_empty() {
             return Ok(());

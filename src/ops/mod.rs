@@ -5,13 +5,13 @@ pub mod activation_quant;
 pub mod attention;
 pub mod buffer;
 pub mod elementary;
+pub mod gated;
 pub mod kernel_path;
 pub mod linear;
 pub mod log_softmax;
 pub mod microkernel;
 pub mod rms_norm;
 pub mod rope;
-pub mod silu_mul;
 // Codecs and weight quantization.
 pub mod dequantize;
 pub mod e8m0;

@@ -3,4 +3,5 @@
 mod bad_input;
 mod batch_invariance;
 mod fixture;
+mod golden;
 mod reference;

@@ -176,6 +176,7 @@ CASES = {
     "gemma2-caps": gemma2(final_logit_softcapping=5.0, attn_logit_softcapping=2.0, num_hidden_layers=3, sliding_window=40),
     "gemma3": gemma3(),
     "gemma3-linear": gemma3(rope_scaling={"rope_type": "linear", "factor": 8.0}, query_pre_attn_scalar=24),
+    "gemma3-deep": gemma3(num_hidden_layers=7, sliding_window_pattern=6, rope_scaling={"rope_type": "linear", "factor": 2.0}),
     "gemma3-v5": gemma3(
         rope_theta="absent", rope_local_base_freq="absent", sliding_window_pattern="absent", tie_word_embeddings=False,
         layer_types=["full_attention", "sliding_attention", "sliding_attention"], final_logit_softcapping=9.0,

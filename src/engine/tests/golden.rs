@@ -14,7 +14,7 @@ use crate::model::architecture::ARCHITECTURES;
 use crate::record::score::ScoreRequest;
 
 /// Largest difference of a log-probability. transformers' own sums differ by 1e-5 between its attention kernels.
-const TOLERANCE: f32 = 1e-4;
+pub(super) const TOLERANCE: f32 = 1e-4;
 
 /// The golden file.
 pub(super) struct Golden {
@@ -105,7 +105,7 @@ impl Case {
 }
 
 /// Largest difference without sharing: each length alone, every token of the two kept rows.
-fn alone(golden: &Golden, case: &Case, engine: &Engine) -> f32 {
+pub(super) fn alone(golden: &Golden, case: &Case, engine: &Engine) -> f32 {
     let mut worst = 0.0f32;
     for (i, length) in golden.lengths.iter().enumerate() {
         let got = engine.prompt_logprobs(&golden.tokens[..=*length], golden.vocab).unwrap();

@@ -1,7 +1,9 @@
 //! Tests of the whole engine: bits that never depend on the batch, numbers that agree with transformers.
 
+mod architectures;
 mod bad_input;
 mod batch_invariance;
 mod fixture;
+mod gguf;
 mod golden;
 mod reference;

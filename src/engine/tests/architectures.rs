@@ -136,9 +136,10 @@ fn linear_modules_of_every_architecture_may_be_quantized() {
         let plain = case.checkpoint(&case.config);
         let load = |checkpoint: &Checkpoint| Engine::load(checkpoint, &options(2, 512)).unwrap();
         let (got, want) = (bits(&load(&inputs), &requests), bits(&load(&plain.1), &requests));
-        let worst = got.iter().zip(&want).map(|(a, b)| (f32::from_bits(*a) - f32::from_bits(*b)).abs());
-        let worst = worst.fold(0.0, f32::max);
-        println!("{name}: largest difference {worst}");
-        assert!(worst < 1.0, "{name}: {worst}");
+        // A step of the input's grid may change a token's experts, so only the mean says something.
+        let differences = got.iter().zip(&want).map(|(a, b)| (f32::from_bits(*a) - f32::from_bits(*b)).abs());
+        let mean = differences.sum::<f32>() / got.len() as f32;
+        println!("{name}: mean difference {mean}");
+        assert!(mean < 0.5, "{name}: {mean}");
     }
 }

@@ -112,7 +112,9 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         arm: "eval".to_owned(),
         stage: "eval",
         tasks: &tasks,
+        waves: EvalJob::plain_waves(&tasks),
         info: OutputInfo { model_name: named, options: &options, groups: &suite.groups },
+        decided_by: keys::evaluated(&key, &tasks),
         key,
         scorer: Box::new(move || Ok(Arc::clone(&scorer))),
         out: arguments.out.clone(),
@@ -131,8 +133,8 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
 fn execute(job: &EvalJob<'_>) -> Result<(), Failure> {
     let ledger = Ledger::open(&job.out.join("ledger.jsonl"))?;
     let mut graph = Graph::default();
-    for wave in job.waves() {
-        graph.add(job.wave_node(wave, Vec::new()));
+    for wave in job.wave_ids() {
+        graph.add(job.wave_node(wave, Vec::new(), false));
     }
     graph.add(job.merge_node("eval".to_owned(), job.wave_names()));
     let executor =

@@ -37,11 +37,14 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Continue a run.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "endpoint"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "endpoint", "no_early_stop"])]
     resume: Option<PathBuf>,
     /// OpenAI-compatible endpoint that serves the candidate.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
+    /// Score all items of every task even when it is decided before.
+    #[arg(long)]
+    no_early_stop: bool,
     /// Print the work graph and run nothing (exit code 10).
     #[arg(long)]
     plan: bool,
@@ -103,6 +106,7 @@ fn typed_config(arguments: &Arguments) -> Result<ConfigFile, Failure> {
         data: arguments.data.clone(),
         policy: arguments.policy,
         limit: arguments.limit,
+        early_stop: arguments.no_early_stop.then_some(false),
         engine: arguments
             .endpoint
             .clone()

@@ -193,11 +193,20 @@ fn checked(
     }
 }
 
+/// The metric of a task that decides.
+pub fn primary_metric(prepared: &PreparedTask) -> MetricInfo {
+    let primary = prepared.task.config.primary_metric;
+    MetricInfo {
+        name: primary.name().to_owned(),
+        higher_is_better: primary.higher_is_better(),
+        scale: primary.scale(),
+    }
+}
+
 /// The record of a task from the items visited so far. Standard errors that need a bootstrap come with success only.
 pub fn task_record(prepared: &PreparedTask, mut items: Vec<ItemRecord>, status: TaskStatus) -> TaskRecord {
     items.sort_by_key(|i| i.doc_id);
     let config = &prepared.task.config;
-    let primary = config.primary_metric;
     let bootstrap_iters = if status == TaskStatus::Success { metrics::BOOTSTRAP_ITERS } else { 0 };
     TaskRecord {
         task: config.task.clone(),
@@ -207,12 +216,9 @@ pub fn task_record(prepared: &PreparedTask, mut items: Vec<ItemRecord>, status: 
         expected: prepared.items.len(),
         full_split: prepared.full_split,
         limited_by: prepared.limited_by.clone(),
-        primary_metric: MetricInfo {
-            name: primary.name().to_owned(),
-            higher_is_better: primary.higher_is_better(),
-            scale: primary.scale(),
-        },
+        primary_metric: primary_metric(prepared),
         metrics: metrics::aggregate(&prepared.task, &items, bootstrap_iters),
         items,
+        visit: None,
     }
 }

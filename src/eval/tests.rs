@@ -453,6 +453,7 @@ fn groups_as_lm_eval() {
                 scale: Some(1.0),
             },
             metrics: BTreeMap::from([("acc".to_owned(), metric)]),
+            visit: None,
         };
         (name.to_owned(), record)
     };

@@ -126,6 +126,7 @@ pub(super) fn task(name: &str, metric: MetricInfo, items: Vec<ItemRecord>) -> Ta
         items,
         metrics: BTreeMap::from([(metric.name.clone(), Metric { value, stderr: None, higher_is_better })]),
         primary_metric: metric,
+        visit: None,
     }
 }
 

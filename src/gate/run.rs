@@ -1,8 +1,9 @@
 //! Gate `run`: is one arm's evaluation complete and sane?
 //!
-//! Per task: the run is finished; expected = scored + explicitly failed, none failed; the split is whole or says why
-//! not; every score is finite; no log-probability is clamped, positive or exactly zero where that cannot be; the
-//! primary metric is there and is what its items say.
+//! Per task: the run is finished; expected = scored + explicitly failed + not needed once the task was decided (whether
+//! it was is checked by gate `compare`), none failed; the split is whole or says why not; every score is finite; no
+//! log-probability is clamped, positive or exactly zero where that cannot be; the primary metric is there and is what
+//! its items say.
 //!
 //! A failed item is EVAL_JUDGE_FAILED when the endpoint refused (401, 403, 429), INFRA_TRANSIENT when a retry could
 //! help, else SAMPLE_ACCOUNTING_FAILED.
@@ -48,6 +49,7 @@ pub fn run(record: &EvalRecord) -> GateReport {
             "expected_samples": task.expected,
             "scored_samples": task.scored(),
             "failed_samples": task.failed(),
+            "not_needed_samples": task.not_needed(),
             "full_split": task.full_split,
             "limited_by": task.limited_by,
             "metric": task.primary_metric.name,
@@ -100,12 +102,14 @@ fn status(out: &mut Collector, name: &str, task: &TaskRecord) {
 fn accounting(out: &mut Collector, name: &str, task: &TaskRecord) {
     let failure = || out_of_accounting(name);
     let visited = task.items.len();
+    let not_needed = task.not_needed();
     let distinct: BTreeSet<usize> = task.items.iter().map(|item| item.doc_id).collect();
     // An unfinished run misses items because it is unfinished.
-    if task.status != TaskStatus::Running && visited != task.expected {
+    if task.status != TaskStatus::Running && visited + not_needed != task.expected {
+        let left_out = if not_needed > 0 { format!(", {not_needed} not needed") } else { String::new() };
         out.add(
             failure()
-                .observed(format!("{} scored, {} failed", task.scored(), task.failed()))
+                .observed(format!("{} scored, {} failed{left_out}", task.scored(), task.failed()))
                 .expected(format!("{} items", task.expected)),
         );
     }
@@ -114,6 +118,21 @@ fn accounting(out: &mut Collector, name: &str, task: &TaskRecord) {
     }
     if distinct.len() != visited {
         out.add(failure().observed(format!("{visited} items, {} of them distinct", distinct.len())));
+    }
+    if let Some(visit) = &task.visit {
+        let order: BTreeSet<usize> = visit.order.iter().copied().collect();
+        let ascending = visit.looks.windows(2).all(|pair| pair[0] < pair[1]);
+        if order != distinct
+            || visit.order.len() != visited
+            || !ascending
+            || visit.looks.last() != Some(&visited)
+        {
+            out.add(
+                failure()
+                    .observed(format!("{} items in the order of visit", visit.order.len()))
+                    .expected(format!("the {visited} items, each once, up to the last look")),
+            );
+        }
     }
     if task.expected > task.full_split || (task.limited_by.is_empty() && task.expected != task.full_split) {
         out.add(

@@ -61,6 +61,8 @@ pub struct ConfigFile {
     pub tasks: Option<BTreeMap<String, TaskConfig>>,
     /// At most this many items a task.
     pub limit: Option<usize>,
+    /// Whether certify may stop a task as soon as it is decided.
+    pub early_stop: Option<bool>,
     /// Seed of the item permutation.
     pub seed: Option<u64>,
     /// External engines.
@@ -68,8 +70,19 @@ pub struct ConfigFile {
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 10] =
-    ["model", "recipe", "suites", "data", "policy", "margin", "tasks", "limit", "seed", "engine"];
+const FIELDS: [&str; 11] = [
+    "model",
+    "recipe",
+    "suites",
+    "data",
+    "policy",
+    "margin",
+    "tasks",
+    "limit",
+    "early_stop",
+    "seed",
+    "engine",
+];
 
 /// A valid release configuration. This is what the run directory keeps as `day0.yaml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,6 +104,8 @@ pub struct ReleaseConfig {
     pub tasks: BTreeMap<String, TaskConfig>,
     /// At most this many items a task.
     pub limit: Option<usize>,
+    /// Whether certify may stop a task as soon as it is decided.
+    pub early_stop: bool,
     /// Seed of the item permutation.
     pub seed: u64,
     /// External engines.
@@ -142,6 +157,7 @@ impl ConfigFile {
             margin: over.margin.or(self.margin),
             tasks: over.tasks.or(self.tasks),
             limit: over.limit.or(self.limit),
+            early_stop: over.early_stop.or(self.early_stop),
             seed: over.seed.or(self.seed),
             engine,
         }
@@ -158,6 +174,7 @@ impl ConfigFile {
             margin: self.margin.unwrap_or(DEFAULT_MARGIN),
             tasks: self.tasks.unwrap_or_default(),
             limit: self.limit,
+            early_stop: self.early_stop.unwrap_or(true),
             seed: self.seed.unwrap_or(DEFAULT_SEED),
             engine: self.engine.unwrap_or_default(),
         };
@@ -190,18 +207,25 @@ fn check_margin(field: &str, margin: f64) -> Result<(), Failure> {
 }
 
 impl ReleaseConfig {
-    /// What the compare gate is asked about the tasks of `baseline`: a margin is a share of the scale where the metric
-    /// has one, and relative to the baseline otherwise.
+    /// What the compare gate is asked about the tasks of `baseline`.
     pub fn compare_options(&self, baseline: &EvalRecord) -> CompareOptions {
+        self.options_for(
+            &baseline.tasks.iter().map(|(name, t)| (name.clone(), t.primary_metric.clone())).collect(),
+        )
+    }
+
+    /// What the compare gate is asked about tasks with these metrics: a margin is a share of the scale where the metric
+    /// has one, and relative to the baseline otherwise.
+    pub fn options_for(&self, metrics: &BTreeMap<String, MetricInfo>) -> CompareOptions {
         let margin = |settings: Option<&TaskConfig>, metric: Option<&MetricInfo>| {
             let value = settings.and_then(|s| s.margin).unwrap_or(self.margin);
             let bounded = metric.is_none_or(|m| m.scale.is_some());
             Some(if bounded { Margin::Absolute(value) } else { Margin::Relative(value) })
         };
-        let names: BTreeSet<&String> = baseline.tasks.keys().chain(self.tasks.keys()).collect();
+        let names: BTreeSet<&String> = metrics.keys().chain(self.tasks.keys()).collect();
         let options = |name: &String| {
             let settings = self.tasks.get(name);
-            let metric = baseline.tasks.get(name).map(|t| &t.primary_metric);
+            let metric = metrics.get(name);
             let tier = settings.and_then(|s| s.tier).unwrap_or_default();
             (name.clone(), TaskOptions { margin: margin(settings, metric), tier })
         };

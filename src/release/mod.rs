@@ -7,9 +7,11 @@ mod eval_units;
 mod graph;
 mod preflight;
 mod stage_lines;
+mod waves;
 
 pub mod config;
 pub mod keys;
+pub mod power;
 pub mod quantize_units;
 pub mod run_dir;
 pub mod score_units;

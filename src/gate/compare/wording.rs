@@ -42,6 +42,10 @@ pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> 
                 .expected(margin),
         ),
     }
+    if task.not_needed > 0 {
+        let observed = format!("decided after {} of {} items", task.n, task.n + task.not_needed);
+        findings.push(finding("evidence", FailureClass::InsufficientEvidence).observed(observed).as_note());
+    }
     if is_limited(task) && task.verdict == TaskVerdict::Within {
         let observed = format!("judged on {} of {} items ({})", task.n, task.full_split, task.limited_by);
         findings.push(finding("evidence", FailureClass::InsufficientEvidence).observed(observed).as_note());

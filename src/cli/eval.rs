@@ -21,7 +21,7 @@ use crate::gate;
 use crate::model::tokenizer::Tokenizer;
 use crate::record::eval::EvalRecord;
 use crate::record::{Failure, FailureClass, Provenance};
-use crate::release::score_units::EvalJob;
+use crate::release::score_units::{EvalJob, OpenJournal};
 use crate::release::{ArmEngine, keys, prepare, program_digest};
 use crate::suite;
 
@@ -115,6 +115,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         waves: EvalJob::plain_waves(&tasks),
         info: OutputInfo { model_name: named, options: &options, groups: &suite.groups },
         decided_by: keys::evaluated(&key, &tasks),
+        journal: OpenJournal::default(),
         key,
         scorer: Box::new(move || Ok(Arc::clone(&scorer))),
         out: arguments.out.clone(),

@@ -1,5 +1,6 @@
 //! Layer 10: the command line. One file a subcommand; data goes to standard output, everything else to standard error.
 
+mod compare;
 mod completions;
 mod doctor;
 mod eval;
@@ -8,6 +9,8 @@ mod import;
 mod init;
 mod list;
 mod output;
+mod power;
+mod power_from;
 mod quantize;
 mod release;
 mod runs;
@@ -71,6 +74,10 @@ enum Command {
     Serve(serve::Arguments),
     /// Evaluate one model.
     Eval(eval::Arguments),
+    /// Compare two runs item by item: day0's, lm-eval's or NeMo Evaluator's.
+    Compare(compare::Arguments),
+    /// Plan a comparison: what it can show, how many items it takes, how long.
+    Power(power::Arguments),
     /// Decide one gate on records or upstream summaries.
     Gate(gate::Arguments),
     /// List runs.
@@ -122,6 +129,8 @@ fn dispatch(command: Command, settings: &Settings) -> Result<u8, Failure> {
         Command::Scan(arguments) => scan::run(&arguments, settings),
         Command::Serve(arguments) => serve::run(arguments, settings),
         Command::Eval(arguments) => eval::run(&arguments, settings),
+        Command::Compare(arguments) => compare::run(&arguments, settings),
+        Command::Power(arguments) => power::run(&arguments, settings),
         Command::Gate(arguments) => gate::run(arguments, settings),
         Command::Runs(arguments) => runs::run(&arguments, settings),
         Command::List(arguments) => list::run(&arguments, settings),

@@ -6,6 +6,7 @@ pub mod probe;
 
 mod encode;
 mod error;
+mod import;
 mod journal;
 mod metrics;
 mod outputs;
@@ -19,6 +20,7 @@ mod scorer;
 mod tests;
 
 pub use error::{EvalError, RequestProblem};
+pub use import::{ImportError, ItemText, Run, blank_what_others_lack, item_texts, read_run};
 pub use journal::Journal;
 pub use metrics::{aggregate, aggregate_group, argmax, item_values};
 pub use outputs::{OutputInfo, results, sample, write_outputs};

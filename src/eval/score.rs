@@ -124,6 +124,10 @@ fn empty_item(prepared: &PreparedTask, item: &PreparedItem) -> ItemRecord {
         is_greedy: Vec::new(),
         values: BTreeMap::new(),
         weight: metrics::weight(config.primary_metric, doc),
+        gold: doc.gold().ok().and_then(|gold| match gold[..] {
+            [one] if !doc.choices.is_empty() => Some(one),
+            _ => None,
+        }),
         cluster: config.cluster.as_ref().and_then(|c| doc.fields.get(c)).map(python::str),
         error: None,
     }

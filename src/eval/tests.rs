@@ -435,6 +435,7 @@ fn groups_as_lm_eval() {
             is_greedy: vec![true],
             values: BTreeMap::new(),
             weight: 1.0,
+            gold: None,
             cluster: None,
             error: None,
         };

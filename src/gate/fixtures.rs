@@ -97,6 +97,7 @@ fn item(doc_id: usize, metric: &str, value: f64, loglikelihoods: Vec<f64>) -> It
         loglikelihoods,
         values: BTreeMap::from([(metric.to_owned(), value)]),
         weight: 1.0,
+        gold: None,
         cluster: None,
         error: None,
     }

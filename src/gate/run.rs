@@ -33,7 +33,7 @@ const METRIC_TOLERANCE: f64 = 1e-6;
 /// Decides on one arm's evaluation.
 pub fn run(record: &EvalRecord) -> GateReport {
     let mut out = Collector::new(GateName::Run);
-    collect(&mut out, record, "");
+    collect(&mut out, record, "", false);
     for (name, task) in &record.tasks {
         let reasons: Vec<String> = out
             .findings
@@ -64,8 +64,9 @@ pub fn run(record: &EvalRecord) -> GateReport {
     out.report(format!("all {} task(s) valid", record.tasks.len())).about(&record.arm)
 }
 
-/// Adds the findings of one arm; `prefix` goes before the names of the checks.
-pub(super) fn collect(out: &mut Collector, record: &EvalRecord, prefix: &str) {
+/// Adds the findings of one arm; `prefix` goes before the names of the checks. An `imported` run may have items without
+/// log-likelihoods.
+pub(super) fn collect(out: &mut Collector, record: &EvalRecord, prefix: &str, imported: bool) {
     let before = out.findings.len();
     out.require_schema(record.schema_version);
     if record.tasks.is_empty() {
@@ -74,7 +75,7 @@ pub(super) fn collect(out: &mut Collector, record: &EvalRecord, prefix: &str) {
     for (name, task) in &record.tasks {
         status(out, name, task);
         accounting(out, name, task);
-        items(out, name, task);
+        items(out, name, task, imported);
         metrics(out, name, task);
     }
     for finding in &mut out.findings[before..] {
@@ -159,8 +160,9 @@ fn out_of_accounting(name: &str) -> Finding {
     Finding::new(GateName::Run, "accounting", FailureClass::SampleAccountingFailed, name)
 }
 
-fn items(out: &mut Collector, name: &str, task: &TaskRecord) {
-    let scored: Vec<&ItemRecord> = task.items.iter().filter(|item| item.error.is_none()).collect();
+fn items(out: &mut Collector, name: &str, task: &TaskRecord, imported: bool) {
+    let judged = |item: &&ItemRecord| item.error.is_none() && !(imported && item.loglikelihoods.is_empty());
+    let scored: Vec<&ItemRecord> = task.items.iter().filter(judged).collect();
     for (check, fault) in [("finite", not_finite as ItemCheck), ("log_probs", bad_log_probs)] {
         let findings = scored.iter().filter_map(|item| {
             let observed = fault(item, task)?;

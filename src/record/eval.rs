@@ -130,10 +130,28 @@ pub struct ItemRecord {
     pub values: BTreeMap<String, f64>,
     /// For bits_per_byte and the like: the weight (bytes or words) of the item; 1 otherwise.
     pub weight: f64,
+    /// Index of the right choice, where there is exactly one.
+    #[serde(default)]
+    pub gold: Option<usize>,
     /// Cluster the item belongs to (subject), if the task declares one.
     pub cluster: Option<String>,
     /// Why the item has no score.
     pub error: Option<ItemError>,
+}
+
+/// What changes when the baseline is scored again on other kernels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NoiseFloor {
+    /// The other kernels.
+    pub kernel_path: String,
+    /// Items scored again.
+    pub items: usize,
+    /// Items whose primary metric changed; of continuous metrics nearly all do.
+    pub flips: usize,
+    /// Mean absolute difference of the log-likelihoods, in nats.
+    pub mean_abs_dll: f64,
+    /// Largest absolute difference of a log-likelihood, in nats.
+    pub max_abs_dll: f64,
 }
 
 /// Why an item has no score.

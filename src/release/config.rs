@@ -63,6 +63,8 @@ pub struct ConfigFile {
     pub limit: Option<usize>,
     /// Whether certify may stop a task as soon as it is decided.
     pub early_stop: Option<bool>,
+    /// Whether to score part of the baseline again on other kernels.
+    pub noise_floor: Option<bool>,
     /// Seed of the item permutation.
     pub seed: Option<u64>,
     /// External engines.
@@ -70,7 +72,7 @@ pub struct ConfigFile {
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "model",
     "recipe",
     "suites",
@@ -80,6 +82,7 @@ const FIELDS: [&str; 11] = [
     "tasks",
     "limit",
     "early_stop",
+    "noise_floor",
     "seed",
     "engine",
 ];
@@ -106,6 +109,8 @@ pub struct ReleaseConfig {
     pub limit: Option<usize>,
     /// Whether certify may stop a task as soon as it is decided.
     pub early_stop: bool,
+    /// Whether to score part of the baseline again on other kernels.
+    pub noise_floor: bool,
     /// Seed of the item permutation.
     pub seed: u64,
     /// External engines.
@@ -158,6 +163,7 @@ impl ConfigFile {
             tasks: over.tasks.or(self.tasks),
             limit: over.limit.or(self.limit),
             early_stop: over.early_stop.or(self.early_stop),
+            noise_floor: over.noise_floor.or(self.noise_floor),
             seed: over.seed.or(self.seed),
             engine,
         }
@@ -175,6 +181,7 @@ impl ConfigFile {
             tasks: self.tasks.unwrap_or_default(),
             limit: self.limit,
             early_stop: self.early_stop.unwrap_or(true),
+            noise_floor: self.noise_floor.unwrap_or(false),
             seed: self.seed.unwrap_or(DEFAULT_SEED),
             engine: self.engine.unwrap_or_default(),
         };

@@ -6,12 +6,14 @@ use serde_json::Value;
 use super::arm::{ArmEngine, ArmName};
 use super::graph::{Build, Timer, names, node};
 use super::keys;
+use super::noise_units::{self, NOISE};
 use super::score_units::{EvalJob, WaveId};
 use super::waves::LookUnit;
 use crate::base::json;
 use crate::eval;
 use crate::exec::{FnUnit, Graph, Node, Output};
 use crate::gate;
+use crate::ops::kernel_path::KernelPath;
 use crate::record::Failure;
 use crate::record::eval::EvalRecord;
 use crate::record::serve::ServeRecord;
@@ -52,7 +54,17 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>, jobs: &'a [EvalJob<'
         graph.add(jobs[arm as usize].merge_node(names::eval(arm), after));
         graph.add(gate_run_node(build, arm));
     }
-    graph.add(gate_compare_node(build));
+    let noise = noise_path(build);
+    if let Some(path) = noise {
+        graph.add(noise_units::noise_node(build, path));
+    }
+    graph.add(gate_compare_node(build, noise.is_some()));
+}
+
+/// The kernels of the noise floor, where it was asked for and can be measured.
+fn noise_path(build: &Build<'_>) -> Option<KernelPath> {
+    let local = matches!(build.inputs.engines[0], ArmEngine::Local);
+    noise_units::second_path().filter(|_| build.inputs.config.noise_floor && local)
 }
 
 /// The look after a wave of a task that may stop early.
@@ -142,11 +154,16 @@ fn gate_run_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
     })
 }
 
-fn gate_compare_node<'a>(build: &'a Build<'a>) -> Node<'a> {
-    let after = ArmName::BOTH.map(names::gate_run).to_vec();
-    build.gate_node(names::GATE_COMPARE, "compare", &build.keys.compare, after, move |_| {
+fn gate_compare_node<'a>(build: &'a Build<'a>, with_noise: bool) -> Node<'a> {
+    let mut after = ArmName::BOTH.map(names::gate_run).to_vec();
+    after.extend(with_noise.then(|| NOISE.to_owned()));
+    build.gate_node(names::GATE_COMPARE, "compare", &build.keys.compare, after, move |context| {
         let (baseline, candidate) =
             (read_eval(build, ArmName::Baseline)?, read_eval(build, ArmName::Candidate)?);
-        Ok(gate::compare(&baseline, &candidate, &build.inputs.config.compare_options(&baseline)))
+        let mut options = build.inputs.config.compare_options(&baseline);
+        if with_noise {
+            options.noise = context.output(NOISE)?;
+        }
+        Ok(gate::compare(&baseline, &candidate, &options))
     })
 }

@@ -7,7 +7,7 @@ use super::keys::{self, Keys};
 use super::preflight::Inputs;
 use super::quantize_units::QuantizeJob;
 use super::run_dir::RunDir;
-use super::score_units::EvalJob;
+use super::score_units::{EvalJob, OpenJournal};
 use super::{eval_units, quantize_units};
 use crate::base::{clock, json};
 use crate::exec::{Context, Flow, FnUnit, Graph, Node, Output, Unit, UnitKey};
@@ -113,6 +113,7 @@ impl<'a> Build<'a> {
             info: self.inputs.output_info(),
             key: self.keys.arms[name as usize].clone(),
             decided_by: self.keys.compare.clone(),
+            journal: OpenJournal::default(),
             scorer: Box::new(move || self.arm(name).scorer()),
             out: self.run.join(format!("eval/{name}")),
             provenance: self.provenance(),

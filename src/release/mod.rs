@@ -5,6 +5,7 @@ mod closeout;
 mod conductor;
 mod eval_units;
 mod graph;
+mod noise_units;
 mod preflight;
 mod stage_lines;
 mod waves;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,7 +43,13 @@ pub struct EvalJob<'a> {
     pub out: PathBuf,
     /// Origin of the record.
     pub provenance: Provenance,
+    /// Outcomes so far.
+    pub journal: OpenJournal,
 }
+
+/// The journal of an evaluation and the engine it belongs to, once it is open.
+#[derive(Default)]
+pub struct OpenJournal(Mutex<Option<(EngineIdentity, Arc<Journal>)>>);
 
 /// Output of a score unit.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -124,15 +130,26 @@ impl<'a> EvalJob<'a> {
         self.out.join("items.jsonl")
     }
 
+    /// The outcomes of this engine, read once: waves are small and many.
+    fn journal(&self, engine: &EngineIdentity) -> Result<Arc<Journal>, Failure> {
+        let mut slot = self.journal.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, journal)) = slot.as_ref().filter(|(of, _)| of == engine) {
+            return Ok(Arc::clone(journal));
+        }
+        let path = self.journal_path();
+        let journal = Journal::open(&path, self.key.as_str(), engine);
+        let journal = Arc::new(journal.map_err(|e| Failure::io(path.display(), &e))?);
+        *slot = Some((engine.clone(), Arc::clone(&journal)));
+        Ok(journal)
+    }
+
     fn score(&self, task: &PreparedTask, items: &[usize]) -> Result<Wave, Failure> {
         let scorer = (self.scorer)()?;
         let windows = items.iter().map(|i| task.items[*i].num_windows() as u64);
         let (last, total) = (items.last().map_or(0, |i| i + 1), task.items.len());
         let label = format!("{} {} to item {last} of {total}", self.arm, task.name());
         let progress = Progress::new(&label, windows.sum(), "requests");
-        let path = self.journal_path();
-        let journal = Journal::open(&path, self.key.as_str(), &scorer.identity())
-            .map_err(|e| Failure::io(path.display(), &e))?;
+        let journal = self.journal(&scorer.identity())?;
         let scored = eval::score_items_once(&*scorer, task, items, &journal, &|n| progress.inc(n as u64))?;
         if let Some(error) = scored.iter().find_map(|i| i.error.as_ref().filter(|e| e.transient)) {
             let message = format!("{} arm, task {}: {}", self.arm, task.name(), error.message);

@@ -9,6 +9,7 @@
 mod bad_input;
 mod chain;
 mod common;
+mod compare;
 mod eval_resume;
 mod fake_engine;
 mod resume;

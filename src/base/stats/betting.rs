@@ -69,7 +69,9 @@ impl Betting {
     /// The wealth after all `waves`.
     pub fn over(claim: Claim, margin: f64, waves: &[WaveFlips]) -> Self {
         let mut betting = Self::new(claim, margin);
-        waves.iter().for_each(|wave| betting.push(*wave));
+        for wave in waves {
+            betting.push(*wave);
+        }
         betting
     }
 

@@ -6,10 +6,10 @@ use super::options::{Margin, Tier};
 use super::sample::{Interval, Sample, choices};
 use super::sequential::{Decision, Look, StopRule, waves};
 use crate::base::stats::{
-    Alpha, PairedCounts, WaveFlips, betting_bounds, mcnemar, minimal_detectable, needed_n, zero_flip_bound,
-    zero_flip_n,
+    Alpha, Estimate, PairedCounts, Ratio, WaveFlips, betting_bounds, mcnemar, minimal_detectable, needed_n,
+    zero_flip_bound, zero_flip_n,
 };
-use crate::record::eval::{ItemRecord, TaskRecord};
+use crate::record::eval::{ItemRecord, NoiseFloor, TaskRecord};
 
 /// Flipped items listed in a report; the counts are always complete.
 const LISTED_FLIPS: usize = 200;
@@ -133,6 +133,12 @@ pub struct TaskEvidence {
     pub p_adjusted: Option<f64>,
     /// Mean KL divergence in nats of the candidate's choice distribution from the baseline's.
     pub choice_kl: Option<f64>,
+    /// Mean change of the margin between the right choice and the best other, in nats; negative is worse.
+    pub gold_margin_shift: Option<f64>,
+    /// Standard error of that shift.
+    pub gold_margin_stderr: Option<f64>,
+    /// What rescoring the baseline on other kernels changed, where it was measured.
+    pub noise: Option<NoiseFloor>,
     /// What the policy says.
     pub verdict: TaskVerdict,
     /// `verdict` as upstream's key: whether the task is within the margin.
@@ -208,6 +214,7 @@ impl TaskEvidence {
         let drop_fraction = estimate.and_then(|e| finite(e.value));
         let stderr = estimate.and_then(|e| finite(e.stderr));
         let counts = sample.counts;
+        let shift = gold_margin_shift(baseline, candidate);
         let plan = |distance: f64| {
             let variance = stderr?.powi(2) * sample.n as f64;
             let floor = if counts.is_some() { zero_flip_n(margin.value(), level)? } else { 2 };
@@ -249,6 +256,9 @@ impl TaskEvidence {
             p_value: terms.p_at_most(sample, stopped),
             p_adjusted: None,
             choice_kl: choice_kl(baseline, candidate),
+            gold_margin_shift: shift.map(|e| e.value),
+            gold_margin_stderr: shift.map(|e| e.stderr),
+            noise: None,
             verdict: TaskVerdict::Undecided,
             within_threshold: false,
             flips: if counts.is_some() { flips(baseline, candidate) } else { Vec::new() },
@@ -307,6 +317,19 @@ fn choice_kl(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<f64> {
         .collect();
     let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
     mean.is_finite().then_some(mean)
+}
+
+/// Mean over items of the change in ln p(right choice) − ln p(best other choice); `None` where fewer than two items
+/// have one right choice among several.
+fn gold_margin_shift(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<Estimate> {
+    let margin = |item: &ItemRecord| {
+        let (gold, all) = (item.gold?, choices(item));
+        let others = all.iter().enumerate().filter(|(i, _)| *i != gold).map(|(_, l)| *l);
+        Some(all.get(gold)? - others.reduce(f64::max)?)
+    };
+    let pairs = baseline.items.iter().zip(&candidate.items);
+    let shifts: Vec<f64> = pairs.filter_map(|(a, b)| Some(margin(b)? - margin(a)?)).collect();
+    Ratio::mean(&shifts, None).map(|ratio| ratio.estimate())
 }
 
 fn log_softmax(values: &[f64]) -> Vec<f64> {

@@ -19,9 +19,13 @@ use crate::record::{FailureClass, GateName, GateReport};
 /// Decides on two arms.
 pub fn compare(baseline: &EvalRecord, candidate: &EvalRecord, options: &CompareOptions) -> GateReport {
     let mut out = Collector::new(GateName::Compare);
-    run::collect(&mut out, baseline, "baseline.run.");
-    run::collect(&mut out, candidate, "candidate.run.");
+    run::collect(&mut out, baseline, "baseline.run.", options.imported);
+    run::collect(&mut out, candidate, "candidate.run.", options.imported);
+    let first = out.findings.len();
     proof::collect(&mut out, baseline, candidate);
+    if options.across_engines {
+        proof::excuse_engines(&mut out.findings[first..]);
+    }
     let rules = rules(baseline, options);
     visits(&mut out, &rules, baseline, candidate);
     options::check(&mut out, options, baseline);
@@ -126,6 +130,7 @@ fn evidence<'a>(
         let path = Path::of(rule, task, other);
         let terms = Terms { margin, tier: options.tier(name), alpha: options.alpha, path };
         let mut evidence = TaskEvidence::new(task, other, &sample, &terms);
+        evidence.noise = options.noise.get(name).cloned();
         if options.policy == Policy::Threshold {
             threshold(&mut evidence, &sample);
         }

@@ -52,7 +52,7 @@ fn a_gain_or_a_baseline_at_chance_does_not_stop_as_within() {
 
 /// Both arms of a task that was planned with `full` items and stopped after `n`, in waves of 64.
 fn stopped(n: usize, full: usize, lost: impl Fn(usize) -> bool) -> (EvalRecord, EvalRecord) {
-    let right = |i: usize| f64::from(u8::from(i % 4 != 0));
+    let right = |i: usize| f64::from(u8::from(!i.is_multiple_of(4)));
     let base: Vec<f64> = (0..n).map(right).collect();
     let cand: Vec<f64> = (0..n).map(|i| if lost(i) { 0.0 } else { right(i) }).collect();
     let visit = |mut record: EvalRecord| {
@@ -144,7 +144,7 @@ fn at_the_last_item_the_interval_decides_at_half_the_level() {
 #[test]
 fn the_end_of_a_plan_is_judged_as_by_the_gate() {
     for lost in [0, 3, 8, 9, 10, 11, 12, 20, 40] {
-        let spread = |i: usize| i % 4 != 0 && i % 8 == 1 && i / 8 < lost;
+        let spread = |i: usize| !i.is_multiple_of(4) && i % 8 == 1 && i / 8 < lost;
         let arms = stopped(400, 400, spread);
         let waves = super::sequential::waves(&arms.0.tasks["task"], &arms.1.tasks["task"]).unwrap();
         let looks = RULE.replay(&waves);

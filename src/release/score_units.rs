@@ -137,8 +137,10 @@ impl<'a> EvalJob<'a> {
             return Ok(Arc::clone(journal));
         }
         let path = self.journal_path();
-        let journal = Journal::open(&path, self.key.as_str(), engine);
-        let journal = Arc::new(journal.map_err(|e| Failure::io(path.display(), &e))?);
+        let journal = std::fs::create_dir_all(&self.out)
+            .and_then(|()| Journal::open(&path, self.key.as_str(), engine))
+            .map_err(|e| Failure::io(path.display(), &e))?;
+        let journal = Arc::new(journal);
         *slot = Some((engine.clone(), Arc::clone(&journal)));
         Ok(journal)
     }

@@ -23,6 +23,8 @@ pub const DEFAULT_SEED: u64 = 1234;
 pub struct TaskConfig {
     /// Margin: share of the scale (relative for unbounded metrics).
     pub margin: Option<f64>,
+    /// Whether the margin is a share of the baseline's value although the metric has a scale.
+    pub relative: Option<bool>,
     /// Whether the task decides; default required.
     pub tier: Option<Tier>,
     /// Published score of the original model on this task's primary metric.
@@ -226,8 +228,9 @@ impl ReleaseConfig {
     pub fn options_for(&self, metrics: &BTreeMap<String, MetricInfo>) -> CompareOptions {
         let margin = |settings: Option<&TaskConfig>, metric: Option<&MetricInfo>| {
             let value = settings.and_then(|s| s.margin).unwrap_or(self.margin);
+            let relative = settings.and_then(|s| s.relative).unwrap_or(false);
             let bounded = metric.is_none_or(|m| m.scale.is_some());
-            Some(if bounded { Margin::Absolute(value) } else { Margin::Relative(value) })
+            Some(if bounded && !relative { Margin::Absolute(value) } else { Margin::Relative(value) })
         };
         let names: BTreeSet<&String> = metrics.keys().chain(self.tasks.keys()).collect();
         let options = |name: &String| {
@@ -285,6 +288,22 @@ mod tests {
         ] {
             assert!(ConfigFile::parse(text, "x").and_then(ConfigFile::validate).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_margin_may_be_relative_to_the_baseline() {
+        let metric = MetricInfo { name: "acc".to_owned(), higher_is_better: true, scale: Some(1.0) };
+        let metrics = BTreeMap::from([("a".to_owned(), metric.clone()), ("b".to_owned(), metric)]);
+        let text = "margin: 0.02\ntasks: {a: {margin: 0.03, relative: true}, b: {tier: advisory}}";
+        let options = ConfigFile::parse(text, "x").unwrap().validate().unwrap().options_for(&metrics);
+        assert_eq!(options.tasks["a"].margin, Some(Margin::Relative(0.03)));
+        assert_eq!(
+            (options.tasks["b"].margin, options.tier("b")),
+            (Some(Margin::Absolute(0.02)), Tier::Advisory)
+        );
+        // Only items whose outcomes count alike may be looked at early.
+        let facts = metrics.iter().map(|(name, metric)| (name.as_str(), metric, false));
+        assert_eq!(options.stop_rules(facts).into_keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

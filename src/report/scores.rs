@@ -78,6 +78,9 @@ fn one_flip(text: &mut String, flip: &Flip, item: Option<&ItemText>) {
         let dots = if skipped > 0 { "… " } else { "" };
         let _ = writeln!(text, "> {dots}{}\n", cell(&tail));
     }
+    if flip.baseline_loglikelihoods.is_empty() {
+        return;
+    }
     let _ = writeln!(text, "| choice | text | baseline p (ln p) | candidate p (ln p) |\n|---|---|---|---|");
     let (base, cand) = (softmax(&flip.baseline_loglikelihoods), softmax(&flip.candidate_loglikelihoods));
     for (index, (p, q)) in base.iter().zip(&cand).enumerate() {

@@ -179,7 +179,7 @@ fn scorer(
     let scorer = EndpointScorer::connect(&options, record.identity.clone())?;
     let Some(fingerprint) = record.fingerprint else { return Ok((Arc::new(scorer), None)) };
     let digest = fingerprint.start.digest.clone();
-    let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), fingerprint.start)?;
+    let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), Some(fingerprint.start))?;
     Ok((Arc::new(scorer), Some(digest)))
 }
 

@@ -64,13 +64,25 @@ impl EndpointScorer {
     }
 
     /// Makes [`Scorer::confirm`] compare what the endpoint says of itself and the scores of fixed prompts with those
-    /// at the start, `start`.
+    /// at the start: `start`, or a reading taken now.
     pub fn watching(
         mut self,
         prompts: Vec<Vec<u32>>,
-        start: FingerprintReading,
+        start: Option<FingerprintReading>,
     ) -> Result<Self, EndpointError> {
         let served = self.client.served_model()?;
+        let start = match start {
+            Some(start) => start,
+            None => {
+                let reading = read_fingerprint(&self.client, &self.model, &prompts);
+                let unreachable = |e: CallError| EndpointError::Unreachable {
+                    url: self.client.root().to_owned(),
+                    status: e.status,
+                    message: e.message,
+                };
+                reading.map_err(unreachable)?.0
+            }
+        };
         self.watch = Some(Watch { served, prompts, start });
         Ok(self)
     }

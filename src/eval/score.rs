@@ -51,22 +51,31 @@ pub fn score_items_once(
             None => pending.push(*index),
         }
     }
+    let mut stopped = None;
     for chunk in pending.chunks(CHUNK_ITEMS) {
         let outcomes = score_items(scorer, prepared, chunk, progress);
-        scorer.confirm().map_err(ScoreError::Engine)?;
+        let any_scored = outcomes.iter().any(|o| o.error.is_none());
+        if any_scored {
+            scorer.confirm().map_err(ScoreError::Engine)?;
+        }
+        let last_error = outcomes.iter().rev().find_map(|o| o.error.clone());
         for (index, outcome) in chunk.iter().zip(outcomes) {
             let put = journal.put(prepared, &prepared.items[*index], &outcome);
             put.map_err(|source| ScoreError::Journal { path: journal.path().to_path_buf(), source })?;
             known.insert(*index, outcome);
         }
-        if interrupt::received().is_some() {
+        // An engine that answers nothing at all is not asked again and again; the rest stays pending.
+        let sent = chunk.iter().any(|index| prepared.items[*index].problem.is_none());
+        if interrupt::received().is_some() || (sent && !any_scored) {
+            stopped = last_error;
             break;
         }
     }
-    let missing = || ItemError { status: None, transient: true, message: "interrupted".to_owned() };
+    let interrupted = || ItemError { status: None, transient: true, message: "interrupted".to_owned() };
     let outcome = |index: &usize| {
         let item = &prepared.items[*index];
-        known.remove(index).unwrap_or_else(|| failed_item(prepared, item, missing()))
+        let pending = || failed_item(prepared, item, stopped.clone().unwrap_or_else(interrupted));
+        known.remove(index).unwrap_or_else(pending)
     };
     Ok(items.iter().map(outcome).collect())
 }
@@ -90,6 +99,7 @@ pub enum ScoreError {
 impl Classified for ScoreError {
     fn failure_class(&self) -> FailureClass {
         match self {
+            Self::Engine(ItemError { status: Some(401 | 403 | 429), .. }) => FailureClass::EvalJudgeFailed,
             Self::Engine(error) if error.transient => FailureClass::InfraTransient,
             Self::Engine(_) => FailureClass::ComparabilityFailed,
             Self::Journal { source, .. } => Failure::io("", source).class,

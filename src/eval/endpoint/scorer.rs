@@ -71,18 +71,14 @@ impl EndpointScorer {
         start: Option<FingerprintReading>,
     ) -> Result<Self, EndpointError> {
         let served = self.client.served_model()?;
-        let start = match start {
-            Some(start) => start,
-            None => {
-                let reading = read_fingerprint(&self.client, &self.model, &prompts);
-                let unreachable = |e: CallError| EndpointError::Unreachable {
-                    url: self.client.root().to_owned(),
-                    status: e.status,
-                    message: e.message,
-                };
-                reading.map_err(unreachable)?.0
-            }
+        let now = || {
+            let reading = read_fingerprint(&self.client, &self.model, &prompts);
+            let url = self.client.root().to_owned();
+            let unreachable =
+                |e: CallError| EndpointError::Unreachable { url, status: e.status, message: e.message };
+            reading.map(|(start, _)| start).map_err(unreachable)
         };
+        let start = start.map_or_else(now, Ok)?;
         self.watch = Some(Watch { served, prompts, start });
         Ok(self)
     }

@@ -1,5 +1,6 @@
 //! Layer 10: the command line. One file a subcommand; data goes to standard output, everything else to standard error.
 
+mod bench;
 mod completions;
 mod doctor;
 mod eval;
@@ -15,7 +16,6 @@ mod scan;
 mod serve;
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -69,6 +69,8 @@ enum Command {
     Scan(scan::Arguments),
     /// Serve a checkpoint with an OpenAI-compatible API.
     Serve(serve::Arguments),
+    /// Measure a server or the engine: generation and scoring.
+    Bench(bench::Arguments),
     /// Evaluate one model.
     Eval(eval::Arguments),
     /// Decide one gate on records or upstream summaries.
@@ -121,6 +123,7 @@ fn dispatch(command: Command, settings: &Settings) -> Result<u8, Failure> {
         Command::Quantize(arguments) => quantize::run(&arguments, settings),
         Command::Scan(arguments) => scan::run(&arguments, settings),
         Command::Serve(arguments) => serve::run(arguments, settings),
+        Command::Bench(arguments) => bench::run(&arguments, settings),
         Command::Eval(arguments) => eval::run(&arguments, settings),
         Command::Gate(arguments) => gate::run(arguments, settings),
         Command::Runs(arguments) => runs::run(&arguments, settings),
@@ -147,13 +150,6 @@ fn policy_parser() -> impl TypedValueParser<Value = Policy> {
         "threshold" => Policy::Threshold,
         _ => Policy::Certify,
     })
-}
-
-/// Content of an API key file, without white space around it.
-fn read_api_key(path: Option<&Path>) -> Result<Option<String>, Failure> {
-    let Some(path) = path else { return Ok(None) };
-    let text = std::fs::read_to_string(path).map_err(|e| Failure::io(path.display(), &e))?;
-    Ok(Some(text.trim().to_owned()))
 }
 
 /// All parallel work runs on rayon's global pool, of the detected size.

@@ -18,6 +18,32 @@ pub struct TokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
+/// A prompt whose tokens are to be scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptQuery {
+    /// Token ids, at least one.
+    pub tokens: Vec<u32>,
+    /// First position scored; position 0 never is.
+    pub first: usize,
+    /// Most likely tokens reported with each.
+    pub top_n: usize,
+}
+
+/// How much of the inputs prompts shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScoreStats {
+    /// Input tokens of all prompts.
+    pub inputs: usize,
+    /// Rows that were computed for them.
+    pub computed: usize,
+}
+
+/// A prompt's answer as it fills.
+struct Answer {
+    entries: Vec<Option<TokenLogprobs>>,
+    missing: usize,
+}
+
 impl Engine {
     /// Scores requests; results are in the order of the requests and do not depend on it. `progress` is called with the
     /// number of requests done so far.
@@ -52,33 +78,66 @@ impl Engine {
         tokens: &[u32],
         top_n: usize,
     ) -> Result<Vec<Option<TokenLogprobs>>, EngineError> {
-        let invalid = |source| EngineError::Request { index: 0, source };
-        if tokens.is_empty() {
-            return Err(invalid(RequestError::Empty));
+        let query = PromptQuery { tokens: tokens.to_vec(), first: 1, top_n };
+        let mut entries = vec![None];
+        self.score_prompts(&[query], &mut |_, scored| entries.extend(scored.into_iter().map(Some)))?;
+        Ok(entries)
+    }
+
+    /// Log-probabilities of the tokens of prompts from each one's `first` on. `done(prompt, entries)` is called as soon
+    /// as a prompt's last token is known; prompts share what they have in common.
+    pub fn score_prompts(
+        &self,
+        prompts: &[PromptQuery],
+        done: &mut (dyn FnMut(usize, Vec<TokenLogprobs>) + Send),
+    ) -> Result<ScoreStats, EngineError> {
+        let mut answers: Vec<Answer> = Vec::with_capacity(prompts.len());
+        let (mut planned, mut indices) = (Vec::new(), Vec::new());
+        for (index, prompt) in prompts.iter().enumerate() {
+            let invalid = |source| EngineError::Request { index, source };
+            let len = prompt.tokens.len();
+            if len == 0 {
+                return Err(invalid(RequestError::Empty));
+            }
+            self.check_tokens(&prompt.tokens, len - 1).map_err(invalid)?;
+            let first = prompt.first.max(1);
+            let missing = len.saturating_sub(first);
+            answers.push(Answer { entries: vec![None; missing], missing });
+            if missing == 0 {
+                done(index, Vec::new());
+            } else {
+                planned.push(PlanRequest { tokens: &prompt.tokens, context_len: first });
+                indices.push(index);
+            }
         }
-        self.check_tokens(tokens, tokens.len() - 1).map_err(invalid)?;
-        let mut results = vec![None; tokens.len()];
-        if tokens.len() > 1 {
-            let request = [PlanRequest { tokens, context_len: 1 }];
-            self.run(&request, top_n, &|_| (), &mut |_, slot, row, token, logit| {
-                results[slot + 1] = Some(row.token(token, logit));
-            });
-        }
-        Ok(results)
+        let top_n = prompts.iter().map(|p| p.top_n).max().unwrap_or(0);
+        let computed = self.run(&planned, top_n, &|_| (), &mut |request, slot, row, token, logit| {
+            let index = indices[request];
+            let answer = &mut answers[index];
+            let mut entry = row.token(token, logit);
+            entry.top.truncate(prompts[index].top_n);
+            answer.entries[slot] = Some(entry);
+            answer.missing -= 1;
+            if answer.missing == 0 {
+                done(index, std::mem::take(&mut answer.entries).into_iter().flatten().collect());
+            }
+        });
+        Ok(ScoreStats { inputs: planned.iter().map(|p| p.tokens.len() - 1).sum(), computed })
     }
 
     /// Answers every scored token of checked requests: `each(request, which of its scored tokens, row, token, logit)`.
+    /// Returns the number of rows computed.
     fn run(
         &self,
         requests: &[PlanRequest<'_>],
         top_n: usize,
         progress: &(dyn Fn(usize) + Sync),
         each: &mut (dyn FnMut(usize, usize, &HeadRow, u32, f32) + Send),
-    ) {
+    ) -> usize {
         let mut planner = Planner::new(requests);
         let mut cache = self.decoder.new_cache();
         let mut work = Workspace::default();
-        let mut done = 0;
+        let (mut done, mut computed) = (0, 0);
         self.pool.install(|| {
             while let Some(planned) = planner.next_batch(self.max_batched_tokens) {
                 let hidden = self.decoder.forward(&planned.batch, &mut cache, &mut work);
@@ -91,10 +150,12 @@ impl Engine {
                         each(request, slot, row, target, logit);
                     }
                 }
+                computed += planned.batch.tokens.len();
                 done += planned.requests;
                 progress(done);
             }
         });
+        computed
     }
 }
 

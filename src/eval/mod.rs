@@ -1,5 +1,6 @@
 //! Layer 7: requests to log-likelihoods to metrics to sample files.
 
+pub mod bench;
 pub mod endpoint;
 pub mod local;
 pub mod probe;

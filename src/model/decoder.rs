@@ -4,11 +4,9 @@
 //! Rows of a batch are tokens of several paths, without padding; a path may continue rows of another or the cache.
 //! No row's result depends on the others.
 
-use std::ops::Range;
-
 use super::config::ModelConfig;
 use super::error::ModelError;
-use super::kv_cache::KvCache;
+use super::kv_cache::{KvCache, Stored};
 use super::linear::LinearGroup;
 use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
@@ -56,8 +54,8 @@ pub struct RaggedBatch {
     pub segments: Vec<Segment>,
     /// Rows whose hidden state is returned, ascending: \[R\].
     pub logit_rows: Vec<usize>,
-    /// What the cache holds afterwards: so many of its positions, then these rows.
-    pub kept: (usize, Vec<Range<usize>>),
+    /// Rows that the cache keeps; what is in its other slots stays.
+    pub stored: Vec<Stored>,
 }
 
 /// Buffers of a forward pass, reused by the next.
@@ -169,8 +167,6 @@ impl Decoder {
         let mut out = vec![0.0; rows * hidden];
         let (x, y) = (&mut work.x[..rows * hidden], &work.y[..rows * hidden]);
         rms_norm(path, x, Some(y), &self.norm, eps, &mut out);
-        let (kept, appended) = &batch.kept;
-        cache.set_len(kept + appended.iter().map(ExactSizeIterator::len).sum::<usize>());
         out
     }
 
@@ -222,8 +218,7 @@ impl Decoder {
             segments: &batch.segments,
         };
         attention::attention(self.path, &inputs, &mut work.attended);
-        let (kept, appended) = &batch.kept;
-        cache.update(index, *kept, &work.qkv, appended.iter().flat_map(Clone::clone));
+        cache.update(index, &work.qkv, &batch.stored);
     }
 }
 

@@ -16,4 +16,4 @@ mod linear_oracle_tests;
 pub use config::ModelConfig;
 pub use decoder::{Decoder, RaggedBatch};
 pub use error::ModelError;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, Stored};

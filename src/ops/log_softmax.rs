@@ -22,7 +22,7 @@ const ROWS: usize = 48;
 
 /// Which log-probabilities are asked of the rows.
 pub struct HeadQuery<'a> {
-    /// Tokens asked for, those of row 0 first.
+    /// Tokens asked for, those of row 0 first, ascending within a row.
     pub targets: &'a [u32],
     /// Where each row's targets begin, and the end: \[R + 1\].
     pub offsets: &'a [usize],
@@ -81,12 +81,12 @@ pub fn log_softmax(
             let columns = chunk * CHUNK_PANELS * NR..((chunk + 1) * CHUNK_PANELS * NR).min(w.n());
             with_logits(path, &x[first * w.k()..][..count * w.k()], count, w, chunk, |row, logits| {
                 let row = first + row;
-                for i in query.offsets[row]..query.offsets[row + 1] {
-                    let token = query.targets[i] as usize;
-                    if columns.contains(&token) {
-                        // SAFETY: target i belongs to one row and its token to one chunk: one task writes it.
-                        unsafe { out.at(i).write(logits[token - columns.start]) };
-                    }
+                let (first, last) = (query.offsets[row], query.offsets[row + 1]);
+                let below =
+                    |token: usize| query.targets[first..last].partition_point(|t| (*t as usize) < token);
+                for i in first + below(columns.start)..first + below(columns.end) {
+                    // SAFETY: target i belongs to one row and its token to one chunk: one task writes it.
+                    unsafe { out.at(i).write(logits[query.targets[i] as usize - columns.start]) };
                 }
                 let top = largest(logits, columns.start, query.top_n);
                 let max = elementary::max(path, logits);

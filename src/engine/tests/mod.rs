@@ -3,4 +3,6 @@
 mod bad_input;
 mod batch_invariance;
 mod fixture;
+mod generation;
 mod reference;
+mod sampling;

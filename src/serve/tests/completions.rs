@@ -1,57 +1,13 @@
-//! The server end to end over HTTP, on the fake engine.
+//! `/v1/completions`: scores, shapes, limits.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::fake::{BOS, ByteCodec, EOS, FakeEngine, PANIC_PROMPT};
-use super::{Server, ServerHandle, ServerOptions, TextCodec};
+use super::super::TextCodec;
+use super::super::fake::{BOS, ByteCodec, EOS, FakeEngine};
+use super::{completion, post, start};
 use crate::record::score::ScoreRequest;
-use crate::record::{Classified, FailureClass};
-
-fn start(engine: FakeEngine, change: impl FnOnce(&mut ServerOptions)) -> (ServerHandle, Arc<FakeEngine>) {
-    let mut options = ServerOptions::local("fake");
-    change(&mut options);
-    let engine = Arc::new(engine);
-    let handle = Server::start(engine.clone(), Arc::new(ByteCodec), options).unwrap();
-    (handle, engine)
-}
-
-/// Sends raw bytes and returns status and JSON body (null when empty).
-fn raw(handle: &ServerHandle, request: &[u8]) -> (u16, Value) {
-    let mut stream = TcpStream::connect(handle.url().trim_start_matches("http://")).unwrap();
-    stream.write_all(request).unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    let text = String::from_utf8(answer).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let body =
-        if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("every body is JSON") };
-    (status, body)
-}
-
-fn call(handle: &ServerHandle, method: &str, path: &str, headers: &str, body: &str) -> (u16, Value) {
-    let length = body.len();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
-    );
-    raw(handle, request.as_bytes())
-}
-
-fn post(handle: &ServerHandle, body: &Value) -> (u16, Value) {
-    call(handle, "POST", "/v1/completions", "Content-Type: application/json\r\n", &body.to_string())
-}
-
-fn completion(handle: &ServerHandle, body: &Value) -> Value {
-    let (status, answer) = post(handle, body);
-    assert_eq!(status, 200, "{answer}");
-    answer
-}
 
 /// The shape of vLLM 0.16's answer quoted in llama.cpp PR 15189.
 #[test]
@@ -90,7 +46,7 @@ fn top_logprobs_count_and_order() {
     let (handle, _) = start(FakeEngine::default(), |_| {});
     let ask = |logprobs: usize| {
         let body = json!({"prompt": [[104, 105, 106]], "max_tokens": 4, "echo": true, "logprobs": logprobs,
-                          "return_tokens_as_token_ids": true, "ignore_eos": true});
+                          "return_tokens_as_token_ids": true, "ignore_eos": true, "temperature": 0});
         completion(&handle, &body)["choices"][0]["logprobs"].clone()
     };
     for n in [0, 1, 5, 20] {
@@ -149,7 +105,7 @@ fn one_generated_token_is_the_first_of_many() {
     let (handle, engine) = start(FakeEngine::default(), |_| {});
     let ask = |max_tokens: usize| {
         let body = json!({"prompt": [80, 81, 82, 83], "max_tokens": max_tokens, "echo": true, "logprobs": 3,
-                          "return_token_ids": true, "ignore_eos": true});
+                          "return_token_ids": true, "ignore_eos": true, "temperature": 0});
         completion(&handle, &body)["choices"][0].clone()
     };
     let one = ask(1);
@@ -180,7 +136,7 @@ fn values_are_exact() {
 fn stops() {
     let (handle, _) = start(FakeEngine::default(), |_| {});
     let base = json!({"prompt": [70, 71], "max_tokens": 12, "return_token_ids": true, "logprobs": 1,
-                      "ignore_eos": true});
+                      "ignore_eos": true, "temperature": 0});
     let ask = |extra: Value| {
         let mut body = base.clone();
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
@@ -208,32 +164,31 @@ fn stops() {
 
 #[test]
 fn the_end_token_ends_and_is_not_shown() {
-    let (handle, engine) = start(FakeEngine { max_len: 4096, ..FakeEngine::default() }, |_| {});
+    let (handle, _) = start(FakeEngine { max_len: 4096, ..FakeEngine::default() }, |_| {});
     // 258 equally likely tokens: among 4,000 greedy ones the end token appears.
-    let body = json!({"prompt": [1], "max_tokens": 4000, "return_token_ids": true});
+    let body = json!({"prompt": [1], "max_tokens": 4000, "return_token_ids": true, "temperature": 0});
     let choice = &completion(&handle, &body)["choices"][0];
     assert_eq!((&choice["finish_reason"], &choice["stop_reason"]), (&json!("stop"), &Value::Null));
     assert_eq!(choice["token_ids"].as_array().unwrap().last().unwrap(), &json!(EOS));
     assert!(!choice["text"].as_str().unwrap().contains("</s>"));
-    assert_eq!(engine.calls.load(Ordering::Relaxed), 1);
+}
+
+/// A good request but for one field.
+fn with(field: &str, value: Value) -> Value {
+    let mut body = json!({"model": "fake", "prompt": "x", "max_tokens": 1});
+    body[field] = value;
+    body
 }
 
 #[test]
 fn malformed_requests() {
     let (handle, engine) = start(FakeEngine::default(), |_| {});
-    let ok = json!({"model": "fake", "prompt": "x", "max_tokens": 1});
-    let with = |field: &str, value: Value| {
-        let mut body = ok.clone();
-        body[field] = value;
-        body
-    };
-    assert_eq!(post(&handle, &ok).0, 200);
+    assert_eq!(post(&handle, &with("n", json!(1))).0, 200);
     let calls = engine.calls.load(Ordering::Relaxed);
     let table: Vec<(u16, Value, &str)> = vec![
         (404, with("model", json!("no-such-model")), "does not exist"),
         (400, with("model", json!(5)), "request body"),
         (400, with("temperature", json!(-1)), "non-negative"),
-        (400, with("temperature", json!(0.7)), "greedy"),
         (400, with("prompt", json!(vec!["word"; 2000].join(" "))), "maximum context length is 64 tokens"),
         (400, with("prompt", json!(vec![1; 64])), "maximum context length"),
         (400, with("prompt", json!([1_000_000_000])), "out of vocabulary"),
@@ -246,21 +201,21 @@ fn malformed_requests() {
         (400, with("prompt", Value::Null), "non-empty"),
         (400, json!({"model": "fake"}), "non-empty"),
         (400, with("prompt", json!(vec!["a"; 1025])), "1024"),
-        (400, with("n", json!(0)), "at least 1"),
-        (400, with("n", json!(3)), "`n` is not supported"),
+        (400, with("n", json!(0)), "between 1 and 1024"),
+        (400, with("n", json!(1025)), "between 1 and 1024"),
         (400, with("max_tokens", json!(-1)), "max_tokens"),
         (400, with("max_tokens", json!(0)), "at least 1"),
         (400, with("max_tokens", json!(i64::MAX)), "maximum context length"),
         (400, with("max_tokens", json!("many")), "request body"),
         (400, with("logprobs", json!(21)), "between 0 and 20"),
         (400, with("logprobs", json!(-1)), "between 0 and 20"),
-        (400, with("stream", json!(true)), "`stream` is not supported"),
+        (400, with("stream", json!("yes")), "request body"),
         (400, with("best_of", json!(2)), "`best_of`"),
         (400, with("echo", json!("yes")), "request body"),
         (400, with("stop", json!("")), "empty string"),
         (400, with("stop", json!(5)), "stop must be"),
-        (400, with("prompt_logprobs", json!(1)), "`prompt_logprobs`"),
-        (400, with("logit_bias", json!({"5": 1})), "`logit_bias`"),
+        (400, with("prompt_logprobs", json!(-1)), "between 0 and 20"),
+        (400, with("stop", json!(vec!["x"; 65])), "at most 64"),
         (400, with("response_format", json!({"type": "json_object"})), "`response_format`"),
         (400, json!([1]), "request body"),
     ];
@@ -272,6 +227,34 @@ fn malformed_requests() {
         assert_eq!(error["code"], status);
         assert!(error["type"].is_string() && error.get("param").is_some(), "{answer}");
     }
+    assert_eq!(engine.calls.load(Ordering::Relaxed), calls, "a refused request costs no engine time");
+}
+
+#[test]
+fn sampling_fields_out_of_range() {
+    let (handle, _) = start(FakeEngine::default(), |_| {});
+    for (status, body, message) in [
+        (400, with("top_p", json!(0)), "(0, 1]"),
+        (400, with("top_k", json!(-2)), "top_k"),
+        (400, with("min_p", json!(1.5)), "[0, 1]"),
+        (400, with("presence_penalty", json!(3)), "between -2 and 2"),
+        (400, with("repetition_penalty", json!(0)), "greater than zero"),
+        (400, with("logit_bias", json!({"999": 1})), "out of vocabulary"),
+        (400, with("logit_bias", json!({"a": 1})), "no token id"),
+        (400, with("logprob_start_len", json!([1, 2])), "2 entries for 1 prompts"),
+        (400, with("logprob_start_len", json!(-1)), "at least 0"),
+        (400, with("min_tokens", json!(-1)), "min_tokens"),
+        (400, with("stream_options", json!({"include_usage": true})), "stream=True"),
+    ] {
+        let (got, answer) = post(&handle, &body);
+        assert_eq!(got, status, "{body}: {answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(message), "{body}: {answer}");
+    }
+}
+
+#[test]
+fn neutral_values_change_nothing() {
+    let (handle, _) = start(FakeEngine::default(), |_| {});
     for neutral in [
         with("stop", json!([])),
         with("n", json!(1)),
@@ -285,167 +268,6 @@ fn malformed_requests() {
     ] {
         assert_eq!(post(&handle, &neutral).0, 200, "{neutral}");
     }
-    assert_eq!(engine.calls.load(Ordering::Relaxed), calls + 9, "a refused request costs no engine time");
-}
-
-#[test]
-fn other_paths_methods_and_bodies() {
-    let (handle, _) = start(FakeEngine::default(), |_| {});
-    let status = |method: &str, path: &str, body: &str| {
-        let (status, answer) = call(&handle, method, path, "", body);
-        if status >= 400 {
-            assert!(answer["error"]["message"].is_string(), "{method} {path}: {answer}");
-        }
-        status
-    };
-    assert_eq!(status("GET", "/health", ""), 200);
-    assert_eq!(status("GET", "/version", ""), 200);
-    assert_eq!(status("POST", "/health", ""), 405);
-    assert_eq!(status("GET", "/v1/completions", ""), 405);
-    assert_eq!(status("DELETE", "/v1/models", ""), 405);
-    assert_eq!(status("GET", "/v1/nothing", ""), 404);
-    assert_eq!(status("POST", "/v1/chat/completions", "{}"), 404);
-    for broken in ["", "{", "{\"prompt\": \"a\"", "\u{0}", "null", "{\"prompt\": \"\\ud800\"}"] {
-        assert_eq!(status("POST", "/v1/completions", broken), 400, "{broken:?}");
-    }
-    let deep = "[".repeat(100_000);
-    assert_eq!(status("POST", "/v1/completions", &deep), 400);
-    assert_eq!(status("POST", "/v1/completions", &format!("{{\"prompt\": {deep}")), 400);
-
-    let too_long = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 99999999999\r\n\r\n";
-    assert_eq!(raw(&handle, too_long.as_bytes()).0, 413);
-    assert_eq!(status("GET", "/health", ""), 200);
-}
-
-#[test]
-fn models_and_tokenizer() {
-    let (handle, engine) = start(FakeEngine::default(), |o| "/models/fake".clone_into(&mut o.root));
-    let (_, list) = call(&handle, "GET", "/v1/models", "", "");
-    let model = &list["data"][0];
-    assert_eq!(
-        (&list["object"], &model["id"], &model["root"]),
-        (&json!("list"), &json!("fake"), &json!("/models/fake"))
-    );
-    assert_eq!((&model["max_model_len"], &model["kernel_path"]), (&json!(64), &json!("fake")));
-    let digest = super::Backend::identity(&*engine).checkpoint_digest.unwrap();
-    assert_eq!(model["checkpoint_digest"], digest.as_str());
-
-    let (_, info) = call(&handle, "GET", "/tokenizer_info", "", "");
-    assert_eq!(info["eos_token"], "</s>");
-    let (_, tokens) = call(&handle, "POST", "/tokenize", "", r#"{"prompt":"ab","add_special_tokens":false}"#);
-    assert_eq!((&tokens["tokens"], &tokens["count"]), (&json!([97, 98]), &json!(2)));
-    let (_, text) = call(&handle, "POST", "/detokenize", "", r#"{"tokens":[97,98]}"#);
-    assert_eq!(text["prompt"], "ab");
-    assert_eq!(call(&handle, "POST", "/detokenize", "", r#"{"tokens":[999]}"#).0, 400);
-    assert_eq!(call(&handle, "POST", "/tokenize", "", "{}").0, 400);
-}
-
-#[test]
-fn api_key_guards_v1_only() {
-    let (handle, _) = start(FakeEngine::default(), |o| o.api_key = Some("secret".to_owned()));
-    let models = |header: &str| call(&handle, "GET", "/v1/models", header, "").0;
-    assert_eq!(models(""), 401);
-    assert_eq!(models("Authorization: Bearer secre\r\n"), 401);
-    assert_eq!(models("Authorization: Bearer secret2\r\n"), 401);
-    assert_eq!(models("Authorization: Basic secret\r\n"), 401);
-    assert_eq!(models("Authorization: Bearer\r\n"), 401);
-    assert_eq!(models("Authorization: Bearer secret\r\n"), 200);
-    assert_eq!(models("authorization: bearer secret\r\n"), 200);
-    assert_eq!(post(&handle, &json!({"prompt": "x"})).0, 401);
-    assert_eq!(call(&handle, "GET", "/health", "", "").0, 200);
-}
-
-#[test]
-fn concurrent_requests_get_their_own_answers() {
-    let (handle, engine) = start(FakeEngine::default(), |_| {});
-    std::thread::scope(|scope| {
-        for i in 0..16u32 {
-            let (handle, engine) = (&handle, &engine);
-            scope.spawn(move || {
-                let tokens = vec![i, i + 1, 2 * i, 7];
-                let body = json!({"prompt": tokens, "max_tokens": 1, "echo": true, "logprobs": 1});
-                let answer = completion(handle, &body);
-                let expected = engine.score(&ScoreRequest { tokens, context_len: 3 }).token_logprobs[0];
-                let value = answer["choices"][0]["logprobs"]["token_logprobs"][3].as_f64().unwrap();
-                assert_eq!(value as f32, expected);
-            });
-        }
-    });
-}
-
-#[test]
-fn a_full_queue_is_503() {
-    let engine = FakeEngine { delay: Duration::from_millis(300), ..FakeEngine::default() };
-    let (handle, _) = start(engine, |o| o.max_queued_requests = 2);
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..6)
-            .map(|_| scope.spawn(|| post(&handle, &json!({"prompt": "x", "max_tokens": 1})).0))
-            .collect();
-        threads.into_iter().map(|t| t.join().unwrap()).collect()
-    });
-    assert!(statuses.iter().all(|s| [200, 503].contains(s)), "{statuses:?}");
-    assert!(statuses.contains(&200) && statuses.contains(&503), "{statuses:?}");
-    assert_eq!(post(&handle, &json!({"prompt": "x"})).0, 200, "it recovers");
-}
-
-#[test]
-fn an_engine_panic_is_500_and_unhealthy() {
-    let (handle, _) = start(FakeEngine::default(), |_| {});
-    let (status, answer) = post(&handle, &json!({"prompt": PANIC_PROMPT}));
-    assert_eq!((status, &answer["error"]["type"]), (500, &json!("InternalServerError")));
-    assert_eq!(call(&handle, "GET", "/health", "", "").0, 503);
-}
-
-#[test]
-fn shutdown_drains_and_frees_the_port() {
-    let engine = FakeEngine { delay: Duration::from_millis(300), ..FakeEngine::default() };
-    let (handle, _) = start(engine, |_| {});
-    let address = handle.url().trim_start_matches("http://").to_owned();
-    let port = address.rsplit(':').next().unwrap().parse().unwrap();
-    // An idle connection and one that sent half a request do not hold the shutdown up for ever.
-    let _idle = TcpStream::connect(&address).unwrap();
-    std::thread::scope(|scope| {
-        let in_flight = scope.spawn(|| post(&handle, &json!({"prompt": "x", "max_tokens": 1})).0);
-        std::thread::sleep(Duration::from_millis(100));
-        let start = Instant::now();
-        handle.shutdown();
-        assert!(start.elapsed() < Duration::from_secs(5));
-        assert_eq!(in_flight.join().unwrap(), 200, "the request in flight was answered");
-    });
-    assert!(TcpStream::connect(&address).is_err());
-    let (again, _) = start_on(port);
-    assert_eq!(call(&again, "GET", "/health", "", "").0, 200);
-}
-
-#[test]
-fn a_stuck_client_delays_shutdown_only_by_the_drain_time() {
-    let (handle, _) = start(FakeEngine::default(), |o| o.drain_timeout = Duration::from_millis(200));
-    let mut stuck = TcpStream::connect(handle.url().trim_start_matches("http://")).unwrap();
-    stuck.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").unwrap();
-    std::thread::sleep(Duration::from_millis(100));
-    let start = Instant::now();
-    handle.shutdown();
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-}
-
-fn start_on(port: u16) -> (ServerHandle, Arc<FakeEngine>) {
-    start(FakeEngine::default(), |o| o.port = port)
-}
-
-#[test]
-fn a_port_in_use_is_a_configuration_error() {
-    let (handle, _) = start(FakeEngine::default(), |_| {});
-    let port = handle.url().rsplit(':').next().unwrap().parse().unwrap();
-    let mut options = ServerOptions::local("fake");
-    options.port = port;
-    let error = Server::start(Arc::new(FakeEngine::default()), Arc::new(ByteCodec), options).unwrap_err();
-    assert_eq!(error.failure_class(), FailureClass::UserConfigError);
-    assert!(error.to_string().contains(&port.to_string()) && error.hint().unwrap().contains("--port"));
-
-    let mut options = ServerOptions::local("fake");
-    "no-such-host.invalid".clone_into(&mut options.host);
-    let error = Server::start(Arc::new(FakeEngine::default()), Arc::new(ByteCodec), options).unwrap_err();
-    assert_eq!(error.failure_class(), FailureClass::UserConfigError);
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! | 0 | [`base`] | units, digests, atomic writes, environment, progress, statistics |
 //! | 1 | [`record`] | what stages exchange: records, `Finding`, verdict, fold |
 //! | 2 | [`checkpoint`], [`device`] | safetensors, GGUF, hub, quantization dialects; CPU features, GPU probe |
-//! | 3 | [`ops`], [`recipe`] | one operation a file; recipes as typed schemes |
+//! | 3 | [`ops`], [`dense`], [`recipe`] | one operation a file; any source as dense rows; recipes as typed schemes |
 //! | 4 | [`model`] | decoder graph, quantized linears, tokenizer, chat template |
 //! | 5 | [`exec`], [`scan`], [`quantize`], [`engine`] | units and ledger; verifier; quantizer; scoring and generation |
 //! | 6 | [`serve`], [`suite`] | the OpenAI-compatible server; tasks, prompts, data sets |
@@ -27,6 +27,7 @@ pub mod record;
 pub mod checkpoint;
 pub mod device;
 pub mod ops;
+pub mod dense;
 pub mod recipe;
 pub mod model;
 pub mod exec;

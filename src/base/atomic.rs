@@ -18,7 +18,20 @@ const TEMP_SUFFIX: &str = ".part";
 pub struct AtomicFile {
     inner: BufWriter<NamedTempFile>,
     path: PathBuf,
+    write_back: Option<WriteBack>,
 }
+
+/// How far a file was written, and how far its storage was begun, in bytes.
+#[derive(Debug, Default)]
+struct WriteBack {
+    written: u64,
+    begun: u64,
+}
+
+/// Storage is begun in steps of this many bytes.
+const WRITE_BACK_BYTES: u64 = 32 << 20;
+/// Larger writes bypass the buffer.
+const BUFFER_BYTES: usize = 64 << 10;
 
 impl AtomicFile {
     /// Opens a temporary file beside `path`, creating the parent directories.
@@ -31,27 +44,80 @@ impl AtomicFile {
             Ok(()) | Err(TryLockError::Error(_)) => {}
             Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::ResourceBusy.into()),
         }
-        Ok(Self { inner: BufWriter::with_capacity(1 << 20, temp), path: path.to_path_buf() })
+        let inner = BufWriter::with_capacity(BUFFER_BYTES, temp);
+        Ok(Self { inner, path: path.to_path_buf(), write_back: None })
+    }
+
+    /// Whether storage of what is written begins at once, without waiting for it; a later sync is shorter then.
+    pub fn set_early_write_back(&mut self, early: bool) {
+        self.write_back = early.then(WriteBack::default);
     }
 
     /// Syncs the data to storage and gives the file its final name, replacing what was there.
     pub fn commit(self) -> io::Result<()> {
+        let path = self.path.clone();
+        self.persist(true)?;
+        sync_dir(parent_dir(&path))
+    }
+
+    /// Gives the file its final name, replacing what was there. After a crash of the system the name may stand for less
+    /// than was written: for files that are synced later, or verified before they are used.
+    pub fn commit_without_sync(self) -> io::Result<()> {
+        self.persist(false)
+    }
+
+    fn persist(self, sync: bool) -> io::Result<()> {
         let temp = self.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
         set_default_mode(temp.as_file())?;
-        temp.as_file().sync_all()?;
+        if sync {
+            temp.as_file().sync_all()?;
+        }
         temp.persist(&self.path).map_err(|e| e.error)?;
-        sync_dir(parent_dir(&self.path))
+        Ok(())
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.inner.write(buf)
+        let n = self.inner.write(buf)?;
+        if let Some(progress) = &mut self.write_back {
+            progress.written += n as u64;
+            if progress.written - progress.begun >= WRITE_BACK_BYTES {
+                begin_write_back(self.inner.get_ref().as_file(), progress.begun, progress.written);
+                progress.begun = progress.written;
+            }
+        }
+        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
     }
+}
+
+/// Asks the system to begin storing part of a file. A system that cannot only makes a later sync longer.
+#[cfg(target_os = "linux")]
+fn begin_write_back(file: &File, begin: u64, end: u64) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open for the whole call, which touches no memory of this process.
+    unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            begin as i64,
+            (end - begin) as i64,
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn begin_write_back(_: &File, _: u64, _: u64) {}
+
+/// Writes `bytes` to `path` atomically, without waiting for storage ([`AtomicFile::commit_without_sync`]).
+pub fn write_without_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes)?;
+    file.commit_without_sync()
 }
 
 /// Writes `bytes` to `path` atomically.
@@ -115,6 +181,11 @@ impl StagingDir {
         &self.staging
     }
 
+    /// As [`Self::commit`], for files that need not survive a crash of the system.
+    pub fn commit_without_sync(self) -> io::Result<()> {
+        std::fs::rename(&self.staging, &self.target)
+    }
+
     /// Renames the staging directory to its final name. The target must not exist or be an empty directory.
     pub fn commit(self) -> io::Result<()> {
         remove_leftovers(&self.staging)?;
@@ -122,6 +193,17 @@ impl StagingDir {
         std::fs::rename(&self.staging, &self.target)?;
         sync_dir(parent_dir(&self.target))
     }
+}
+
+/// Waits until the files directly in `dir` are stored.
+pub fn sync_files(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_dir(dir)
 }
 
 /// Name of the staging directory of `target`.

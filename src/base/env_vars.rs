@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 /// Directory of cached units, models and digests. Default `$XDG_CACHE_HOME/day0`, else `$HOME/.cache/day0`.
 pub const DAY0_CACHE: &str = "DAY0_CACHE";
+/// API keys that `day0 serve` accepts, one a line.
+pub const DAY0_API_KEY: &str = "DAY0_API_KEY";
 /// `1`: a test that needs a GPU fails instead of skipping when there is none.
 pub const DAY0_REQUIRE_GPU: &str = "DAY0_REQUIRE_GPU";
 /// Directory of SmolLM2-135M as safetensors: tests that need a real model run where it is set.

@@ -4,6 +4,7 @@ pub mod atomic;
 pub mod clock;
 pub mod closest;
 pub mod digest;
+pub mod disk;
 pub mod env_vars;
 pub mod interrupt;
 pub mod json;

@@ -30,6 +30,11 @@ pub fn is_quiet() -> bool {
     VERBOSITY.load(Ordering::Relaxed) == Verbosity::Quiet as u8
 }
 
+/// Whether details are asked for.
+pub fn is_verbose() -> bool {
+    VERBOSITY.load(Ordering::Relaxed) == Verbosity::Verbose as u8
+}
+
 /// Writes one line to standard error unless quiet.
 pub fn note(line: &str) {
     if !is_quiet() {
@@ -40,7 +45,7 @@ pub fn note(line: &str) {
 
 /// Writes one line to standard error when verbose.
 pub fn detail(line: &str) {
-    if VERBOSITY.load(Ordering::Relaxed) == Verbosity::Verbose as u8 {
+    if is_verbose() {
         note(line);
     }
 }

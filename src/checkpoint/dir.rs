@@ -3,14 +3,17 @@
 //! Everything is validated when the directory is opened: headers, the index against the shards, the config. After
 //! that, tensors are slices of the mapped files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use memmap2::{Mmap, UncheckedAdvice};
+use rayon::prelude::*;
 use serde_json::Value;
 
+use super::declaration::{Declaration, declared};
 use super::error::CheckpointError;
 use super::files::{self, CONFIG, INDEX, SINGLE};
 use super::header::{self, Header, TensorInfo};
@@ -31,7 +34,9 @@ pub struct Checkpoint {
     shards: Vec<ShardInfo>,
     maps: Vec<Mapped>,
     /// Tensor name to (shard, tensor within the shard's header).
-    tensors: BTreeMap<String, (usize, usize)>,
+    tensors: HashMap<String, (usize, usize)>,
+    /// The same places in the order of the names.
+    by_name: Vec<(usize, usize)>,
     digest: OnceLock<Digest>,
 }
 
@@ -68,7 +73,10 @@ impl Checkpoint {
         let (shard_names, weight_map) = weight_files(dir, &files)?;
         let config = read_config(dir, &files)?;
         let modelopt_file = read_modelopt_file(dir, &files)?;
-        let maps = shard_names.iter().map(|name| map_file(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+        // A damaged checkpoint gives the error of its first bad file whichever thread found one first.
+        let maps: Vec<Result<Mapped, CheckpointError>> =
+            shard_names.par_iter().map(|name| map_file(&dir.join(name))).collect();
+        let maps = maps.into_iter().collect::<Result<Vec<_>, _>>()?;
         let shards: Vec<ShardInfo> = shard_names
             .into_iter()
             .zip(&maps)
@@ -82,19 +90,22 @@ impl Checkpoint {
                 shards.iter().map(|s| (s.file.as_str(), s.tensors.iter().map(String::as_str).collect()));
             index::check(&map, held)?;
         }
-        let tensors = shards
-            .iter()
-            .enumerate()
-            .flat_map(|(s, shard)| shard.tensors.iter().enumerate().map(move |(t, n)| (n.clone(), (s, t))))
-            .collect();
+        let mut tensors = HashMap::with_capacity(shards.iter().map(|s| s.tensors.len()).sum());
+        for (s, shard) in shards.iter().enumerate() {
+            tensors.extend(shard.tensors.iter().enumerate().map(|(t, name)| (name.clone(), (s, t))));
+        }
+        let mut by_name: Vec<(usize, usize)> = tensors.values().copied().collect();
+        by_name.par_sort_unstable_by(|a, b| shards[a.0].tensors[a.1].cmp(&shards[b.0].tensors[b.1]));
+        let dir = dir.to_path_buf();
         Ok(Self {
-            dir: dir.to_path_buf(),
+            dir,
             config,
             modelopt_file,
             files,
             shards,
             maps,
             tensors,
+            by_name,
             digest: OnceLock::new(),
         })
     }
@@ -111,7 +122,7 @@ impl Checkpoint {
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.by_name.iter().map(|(shard, tensor)| self.shards[*shard].tensors[*tensor].as_str())
     }
 
     /// The weight files, in the order of their names.
@@ -163,9 +174,16 @@ impl Checkpoint {
 
     /// Lets the system take back the memory of a tensor's pages. They are read again when touched again.
     pub fn release(&self, name: &str) {
+        self.release_bytes(name, 0..u64::MAX);
+    }
+
+    /// As [`Self::release`], for some of the tensor's bytes.
+    pub fn release_bytes(&self, name: &str, range: Range<u64>) {
         let Some((mapped, info)) = self.find(name) else { return };
-        let begin = (mapped.header.data_start + info.begin) as usize;
-        let len = info.num_bytes() as usize;
+        let end = range.end.min(info.num_bytes());
+        let first = range.start.min(end);
+        let begin = (mapped.header.data_start + info.begin + first) as usize;
+        let len = (end - first) as usize;
         // SAFETY: the map is a read-only file mapping, whose pages are refilled from the file: nothing can be lost.
         // Failure only means that the memory stays in use.
         let _ = unsafe { mapped.map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, len) };
@@ -173,10 +191,8 @@ impl Checkpoint {
 
     /// The quantization that `config.json` or, where that has none, `hf_quant_config.json` declares, verbatim.
     pub fn declared_quantization(&self) -> Option<(&Value, &'static str)> {
-        let declared =
-            self.config.get("quantization_config").or_else(|| self.config.get("compression_config"));
         let by_file = || self.modelopt_file.as_ref().map(|value| (value, modelopt::FILE));
-        declared.filter(|v| !v.is_null()).map(|value| (value, CONFIG)).or_else(by_file)
+        declared(&self.config).map(|value| (value, CONFIG)).or_else(by_file)
     }
 
     /// `hf_quant_config.json` verbatim, if there is one.
@@ -184,10 +200,16 @@ impl Checkpoint {
         self.modelopt_file.as_ref()
     }
 
-    /// The declared quantization, if any.
+    /// The declared quantization, if any, where it is one of groups of modules.
     pub fn quantization_config(&self) -> Result<Option<QuantizationConfig>, CheckpointError> {
         let Some((value, file)) = self.declared_quantization() else { return Ok(None) };
         QuantizationConfig::parse(value).map(Some).map_err(|error| error.in_file(self.dir.join(file)))
+    }
+
+    /// The quantization that the checkpoint declares, whichever tool wrote it.
+    pub fn declaration(&self) -> Result<Option<Declaration>, CheckpointError> {
+        let Some((value, file)) = self.declared_quantization() else { return Ok(None) };
+        Declaration::parse(value).map(Some).map_err(|error| error.in_file(self.dir.join(file)))
     }
 
     /// Every regular file that holds no weights (hidden files left out), sorted.
@@ -198,6 +220,11 @@ impl Checkpoint {
     /// BLAKE3 over the sorted (file name, file digest) of weights, config and tokenizer files. Computed once; digests
     /// of large files are kept in the cache directory.
     pub fn digest(&self) -> Result<Digest, CheckpointError> {
+        self.digest_knowing(&BTreeMap::new())
+    }
+
+    /// [`Self::digest`] where the digests of some files, by name, are known and not computed again.
+    pub fn digest_knowing(&self, known: &BTreeMap<&str, &Digest>) -> Result<Digest, CheckpointError> {
         if let Some(digest) = self.digest.get() {
             return Ok(digest.clone());
         }
@@ -208,9 +235,14 @@ impl Checkpoint {
             .map(String::as_str)
             .filter(|n| weights.contains(n) || files::is_identity(n))
             .collect();
+        let unknown: Vec<&str> = names.iter().copied().filter(|n| !known.contains_key(n)).collect();
+        let mut computed = file_digest::of_files(&self.dir, &unknown)?.into_iter();
         let mut all = DigestBuilder::default();
-        for (name, digest) in names.iter().zip(file_digest::of_files(&self.dir, &names)?) {
-            all.field(name.as_bytes()).field(digest.as_str().as_bytes());
+        for name in names {
+            let computed = if known.contains_key(name) { None } else { computed.next() };
+            if let Some(digest) = known.get(name).copied().or(computed.as_ref()) {
+                all.field(name.as_bytes()).field(digest.as_str().as_bytes());
+            }
         }
         Ok(self.digest.get_or_init(|| all.finish()).clone())
     }
@@ -268,7 +300,7 @@ fn read_config(dir: &Path, files: &[String]) -> Result<Value, CheckpointError> {
         return Err(CheckpointError::NoConfig { dir: dir.to_path_buf() });
     }
     let path = dir.join(CONFIG);
-    let config: Value = serde_json::from_slice(&read(&path)?)
+    let config = crate::base::json::parse_unique(&read(&path)?)
         .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
     if config.is_object() {
         return Ok(config);
@@ -286,8 +318,8 @@ fn read_modelopt_file(dir: &Path, files: &[String]) -> Result<Option<Value>, Che
         return Ok(None);
     }
     let path = dir.join(modelopt::FILE);
-    let value =
-        serde_json::from_slice(&read(&path)?).map_err(|source| CheckpointError::Json { path, source })?;
+    let value = crate::base::json::parse_unique(&read(&path)?)
+        .map_err(|source| CheckpointError::Json { path, source })?;
     Ok(Some(value))
 }
 

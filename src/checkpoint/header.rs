@@ -15,6 +15,8 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 /// Bytes of the length field before the JSON.
 pub const LENGTH_BYTES: u64 = 8;
+/// The entry that is no tensor.
+const METADATA: &str = "__metadata__";
 /// Cap on the JSON, the same as the safetensors crate's.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -324,6 +326,36 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
+/// A string map in which no key occurs twice.
+pub(super) struct UniqueStrings(pub BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for UniqueStrings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueStringsVisitor)
+    }
+}
+
+struct UniqueStringsVisitor;
+
+impl<'de> Visitor<'de> for UniqueStringsVisitor {
+    type Value = UniqueStrings;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object from names to strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<UniqueStrings, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some((key, value)) = entries.next_entry::<String, String>()? {
+            if map.contains_key(&key) {
+                return Err(A::Error::custom(format_args!("{} occurs twice", shown(&key))));
+            }
+            map.insert(key, value);
+        }
+        Ok(UniqueStrings(map))
+    }
+}
+
 /// Reads the map by hand, so that a repeated name is seen and a wrong value is reported with its tensor.
 struct RawHeaderVisitor;
 
@@ -336,12 +368,16 @@ impl<'de> Visitor<'de> for RawHeaderVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
         let mut raw = RawHeader { metadata: BTreeMap::new(), tensors: Vec::new() };
+        let mut has_metadata = false;
         while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                let metadata: Option<BTreeMap<String, String>> = map
+            if name == METADATA {
+                if std::mem::replace(&mut has_metadata, true) {
+                    return Err(A::Error::custom(format_args!("{METADATA} occurs twice")));
+                }
+                let metadata: Option<UniqueStrings> = map
                     .next_value()
-                    .map_err(|error| A::Error::custom(format_args!("__metadata__: {error}")))?;
-                raw.metadata = metadata.unwrap_or_default();
+                    .map_err(|error| A::Error::custom(format_args!("{METADATA}: {error}")))?;
+                raw.metadata = metadata.map(|m| m.0).unwrap_or_default();
             } else {
                 let info = map
                     .next_value()

@@ -158,3 +158,17 @@ proptest! {
         prop_assert_eq!(parse_file(&bytes).is_ok(), SafeTensors::deserialize(&bytes).is_ok());
     }
 }
+
+#[test]
+fn keys_that_occur_twice() {
+    let tensor = r#"{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
+    for (json, word) in [
+        (format!(r#"{{"a":{tensor},"a":{tensor}}}"#), "tensor a"),
+        (format!(r#"{{"a":{tensor},"__metadata__":{{}},"__metadata__":{{}}}}"#), "__metadata__"),
+        (format!(r#"{{"a":{tensor},"__metadata__":{{"x":"1","x":"2"}}}}"#), "x occurs twice"),
+        (r#"{"a":{"dtype":"U8","dtype":"I8","shape":[4],"data_offsets":[0,4]}}"#.to_owned(), "dtype"),
+    ] {
+        let text = message(&json, 4);
+        assert!(text.contains(word) && (text.contains("twice") || text.contains("duplicate")), "{text}");
+    }
+}

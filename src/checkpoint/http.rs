@@ -6,12 +6,21 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, RequestBuilder, Response};
-use reqwest::header::{CONTENT_RANGE, RANGE};
+use reqwest::header::{CONTENT_RANGE, RANGE, RETRY_AFTER};
 
+use crate::base::progress;
 use crate::record::{Classified, FailureClass};
 
 /// Time to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Waits before a server that is busy (429, 503) or broke off is asked again, unless it says how long.
+const RETRY_WAITS: [Duration; 3] = if cfg!(test) {
+    [Duration::from_millis(1); 3]
+} else {
+    [Duration::from_secs(1), Duration::from_secs(4), Duration::from_secs(15)]
+};
+/// The longest wait that a server may ask for.
+const MAX_RETRY_WAIT: Duration = Duration::from_secs(60);
 /// Cap on bodies that are read whole, in bytes.
 const MAX_BODY_BYTES: u64 = 128 << 20;
 /// Characters of an error page that are shown.
@@ -48,6 +57,8 @@ pub enum HttpError {
         status: u16,
         /// The start of what the server said.
         message: String,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
     },
     /// The answer is longer than anything that is read whole.
     #[error("{url}: the answer is longer than {MAX_BODY_BYTES} bytes")]
@@ -97,6 +108,9 @@ impl Classified for HttpError {
             Self::Status { status: 401 | 403, .. } => {
                 "the server wants credentials; set HF_TOKEN for the hub"
             }
+            Self::Status { status: 429, .. } => {
+                "the server limits requests; wait, or set HF_TOKEN for the hub"
+            }
             Self::Status { status: 404, .. } => "check the spelling of the address",
             Self::NoRange { .. } => "download the checkpoint and name its directory instead",
             _ => return None,
@@ -133,17 +147,42 @@ pub fn send(request: RequestBuilder, url: &str) -> Result<Response, HttpError> {
     if status.is_success() {
         return Ok(response);
     }
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
+    let retry_after = retry_after.map(Duration::from_secs);
     let mut text = Vec::new();
     // The status alone is the error; what the server said is a courtesy.
     let _ = response.take(4096).read_to_end(&mut text);
     let message = String::from_utf8_lossy(&text).into_owned();
-    Err(HttpError::Status { url: url.to_owned(), status: status.as_u16(), message })
+    Err(HttpError::Status { url: url.to_owned(), status: status.as_u16(), message, retry_after })
 }
 
 /// The whole body of a small file.
 pub fn get(client: &Client, url: &str, token: Option<&str>) -> Result<Vec<u8>, HttpError> {
-    let response = send(authorized(client.get(url), token), url)?;
-    read_body(response, url, MAX_BODY_BYTES)
+    retrying(url, || {
+        let response = send(authorized(client.get(url), token), url)?;
+        read_body(response, url, MAX_BODY_BYTES)
+    })
+}
+
+/// Asks again where the server is busy or broke off; every other error is final.
+fn retrying<T>(url: &str, ask: impl Fn() -> Result<T, HttpError>) -> Result<T, HttpError> {
+    for default in RETRY_WAITS {
+        let error = match ask() {
+            Err(error) => error,
+            answer => return answer,
+        };
+        let wait = match &error {
+            HttpError::Status { status: 429 | 503, retry_after, .. } => retry_after.unwrap_or(default),
+            HttpError::Body { .. } => default,
+            _ => return Err(error),
+        };
+        if wait > MAX_RETRY_WAIT {
+            return Err(error);
+        }
+        progress::detail(&format!("{url}: asking again in {} s", wait.as_secs()));
+        std::thread::sleep(wait);
+    }
+    ask()
 }
 
 /// Bytes `range` of a file, fewer where the file ends before, and the size of the whole file. Never reads more than
@@ -153,6 +192,15 @@ pub fn get_range(
     url: &str,
     token: Option<&str>,
     range: Range<u64>,
+) -> Result<(Vec<u8>, u64), HttpError> {
+    retrying(url, || get_range_once(client, url, token, &range))
+}
+
+fn get_range_once(
+    client: &Client,
+    url: &str,
+    token: Option<&str>,
+    range: &Range<u64>,
 ) -> Result<(Vec<u8>, u64), HttpError> {
     let header = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
     let response = send(authorized(client.get(url), token).header(RANGE, header), url)?;
@@ -270,6 +318,30 @@ mod tests {
             get(&client, "no address", None).unwrap_err().failure_class(),
             FailureClass::UserConfigError
         );
+    }
+
+    /// A server that is busy, then breaks off, then answers.
+    #[test]
+    fn busy_servers_are_asked_again() {
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let server = TestServer::start(move |request| {
+            match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                0 => Reply::new(429, b"slow down".to_vec()).header("Retry-After", "0"),
+                1 => Reply::range(request, b"0123456789").broken_off(1),
+                _ => Reply::range(request, b"0123456789"),
+            }
+        });
+        assert_eq!(fetch(&server, 2..5).unwrap(), (b"234".to_vec(), 10));
+        assert_eq!(server.seen().len(), 3);
+        // A server that wants to be left alone for an hour is not waited for.
+        let server = TestServer::start(|_| Reply::new(429, Vec::new()).header("Retry-After", "3600"));
+        let error = fetch(&server, 0..8).unwrap_err();
+        assert_eq!(error.failure_class(), FailureClass::InfraTransient);
+        assert!(error.hint().unwrap().contains("limits requests"));
+        assert_eq!(server.seen().len(), 1);
+        let server = TestServer::start(|_| Reply::new(404, Vec::new()));
+        assert!(fetch(&server, 0..8).is_err());
+        assert_eq!(server.seen().len(), 1);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A local HTTP server plays the hub.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::test_server::{Reply, Request, TestServer};
 use super::super::writer::{ShardWriter, TensorSpec};
@@ -197,4 +198,73 @@ fn odd_answers() {
         let error = fetch(&id("org/name"), &env(&server, dir.path())).unwrap_err();
         assert!(matches!(error, HubError::Answer { .. }), "{error}");
     }
+}
+
+/// A hub that is busy at first, and one that dies in the middle of the weights once: both deliver in the end.
+#[test]
+fn a_hub_that_recovers_is_waited_for() {
+    let (busy, broken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let server = hub_with_moods(move |request| {
+        if request.path.contains("/revision/") && busy.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Some(Reply::new(429, Vec::new()).header("Retry-After", "0"));
+        }
+        let weights = request.path.ends_with("model.safetensors") && is_download(request);
+        (weights && broken.fetch_add(1, Ordering::Relaxed) == 0)
+            .then(|| from_hub_file(request).broken_off(20))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = fetch(&id("org/name"), &env(&server, dir.path())).unwrap();
+    assert_eq!(std::fs::read(snapshot.dir.join("model.safetensors")).unwrap(), shard("a"));
+}
+
+/// A hub that keeps dying is a transient fault, and what it sent is never taken for the file.
+#[test]
+fn a_hub_that_keeps_breaking_off_leaves_no_file() {
+    let server = hub_with_moods(|request| {
+        let weights = request.path.ends_with("model.safetensors") && is_download(request);
+        weights.then(|| from_hub_file(request).broken_off(0))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let failure = Failure::from(fetch(&id("org/name"), &env(&server, dir.path())).unwrap_err());
+    assert_eq!(failure.class, FailureClass::InfraTransient, "{}", failure.message);
+    assert!(failure.message.contains("model.safetensors"), "{}", failure.message);
+    let offline = HubEnv { offline: true, ..env(&server, dir.path()) };
+    assert!(fetch(&id("org/name"), &offline).is_err());
+}
+
+/// A hub that stays busy is a transient fault too.
+#[test]
+fn a_hub_that_stays_busy_is_transient() {
+    let server = hub_with_moods(|_| Some(Reply::new(429, Vec::new())));
+    let dir = tempfile::tempdir().unwrap();
+    let failure = Failure::from(fetch(&id("org/name"), &env(&server, dir.path())).unwrap_err());
+    assert_eq!(failure.class, FailureClass::InfraTransient);
+    assert!(failure.hint.unwrap().contains("limits requests"));
+}
+
+/// hf-hub asks for the first byte to learn size and commit; everything else is a download.
+fn is_download(request: &Request) -> bool {
+    request.header("range") != Some("bytes=0-0")
+}
+
+fn from_hub_file(request: &Request) -> Reply {
+    let (_, body) = good().into_iter().find(|(name, _)| request.path.ends_with(name)).unwrap();
+    let name = request.path.rsplit('/').next().unwrap_or_default().to_owned();
+    Reply::range(request, &body)
+        .header("ETag", &format!("\"etag-of-{name}\""))
+        .header("x-repo-commit", COMMIT)
+}
+
+/// The good hub, but for the answers that `mood` gives instead.
+fn hub_with_moods(mood: impl Fn(&Request) -> Option<Reply> + Send + 'static) -> TestServer {
+    TestServer::start(move |request: &Request| {
+        if let Some(reply) = mood(request) {
+            return reply;
+        }
+        if request.path.contains("/revision/") {
+            let siblings: Vec<_> = good().iter().map(|(n, _)| serde_json::json!({"rfilename": n})).collect();
+            return Reply::ok(serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string());
+        }
+        from_hub_file(request)
+    })
 }

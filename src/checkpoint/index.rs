@@ -1,14 +1,13 @@
 //! `model.safetensors.index.json`: which shard holds which tensor.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::error::CheckpointError;
 use super::files::{INDEX, plain_name};
+use super::header::UniqueStrings;
 
 /// Tensor name to shard file name.
 pub type WeightMap = BTreeMap<String, String>;
@@ -17,7 +16,7 @@ pub type WeightMap = BTreeMap<String, String>;
 pub fn parse(path: &Path, text: &[u8]) -> Result<WeightMap, CheckpointError> {
     #[derive(Deserialize)]
     struct Index {
-        weight_map: UniqueMap,
+        weight_map: UniqueStrings,
     }
     let index: Index = serde_json::from_slice(text)
         .map_err(|source| CheckpointError::Json { path: path.to_path_buf(), source })?;
@@ -48,7 +47,7 @@ pub fn check<'a>(
     shards: impl IntoIterator<Item = (&'a str, Vec<&'a str>)>,
 ) -> Result<(), CheckpointError> {
     let index = INDEX.to_owned();
-    let mut holder: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut holder: HashMap<&str, &str> = HashMap::with_capacity(map.len());
     for (shard, tensors) in shards {
         for tensor in tensors {
             if let Some(first) = holder.insert(tensor, shard) {
@@ -68,41 +67,12 @@ pub fn check<'a>(
             });
         }
     }
-    match holder.first_key_value() {
+    match holder.iter().min() {
         Some((tensor, shard)) => Err(CheckpointError::NotInIndex {
             index,
             tensor: (*tensor).to_owned(),
             shard: (*shard).to_owned(),
         }),
         None => Ok(()),
-    }
-}
-
-/// A string map in which no key occurs twice.
-struct UniqueMap(WeightMap);
-
-impl<'de> Deserialize<'de> for UniqueMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(UniqueMapVisitor)
-    }
-}
-
-struct UniqueMapVisitor;
-
-impl<'de> Visitor<'de> for UniqueMapVisitor {
-    type Value = UniqueMap;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object from tensor names to file names")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<UniqueMap, A::Error> {
-        let mut map = WeightMap::new();
-        while let Some((tensor, shard)) = entries.next_entry::<String, String>()? {
-            if map.insert(tensor.clone(), shard).is_some() {
-                return Err(A::Error::custom(format_args!("tensor {tensor} occurs twice")));
-            }
-        }
-        Ok(UniqueMap(map))
     }
 }

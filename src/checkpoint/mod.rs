@@ -1,5 +1,6 @@
 //! Layer 2: checkpoints on disk and on the hub: headers, shards, GGUF import, quantization dialects.
 
+pub mod declaration;
 pub mod dir;
 pub mod embedded;
 pub mod error;

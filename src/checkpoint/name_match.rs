@@ -5,16 +5,16 @@
 
 use std::collections::HashSet;
 
-use regex::Regex;
+use regex::RegexSet;
 
 /// The class of every quantizable module here.
 pub const LINEAR: &str = "Linear";
 
-/// A list of entries, compiled.
+/// A list of entries, compiled; how long a look-up takes hardly depends on their number.
 #[derive(Debug, Clone, Default)]
 pub struct NameMatcher {
     exact: HashSet<String>,
-    patterns: Vec<Regex>,
+    patterns: RegexSet,
     linear: bool,
 }
 
@@ -44,17 +44,24 @@ impl NameMatcher {
     /// Compiles a list of entries.
     pub fn new<S: AsRef<str>>(entries: &[S]) -> Result<Self, PatternError> {
         let mut matcher = Self::default();
+        let mut patterns = Vec::new();
         for entry in entries.iter().map(AsRef::as_ref) {
             if let Some(pattern) = entry.strip_prefix("re:") {
-                let compiled = Regex::new(&format!("^(?:{pattern})"));
-                let pattern =
-                    compiled.map_err(|e| PatternError { entry: entry.to_owned(), source: Box::new(e) })?;
-                matcher.patterns.push(pattern);
+                let pattern = format!("^(?:{pattern})");
+                // Alone first, so that an error names its entry.
+                RegexSet::new([&pattern])
+                    .map_err(|e| PatternError { entry: entry.to_owned(), source: Box::new(e) })?;
+                patterns.push(pattern);
             } else {
                 matcher.linear |= entry == LINEAR;
                 matcher.exact.insert(entry.to_owned());
             }
         }
+        let all = patterns.len();
+        matcher.patterns = RegexSet::new(patterns).map_err(|e| PatternError {
+            entry: format!("all {all} patterns together"),
+            source: Box::new(e),
+        })?;
         Ok(matcher)
     }
 
@@ -62,7 +69,7 @@ impl NameMatcher {
     pub fn level(&self, module: &str) -> Option<MatchLevel> {
         if self.exact.contains(module) {
             Some(MatchLevel::Exact)
-        } else if self.patterns.iter().any(|pattern| pattern.is_match(module)) {
+        } else if self.patterns.is_match(module) {
             Some(MatchLevel::Pattern)
         } else {
             self.linear.then_some(MatchLevel::Class)

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rayon::prelude::*;
@@ -17,10 +18,12 @@ use super::header::{self, Header, HeaderError, LENGTH_BYTES};
 use super::http::{self, HttpError};
 use super::hub_env::HubEnv;
 use super::index;
+use crate::record::scan::Transfer;
 use crate::record::{Classified, FailureClass};
 
-/// Bytes fetched at first: enough for the headers of most shards in one request.
-const FIRST_BYTES: u64 = 256 << 10;
+/// Bytes fetched at first: whole headers of small models. What is missing of a longer one is fetched exactly, so that a
+/// scan reads little more than the headers.
+const FIRST_BYTES: u64 = 32 << 10;
 /// Time for one request, body included.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -33,6 +36,8 @@ pub struct RemoteCheckpoint {
     pub config: Option<Value>,
     /// The weight files, in the order of their names.
     pub shards: Vec<RemoteShard>,
+    /// What was read for it.
+    pub transfer: Transfer,
 }
 
 /// One weight file.
@@ -66,6 +71,16 @@ pub enum RemoteError {
         /// What is wrong, and with which tensor.
         source: HeaderError,
     },
+    /// The file had another size at the second request.
+    #[error("{url}: {first} bytes at the first request and {second} at the second, expected one file")]
+    Changed {
+        /// The file.
+        url: String,
+        /// Size by the first answer.
+        first: u64,
+        /// Size by the second answer.
+        second: u64,
+    },
     /// The index or the config is invalid; the message names the address.
     #[error(transparent)]
     Content(#[from] CheckpointError),
@@ -76,6 +91,7 @@ impl Classified for RemoteError {
         match self {
             Self::Http(error) => error.failure_class(),
             Self::Content(error) => error.failure_class(),
+            Self::Changed { .. } => FailureClass::InfraTransient,
             _ => FailureClass::UserConfigError,
         }
     }
@@ -89,6 +105,7 @@ impl Classified for RemoteError {
                     .to_owned(),
             ),
             Self::Header { .. } => Some("the file on the server is damaged or incomplete".to_owned()),
+            Self::Changed { .. } => Some("the file was replaced meanwhile; scan it again".to_owned()),
         }
     }
 }
@@ -96,6 +113,11 @@ impl Classified for RemoteError {
 /// Whether MODEL is an address.
 pub fn is_url(model: &str) -> bool {
     model.starts_with("https://") || model.starts_with("http://")
+}
+
+/// The address of a model on the hub, for a scan of its headers.
+pub fn hub_url(id: &super::hub::HubId, env: &HubEnv) -> String {
+    format!("{}/{}/tree/{}", env.endpoint, id.repo, id.revision.as_deref().unwrap_or("main"))
 }
 
 /// Reads the headers of every weight file, and `config.json` where there is one.
@@ -107,7 +129,8 @@ pub fn open(url: &str) -> Result<RemoteCheckpoint, RemoteError> {
 pub(crate) fn open_with(url: &str, env: &HubEnv) -> Result<RemoteCheckpoint, RemoteError> {
     let client = http::client(TIMEOUT)?;
     let (base, single) = locate(url, &env.endpoint);
-    let access = Access { client, token: env.token_for(&base).map(str::to_owned) };
+    let token = env.token_for(&base).map(str::to_owned);
+    let access = Access { client, token, requests: AtomicU64::new(0), bytes_read: AtomicU64::new(0) };
     let config = access.optional_json(&format!("{base}{CONFIG}"))?;
     let (names, map) = match single {
         Some(file) => (vec![file], None),
@@ -120,7 +143,12 @@ pub(crate) fn open_with(url: &str, env: &HubEnv) -> Result<RemoteCheckpoint, Rem
         let held: Vec<_> = shards.iter().map(|s| (s.file.as_str(), held(s))).collect();
         index::check(&map, held.iter().map(|(f, names)| (*f, names.iter().map(String::as_str).collect())))?;
     }
-    Ok(RemoteCheckpoint { url: base, config, shards })
+    let transfer = Transfer {
+        requests: access.requests.into_inner(),
+        bytes_read: access.bytes_read.into_inner(),
+        weight_file_bytes: shards.iter().map(|s| s.file_bytes).sum(),
+    };
+    Ok(RemoteCheckpoint { url: base, config, shards, transfer })
 }
 
 /// The directory with a trailing slash, and the file when the address names one.
@@ -144,16 +172,26 @@ fn locate(url: &str, endpoint: &str) -> (String, Option<String>) {
     (format!("{url}/"), None)
 }
 
-/// A client with the token that belongs to the address.
+/// A client with the token that belongs to the address, which counts what it reads.
 struct Access {
     client: Client,
     token: Option<String>,
+    requests: AtomicU64,
+    bytes_read: AtomicU64,
 }
 
 impl Access {
+    fn count<T>(&self, answer: Result<T, HttpError>, bytes: impl Fn(&T) -> usize) -> Result<T, HttpError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if let Ok(body) = &answer {
+            self.bytes_read.fetch_add(bytes(body) as u64, Ordering::Relaxed);
+        }
+        answer
+    }
+
     /// A small file, or `None` when the server has none.
     fn optional(&self, url: &str) -> Result<Option<Vec<u8>>, HttpError> {
-        match http::get(&self.client, url, self.token.as_deref()) {
+        match self.count(http::get(&self.client, url, self.token.as_deref()), Vec::len) {
             Ok(body) => Ok(Some(body)),
             Err(error) if error.status() == Some(404) => Ok(None),
             Err(error) => Err(error),
@@ -162,7 +200,7 @@ impl Access {
 
     fn optional_json(&self, url: &str) -> Result<Option<Value>, RemoteError> {
         let Some(body) = self.optional(url)? else { return Ok(None) };
-        let value = serde_json::from_slice(&body)
+        let value = crate::base::json::parse_unique(&body)
             .map_err(|source| CheckpointError::Json { path: Path::new(url).to_path_buf(), source })?;
         Ok(Some(value))
     }
@@ -177,7 +215,10 @@ impl Access {
 
     fn shard(&self, base: &str, file: &str) -> Result<RemoteShard, RemoteError> {
         let url = format!("{base}{file}");
-        let range = |bytes| http::get_range(&self.client, &url, self.token.as_deref(), bytes);
+        let range = |bytes| {
+            let answer = http::get_range(&self.client, &url, self.token.as_deref(), bytes);
+            self.count(answer, |(body, _)| body.len())
+        };
         let (mut bytes, file_bytes) = match range(0..FIRST_BYTES) {
             Err(error) if error.status() == Some(404) && file == SINGLE => {
                 return Err(RemoteError::NoWeights { url: base.to_owned() });
@@ -189,7 +230,11 @@ impl Access {
         let invalid = |source| RemoteError::Header { url: url.clone(), source };
         let end = LENGTH_BYTES + header::json_len(&bytes, file_bytes).map_err(invalid)?;
         if end > bytes.len() as u64 {
-            bytes.extend(range(bytes.len() as u64..end)?.0);
+            let (rest, size_now) = range(bytes.len() as u64..end)?;
+            if size_now != file_bytes || rest.len() as u64 != end - bytes.len() as u64 {
+                return Err(RemoteError::Changed { url, first: file_bytes, second: size_now });
+            }
+            bytes.extend(rest);
         }
         let header =
             header::parse(&bytes[LENGTH_BYTES as usize..end as usize], file_bytes).map_err(invalid)?;

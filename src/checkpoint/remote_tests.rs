@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use safetensors::Dtype;
 
@@ -66,7 +67,80 @@ fn long_header_takes_a_second_request() {
     assert_eq!(open_at(&server, "").unwrap().shards[0].header.tensors.len(), 6000);
     let ranges: Vec<_> = server.seen().iter().filter_map(|r| r.header("range").map(str::to_owned)).collect();
     assert_eq!(ranges.len(), 2);
-    assert!(ranges[1].starts_with("bytes=262144-"), "{ranges:?}");
+    assert!(ranges[1].starts_with("bytes=32768-"), "{ranges:?}");
+}
+
+/// What the server sent is what the counter says, and next to nothing of the model.
+#[test]
+fn counter_is_what_the_server_sent() {
+    let files = [shard(&[("a", 3 << 20)]), shard(&[("b", 5 << 20)])];
+    let total: u64 = files.iter().map(|f| f.len() as u64).sum();
+    let index = br#"{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}"#.to_vec();
+    let sent = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&sent);
+    let server = TestServer::start(move |request: &Request| {
+        let reply = match request.path.as_str() {
+            "/model.safetensors.index.json" => Reply::ok(index.clone()),
+            "/x-1.safetensors" => Reply::range(request, &files[0]),
+            "/x-2.safetensors" => Reply::range(request, &files[1]),
+            _ => return Reply::new(404, Vec::new()),
+        };
+        counter.fetch_add(reply.body().len() as u64, Ordering::Relaxed);
+        reply
+    });
+    let transfer = open_at(&server, "").unwrap().transfer;
+    assert_eq!(transfer.bytes_read, sent.load(Ordering::Relaxed));
+    assert_eq!((transfer.weight_file_bytes, transfer.requests), (total, 4));
+    assert!(transfer.bytes_read * 100 < total, "{transfer:?}");
+}
+
+/// The hub answers with a redirect to a store, which gets the range but not the token.
+#[test]
+fn redirects_keep_the_range_and_not_the_token() {
+    let file = shard(&[("a", 1 << 20)]);
+    let store = serve(vec![("/blob/1", file)]);
+    let target = store.url("/blob/1");
+    let hub = TestServer::start(move |request: &Request| match request.path.as_str() {
+        "/org/name/resolve/main/model.safetensors" => Reply::new(302, Vec::new()).header("Location", &target),
+        _ => Reply::new(404, Vec::new()),
+    });
+    let remote = open_with(&hub.url("/org/name"), &env(&hub.url(""))).unwrap();
+    assert_eq!(remote.shards[0].header.tensors.len(), 1);
+    let seen = store.seen();
+    assert!(seen.iter().all(|r| r.header("range").is_some() && r.header("authorization").is_none()));
+    let turning = TestServer::start(|_| Reply::new(302, Vec::new()).header("Location", "/again"));
+    let error = open_at(&turning, "").unwrap_err();
+    assert!(matches!(error, RemoteError::Http(HttpError::Request { .. })), "{error}");
+}
+
+/// Answers that are too short, too long, or of a file that changes between two requests.
+#[test]
+fn lying_answers_are_errors() {
+    let names: Vec<String> = (0..2000).map(|i| format!("model.layers.{i}.self_attn.q_proj.weight")).collect();
+    let tensors: Vec<(&str, usize)> = names.iter().map(|n| (n.as_str(), 1)).collect();
+    let file = shard(&tensors);
+    let cut = |at: usize| {
+        let (file, part) = (file.clone(), file[32768..].to_vec());
+        TestServer::start(move |request: &Request| match request.header("range") {
+            Some("bytes=0-32767") => Reply::range(request, &file),
+            Some(_) if request.path == "/model.safetensors" => {
+                let whole = file.len() + at;
+                let last = 32768 + part.len() - 1;
+                let body = part[..part.len() - 10 * at].to_vec();
+                Reply::new(206, body).header("Content-Range", &format!("bytes 32768-{last}/{whole}"))
+            }
+            _ => Reply::new(404, Vec::new()),
+        })
+    };
+    let error = open_at(&cut(1), "").unwrap_err();
+    assert!(matches!(error, RemoteError::Http(_)), "{error}");
+    let shrunk = shard(&tensors[..1990]);
+    let changing = TestServer::start(move |request: &Request| match request.header("range") {
+        Some("bytes=0-32767") => Reply::range(request, &file),
+        Some(_) if request.path == "/model.safetensors" => Reply::range(request, &shrunk),
+        _ => Reply::new(404, Vec::new()),
+    });
+    assert!(open_at(&changing, "").is_err());
 }
 
 #[test]

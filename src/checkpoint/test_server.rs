@@ -26,15 +26,28 @@ pub(crate) struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
+    /// Bytes of the body that are sent before the connection is closed.
+    sent_bytes: usize,
 }
 
 impl Reply {
     pub(crate) fn new(status: u16, body: Vec<u8>) -> Self {
-        Self { status, headers: Vec::new(), body }
+        let sent_bytes = body.len();
+        Self { status, headers: Vec::new(), body, sent_bytes }
+    }
+
+    /// The same reply from a server that dies after so many bytes of the body.
+    pub(crate) fn broken_off(mut self, after: usize) -> Self {
+        self.sent_bytes = after;
+        self
     }
 
     pub(crate) fn ok(body: impl Into<Vec<u8>>) -> Self {
         Self::new(200, body.into())
+    }
+
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.body
     }
 
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
@@ -135,6 +148,6 @@ fn serve(
         write!(out, "{name}: {value}\r\n")?;
     }
     out.write_all(b"\r\n")?;
-    out.write_all(&reply.body)?;
+    out.write_all(&reply.body[..reply.sent_bytes])?;
     out.flush()
 }

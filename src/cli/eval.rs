@@ -1,5 +1,6 @@
 //! `day0 eval`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +16,15 @@ use crate::engine::{Engine, EngineOptions};
 use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
-use crate::eval::{EvalOptions, OutputInfo, PreparedTask, Scorer};
+use crate::eval::{self, EvalOptions, OutputInfo, PreparedTask, Scorer};
 use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::gate;
 use crate::model::tokenizer::Tokenizer;
-use crate::record::eval::EvalRecord;
+use crate::record::eval::{EvalRecord, Metric};
 use crate::record::{Failure, FailureClass, Provenance};
-use crate::release::score_units::EvalJob;
+use crate::release::score_units::{EvalJob, OpenJournal};
 use crate::release::{ArmEngine, keys, prepare, program_digest};
-use crate::suite;
+use crate::suite::{self, Group};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -112,7 +113,10 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         arm: "eval".to_owned(),
         stage: "eval",
         tasks: &tasks,
+        waves: EvalJob::plain_waves(&tasks),
         info: OutputInfo { model_name: named, options: &options, groups: &suite.groups },
+        decided_by: keys::evaluated(&key, &tasks),
+        journal: OpenJournal::default(),
         key,
         scorer: Box::new(move || Ok(Arc::clone(&scorer))),
         out: arguments.out.clone(),
@@ -120,7 +124,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     };
     execute(&job)?;
     let record: EvalRecord = json::read(&arguments.out.join("record.json"))?;
-    report(&record, settings)?;
+    report(&record, &suite.groups, settings)?;
     let decided = gate::run(&record);
     if let Some(class) = decided.failure_class {
         return Err(Failure::new(class, decided.detail));
@@ -131,8 +135,8 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
 fn execute(job: &EvalJob<'_>) -> Result<(), Failure> {
     let ledger = Ledger::open(&job.out.join("ledger.jsonl"))?;
     let mut graph = Graph::default();
-    for wave in job.waves() {
-        graph.add(job.wave_node(wave, Vec::new()));
+    for wave in job.wave_ids() {
+        graph.add(job.wave_node(wave, Vec::new(), false));
     }
     graph.add(job.merge_node("eval".to_owned(), job.wave_names()));
     let executor =
@@ -179,7 +183,7 @@ fn scorer(
     let scorer = EndpointScorer::connect(&options, record.identity.clone())?;
     let Some(fingerprint) = record.fingerprint else { return Ok((Arc::new(scorer), None)) };
     let digest = fingerprint.start.digest.clone();
-    let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), fingerprint.start)?;
+    let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), Some(fingerprint.start))?;
     Ok((Arc::new(scorer), Some(digest)))
 }
 
@@ -216,7 +220,7 @@ fn announce(task: &PreparedTask, prompts: usize) {
     }
 }
 
-fn report(record: &EvalRecord, settings: &Settings) -> Result<(), Failure> {
+fn report(record: &EvalRecord, groups: &[Group], settings: &Settings) -> Result<(), Failure> {
     if settings.json {
         return output::json(record);
     }
@@ -225,14 +229,18 @@ fn report(record: &EvalRecord, settings: &Settings) -> Result<(), Failure> {
         "task", "items", "metric", "value", "stderr"
     ));
     for (name, task) in &record.tasks {
-        for (metric, value) in &task.metrics {
-            let stderr = value.stderr.map_or_else(|| "N/A".to_owned(), |s| format!("{s:.4}"));
-            output::line(&format!(
-                "{name:<24} {:>7}  {metric:<18} {:>10.4}  {stderr:>8}",
-                task.scored(),
-                value.value
-            ));
-        }
+        report_metrics(name, task.scored(), &task.metrics);
+    }
+    for group in groups.iter().filter(|g| !g.aggregates.is_empty()) {
+        let (metrics, items) = eval::aggregate_group(group, &record.tasks);
+        report_metrics(&format!("[{}]", group.name), items, &metrics);
     }
     Ok(())
+}
+
+fn report_metrics(name: &str, items: usize, metrics: &BTreeMap<String, Metric>) {
+    for (metric, value) in metrics {
+        let stderr = value.stderr.map_or_else(|| "N/A".to_owned(), |s| format!("{s:.4}"));
+        output::line(&format!("{name:<24} {items:>7}  {metric:<18} {:>10.4}  {stderr:>8}", value.value));
+    }
 }

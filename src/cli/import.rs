@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{Settings, output};
+use crate::base::progress::note;
 use crate::checkpoint::gguf::{self, ImportDtype, ImportOptions};
 use crate::record::Failure;
 
@@ -32,6 +33,9 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         Dtype::F32 => ImportDtype::F32,
     };
     let summary = gguf::import(&arguments.file, &arguments.out, ImportOptions { dtype })?;
+    for text in &summary.notes {
+        note(text);
+    }
     if settings.json {
         output::json(&summary)?;
     } else {

@@ -4,8 +4,9 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{Settings, output};
+use crate::model::architecture::{ARCHITECTURES, Architecture};
 use crate::record::Failure;
-use crate::{model, recipe, suite};
+use crate::{recipe, suite};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -32,7 +33,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     let rows = match arguments.what {
         What::Recipes => recipes()?,
         What::Suites => names(suite::builtin_names()),
-        What::Architectures => names(model::config::ARCHITECTURES.iter().map(|a| (*a).to_owned())),
+        What::Architectures => architectures(),
     };
     if settings.json {
         output::json(&rows)?;
@@ -50,6 +51,11 @@ fn recipes() -> Result<Vec<Row>, Failure> {
         Ok(Row { name: (*name).to_owned(), description: recipe.description })
     };
     recipe::builtin_names().iter().map(describe).collect()
+}
+
+fn architectures() -> Vec<Row> {
+    let row = |a: &Architecture| Row { name: a.class.to_owned(), description: a.description.to_owned() };
+    ARCHITECTURES.iter().map(row).collect()
 }
 
 fn names(names: impl IntoIterator<Item = String>) -> Vec<Row> {

@@ -1,5 +1,7 @@
 //! Layer 10: the command line. One file a subcommand; data goes to standard output, everything else to standard error.
 
+mod bench;
+mod compare;
 mod completions;
 mod doctor;
 mod eval;
@@ -8,6 +10,9 @@ mod import;
 mod init;
 mod list;
 mod output;
+mod preflight;
+mod power;
+mod power_from;
 mod quantize;
 mod release;
 mod runs;
@@ -15,7 +20,6 @@ mod scan;
 mod serve;
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -26,6 +30,8 @@ use crate::base::threads::{self, Threads};
 use crate::exec::{Executor, Graph, RunSummary};
 use crate::gate::Policy;
 use crate::record::Failure;
+use crate::record::engine::EngineSupport;
+use crate::record::scan::TensorError;
 use crate::record::verdict::exit_code;
 
 /// Decides whether a quantized language model may be published, and proves it.
@@ -69,8 +75,14 @@ enum Command {
     Scan(scan::Arguments),
     /// Serve a checkpoint with an OpenAI-compatible API.
     Serve(serve::Arguments),
+    /// Measure a server or the engine: generation and scoring.
+    Bench(bench::Arguments),
     /// Evaluate one model.
     Eval(eval::Arguments),
+    /// Compare two runs item by item: day0's, lm-eval's or NeMo Evaluator's.
+    Compare(compare::Arguments),
+    /// Plan a comparison: what it can show, how many items it takes, how long.
+    Power(power::Arguments),
     /// Decide one gate on records or upstream summaries.
     Gate(gate::Arguments),
     /// List runs.
@@ -121,7 +133,10 @@ fn dispatch(command: Command, settings: &Settings) -> Result<u8, Failure> {
         Command::Quantize(arguments) => quantize::run(&arguments, settings),
         Command::Scan(arguments) => scan::run(&arguments, settings),
         Command::Serve(arguments) => serve::run(arguments, settings),
+        Command::Bench(arguments) => bench::run(&arguments, settings),
         Command::Eval(arguments) => eval::run(&arguments, settings),
+        Command::Compare(arguments) => compare::run(&arguments, settings),
+        Command::Power(arguments) => power::run(&arguments, settings),
         Command::Gate(arguments) => gate::run(arguments, settings),
         Command::Runs(arguments) => runs::run(&arguments, settings),
         Command::List(arguments) => list::run(&arguments, settings),
@@ -141,19 +156,51 @@ fn run_graph(executor: &dyn Executor, graph: &Graph<'_>) -> Result<RunSummary, F
     }
 }
 
+/// One engine's support as a line of a report.
+fn engine_line(engine: &EngineSupport) -> String {
+    let loads = match (engine.loads, &engine.min_compute_capability) {
+        (true, Some(capability)) => format!("loads it from compute capability {capability} on"),
+        (true, None) => "loads it".to_owned(),
+        (false, _) => "does not load it".to_owned(),
+    };
+    let remarks =
+        if engine.remarks.is_empty() { String::new() } else { format!("; {}", engine.remarks.join("; ")) };
+    format!("{:<22} {loads}{remarks}", engine.engine)
+}
+
+/// Weights whose errors are printed.
+const WORST: usize = 10;
+
+/// The weights that quantizing damaged most.
+fn print_worst(errors: &[TensorError]) {
+    if errors.is_empty() {
+        return;
+    }
+    output::line(
+        "worst weights          SQNR dB        MSE  largest  saturated  zeroed  underflowed of groups",
+    );
+    for error in crate::scan::worst(errors, WORST) {
+        let sqnr = error.sqnr_db.map_or_else(|| "-".to_owned(), |db| format!("{db:.2}"));
+        output::line(&format!(
+            "  {:<14} {sqnr:>13} {:>10.3e} {:>8.2e} {:>10} {:>7} {:>12} {:>9}  {}",
+            error.precision,
+            error.mse,
+            error.max_error,
+            error.saturated_groups,
+            error.zeroed_groups,
+            error.underflowed_scales,
+            error.groups,
+            error.module
+        ));
+    }
+}
+
 /// The policies of the compare gate as a flag's values.
 fn policy_parser() -> impl TypedValueParser<Value = Policy> {
     PossibleValuesParser::new(["certify", "threshold"]).map(|name| match name.as_str() {
         "threshold" => Policy::Threshold,
         _ => Policy::Certify,
     })
-}
-
-/// Content of an API key file, without white space around it.
-fn read_api_key(path: Option<&Path>) -> Result<Option<String>, Failure> {
-    let Some(path) = path else { return Ok(None) };
-    let text = std::fs::read_to_string(path).map_err(|e| Failure::io(path.display(), &e))?;
-    Ok(Some(text.trim().to_owned()))
 }
 
 /// All parallel work runs on rayon's global pool, of the detected size.

@@ -1,43 +1,63 @@
 //! `day0 quantize`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 
 use super::{Settings, output};
-use crate::base::env_vars;
+use crate::base::atomic::staging_path;
 use crate::base::units::human_bytes;
+use crate::base::{disk, env_vars, progress};
+use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::quant_args::Dialect;
 use crate::checkpoint::{Checkpoint, source};
 use crate::exec::{Graph, Ledger, LocalExecutor};
+use crate::quantize::preflight::{self, PreflightOptions};
 use crate::quantize::{Arithmetic, QuantizePlan};
-use crate::recipe;
+use crate::recipe::{self, Recipe};
 use crate::record::quantize::QuantizeRecord;
+use crate::record::scan::ScanRecord;
 use crate::record::verdict::exit_code;
-use crate::record::{Failure, Provenance};
-use crate::release::quantize_units::{self, QuantizeJob};
+use crate::record::{Failure, FailureClass, Provenance};
+use crate::release::quantize_units::{self, QuantizeJob, QuantizeOutput};
 use crate::release::{keys, program_digest};
+use crate::scan::{ScanOptions, Target};
+use crate::{gate, scan};
+
+/// Sources from this size on take long enough to say how long.
+const LONG_RUN_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Directory, .gguf file, hub id org/name[@revision], or day0-tiny.
     model: String,
-    /// Recipe name or file.
-    #[arg(long, value_name = "R")]
-    recipe: String,
-    /// Directory to write.
+    /// Recipe name or file; several make several checkpoints from one read.
+    #[arg(long = "recipe", value_name = "R", required = true)]
+    recipes: Vec<String>,
+    /// Directory to write; with several recipes each writes DIR/<recipe>. An interrupted run continues by the same
+    /// command.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Do not wait for storage: after a crash of the system the checkpoint may be damaged.
+    #[arg(long)]
+    no_sync: bool,
     /// Dtype in which weights are divided by their scales.
     #[arg(long, default_value = "f32")]
     arithmetic: ArithmeticFlag,
     /// Layout of tensors and config: compressed-tensors (vLLM, SGLang, transformers) or modelopt (TensorRT-LLM, vLLM).
     #[arg(long, default_value = "compressed-tensors")]
     format: FormatFlag,
-    /// Say what would be written and write nothing (exit code 10).
+    /// Say what would be written, how long it takes, which engines load it, and write nothing (exit code 10).
     #[arg(long)]
     dry_run: bool,
+    /// Devices that engines will cut layers for (tensor parallelism); impossible cuts are refused.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    tp: Option<u16>,
+    /// Read everything once more afterwards and report the error of each weight: MSE, SQNR, clipped and lost groups.
+    #[arg(long)]
+    errors: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -58,71 +78,236 @@ enum ArithmeticFlag {
 
 pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
     let out = &arguments.out;
-    if out.exists() {
+    let ledger_path = staging_path(out).with_extension("ledger.jsonl");
+    // With a ledger beside it, an earlier run was stopped between the rename and its last entry.
+    if out.exists() && !ledger_path.exists() {
         return Err(
             Failure::config(format!("{}: exists already", out.display())).with_hint("choose a new --out")
         );
     }
-    let recipe = recipe::load(&arguments.recipe)?.in_dialect(match arguments.format {
+    let dialect = match arguments.format {
         FormatFlag::CompressedTensors => Dialect::CompressedTensors,
         FormatFlag::Modelopt => Dialect::Modelopt,
-    })?;
+    };
+    let in_dialect = |name: &String| Ok::<_, Failure>(recipe::load(name)?.in_dialect(dialect)?);
+    let recipes = arguments.recipes.iter().map(in_dialect).collect::<Result<Vec<_>, _>>()?;
     let model = source::resolve(&arguments.model, &env_vars::cache_dir())?;
     let checkpoint = Arc::new(Checkpoint::open(&model.dir)?);
     let arithmetic = match arguments.arithmetic {
         ArithmeticFlag::F32 => Arithmetic::F32,
         ArithmeticFlag::Bf16 => Arithmetic::WeightDtype,
     };
-    let plan = QuantizePlan::new(Arc::clone(&checkpoint), recipe.clone(), arithmetic)?;
     if arguments.dry_run {
-        output::line(&format!(
-            "{} modules in {} shards, {} predicted",
-            plan.modules().len(),
-            plan.num_shards(),
-            human_bytes(plan.predicted_tensor_bytes())
-        ));
-        return Ok(exit_code::PLANNED);
+        return dry_run(&checkpoint, &recipes, arithmetic, arguments, settings);
     }
-    let key = keys::candidate(&checkpoint.digest()?, &recipe.digest, &program_digest()?);
-    let key = keys::derived(&format!("arithmetic-{:?}", arguments.arithmetic), &key);
+    preflight_all(&checkpoint, &recipes, arithmetic, arguments)?;
+    let plans = recipes
+        .iter()
+        .map(|recipe| QuantizePlan::new(Arc::clone(&checkpoint), recipe.clone(), arithmetic))
+        .collect::<Result<Vec<_>, _>>()?;
+    let start = Instant::now();
     let job = QuantizeJob {
-        plan: &plan,
-        target: out.clone(),
-        record: None,
-        key,
+        outputs: outputs(arguments, &plans, &checkpoint)?,
+        sync: !arguments.no_sync,
         provenance: Provenance::new(settings.threads.clone()),
     };
-    let record = execute(&job)?;
-    report(&record, out, settings)?;
-    Ok(0)
+    check_space(&job, out)?;
+    let records = execute(&job, &ledger_path)?;
+    say_rate(&records, start.elapsed().as_secs_f64());
+    let mut code = 0;
+    let mut verified = Vec::new();
+    for (output, (record, recipe)) in job.outputs.iter().zip(records.into_iter().zip(&recipes)) {
+        let scanned = verify(&output.target, &checkpoint, recipe, arguments.errors, settings)?;
+        if code == 0 {
+            code = scanned.defects.iter().map(|d| d.failure_class).min().map_or(0, exit_code::of_class);
+        }
+        verified.push((output.target.clone(), record, scanned));
+    }
+    report(&verified, settings)?;
+    Ok(code)
 }
 
-/// Runs the job with a ledger beside the target, which is gone when the checkpoint is complete.
-fn execute(job: &QuantizeJob<'_>) -> Result<QuantizeRecord, Failure> {
-    let ledger_path = crate::base::atomic::staging_path(&job.target).with_extension("ledger.jsonl");
-    let ledger = Ledger::open(&ledger_path)?;
+/// Says beforehand what nobody should have to find out afterwards, and refuses what cannot be made.
+fn preflight_all(
+    checkpoint: &Arc<Checkpoint>,
+    recipes: &[Recipe],
+    arithmetic: Arithmetic,
+    arguments: &Arguments,
+) -> Result<(), Failure> {
+    // A short run is over before its time is measured.
+    let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
+    let is_long = infos.map(TensorInfo::num_bytes).sum::<u64>() >= LONG_RUN_BYTES;
+    let target = is_long.then_some(arguments.out.as_path());
+    let devices = arguments.tp.map(usize::from);
+    for recipe in recipes {
+        let options = PreflightOptions { devices, target };
+        let before = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
+        if let Some(failure) = before.impossible {
+            return Err(failure);
+        }
+        super::preflight::note(&before);
+    }
+    Ok(())
+}
+
+/// Replays the loaders' rules on what was written. Reads headers and the values of scales.
+fn verify(
+    out: &Path,
+    source: &Checkpoint,
+    recipe: &Recipe,
+    errors: bool,
+    settings: &Settings,
+) -> Result<ScanRecord, Failure> {
+    let provenance = Provenance::new(settings.threads.clone());
+    let against = Some(Target::Path(source.dir()));
+    let options = ScanOptions { errors, ..ScanOptions::default() };
+    Ok(scan::scan_target(Target::Path(out), against, Some(recipe), options, provenance)?)
+}
+
+/// Says everything that is known beforehand and writes nothing.
+fn dry_run(
+    checkpoint: &Arc<Checkpoint>,
+    recipes: &[Recipe],
+    arithmetic: Arithmetic,
+    arguments: &Arguments,
+    settings: &Settings,
+) -> Result<u8, Failure> {
+    let mut records = Vec::new();
+    for recipe in recipes {
+        let devices = arguments.tp.map(usize::from);
+        let options = PreflightOptions { devices, target: Some(arguments.out.as_path()) };
+        let record = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
+        if !settings.json {
+            let every = if progress::is_verbose() && record.plan.is_some() {
+                Some(QuantizePlan::new(Arc::clone(checkpoint), recipe.clone(), arithmetic)?)
+            } else {
+                None
+            };
+            super::preflight::print(&record, every.as_ref());
+        }
+        records.push(record);
+    }
+    match records.as_slice() {
+        [record] if settings.json => output::json(record)?,
+        several if settings.json => output::json(&several)?,
+        _ => {}
+    }
+    // The record is the answer; the failure is what the exit code says.
+    records.into_iter().find_map(|record| record.impossible).map_or(Ok(exit_code::PLANNED), Err)
+}
+
+/// The checkpoints to be made: `--out` itself for one recipe, a directory in it for each of several.
+fn outputs<'a>(
+    arguments: &Arguments,
+    plans: &'a [QuantizePlan],
+    checkpoint: &Checkpoint,
+) -> Result<Vec<QuantizeOutput<'a>>, Failure> {
+    let mut outputs: Vec<QuantizeOutput<'a>> = Vec::new();
+    for plan in plans {
+        let key = keys::candidate(&checkpoint.digest()?, &plan.recipe().digest, &program_digest()?);
+        let key = keys::derived(&format!("arithmetic-{:?}", arguments.arithmetic), &key);
+        let target = match plans.len() {
+            1 => arguments.out.clone(),
+            _ => arguments.out.join(&plan.recipe().name),
+        };
+        if outputs.iter().any(|o| o.target == target) {
+            let message = format!("--recipe: two recipes are called '{}'", plan.recipe().name);
+            return Err(Failure::config(message));
+        }
+        outputs.push(QuantizeOutput { plan, target, record: None, key });
+    }
+    Ok(outputs)
+}
+
+/// Refuses a job for which there is no space, before any work.
+fn check_space(job: &QuantizeJob<'_>, out: &Path) -> Result<(), Failure> {
+    let needed = quantize_units::missing_bytes(job);
+    let free = disk::free_bytes(out).map_err(|e| Failure::io(out.display(), &e))?;
+    match free {
+        Some(free) if free < needed => {
+            let message = format!(
+                "{}: No space left: {} are needed, {} are free",
+                out.display(),
+                human_bytes(needed),
+                human_bytes(free)
+            );
+            Err(Failure::new(FailureClass::InfraTransient, message)
+                .with_hint("make space, or choose another --out"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs the job with a ledger beside the target, which is gone when all checkpoints are complete.
+fn execute(job: &QuantizeJob<'_>, ledger_path: &Path) -> Result<Vec<QuantizeRecord>, Failure> {
+    let ledger = Ledger::open(ledger_path)?.without_sync();
     let mut graph = Graph::default();
     quantize_units::add_quantize(&mut graph, job);
     let executor =
         LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
     let summary = super::run_graph(&executor, &graph)?;
-    let record = summary
-        .output("quantize/finish")
-        .ok_or_else(|| Failure::new(crate::record::FailureClass::Unknown, "the quantizer left no record"))?;
-    std::fs::remove_file(&ledger_path).map_err(|e| Failure::io(ledger_path.display(), &e))?;
-    Ok(record)
+    let records: Option<Vec<QuantizeRecord>> =
+        (0..job.outputs.len()).map(|i| summary.output(&quantize_units::finish_name(i))).collect();
+    let records =
+        records.ok_or_else(|| Failure::new(FailureClass::Unknown, "the quantizer left no record"))?;
+    std::fs::remove_file(ledger_path).map_err(|e| Failure::io(ledger_path.display(), &e))?;
+    Ok(records)
 }
 
-fn report(record: &QuantizeRecord, out: &std::path::Path, settings: &Settings) -> Result<(), Failure> {
-    if settings.json {
-        return output::json(record);
+/// How fast it was: bytes of the source a second, waiting for storage not counted.
+fn say_rate(records: &[QuantizeRecord], elapsed_s: f64) {
+    let sync_s: f64 = records.iter().filter_map(|r| r.sync_s).sum();
+    if let Some(first) = records.first() {
+        let work_s = (elapsed_s - sync_s).max(1e-9);
+        let rate = first.source_tensor_bytes as f64 / work_s / 1e9;
+        progress::note(&format!("quantized in {work_s:.2} s ({rate:.2} GB/s), stored in {sync_s:.2} s more"));
     }
-    output::line(&format!(
-        "{}: {} modules, {} -> {}",
-        out.display(),
-        record.quantized_modules,
-        human_bytes(record.source_tensor_bytes),
-        human_bytes(record.output_tensor_bytes)
-    ));
+}
+
+/// The record of the quantizer, with that of the verifier as `verification`; a list of them for several recipes.
+fn report(verified: &[(PathBuf, QuantizeRecord, ScanRecord)], settings: &Settings) -> Result<(), Failure> {
+    if settings.json {
+        let not_json = |e: serde_json::Error| Failure::new(FailureClass::Unknown, e.to_string());
+        let both = |(_, record, scanned): &(PathBuf, QuantizeRecord, ScanRecord)| {
+            let mut both = serde_json::to_value(record).map_err(not_json)?;
+            both["verification"] = serde_json::to_value(scanned).map_err(not_json)?;
+            Ok::<_, Failure>(both)
+        };
+        let all = verified.iter().map(both).collect::<Result<Vec<_>, _>>()?;
+        return match all.as_slice() {
+            [one] => output::json(one),
+            several => output::json(&several),
+        };
+    }
+    for (target, record, scanned) in verified {
+        output::line(&format!(
+            "{}: {} modules, {} -> {}",
+            target.display(),
+            record.quantized_modules,
+            human_bytes(record.source_tensor_bytes),
+            human_bytes(record.output_tensor_bytes)
+        ));
+        if scanned.errors.is_empty() {
+            worst_by_sqnr(record);
+        }
+        super::print_worst(&scanned.errors);
+        for finding in gate::ptq(scanned).findings.iter().filter(|f| f.decides()) {
+            output::line(&format!("{:<22} {finding}", finding.failure_class.to_string()));
+        }
+    }
     Ok(())
+}
+
+/// The worst weights by what the quantizer itself summed up.
+fn worst_by_sqnr(record: &QuantizeRecord) {
+    let mut modules: Vec<(f64, &str, &str)> = record
+        .shards
+        .iter()
+        .flat_map(|shard| &shard.modules)
+        .filter_map(|m| Some((m.sqnr_db?, m.precision.as_str(), m.module.as_str())))
+        .collect();
+    modules.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(b.2)));
+    for (sqnr_db, precision, module) in modules.iter().take(super::WORST) {
+        output::line(&format!("  {precision:<14} {sqnr_db:>8.2} dB SQNR  {module}"));
+    }
 }

@@ -37,11 +37,17 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Continue a run.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "endpoint"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "endpoint", "no_early_stop", "noise_floor"])]
     resume: Option<PathBuf>,
     /// OpenAI-compatible endpoint that serves the candidate.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
+    /// Score all items of every task even when it is decided before.
+    #[arg(long)]
+    no_early_stop: bool,
+    /// Score part of the baseline again on portable kernels and report what changes.
+    #[arg(long)]
+    noise_floor: bool,
     /// Print the work graph and run nothing (exit code 10).
     #[arg(long)]
     plan: bool,
@@ -103,6 +109,8 @@ fn typed_config(arguments: &Arguments) -> Result<ConfigFile, Failure> {
         data: arguments.data.clone(),
         policy: arguments.policy,
         limit: arguments.limit,
+        noise_floor: arguments.noise_floor.then_some(true),
+        early_stop: arguments.no_early_stop.then_some(false),
         engine: arguments
             .endpoint
             .clone()

@@ -1,7 +1,8 @@
 //! `day0 serve`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -23,13 +24,28 @@ pub(super) struct Arguments {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// File holding the API key that clients must send.
+    /// File with the API keys that clients may send, one a line [default: the keys in DAY0_API_KEY].
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// Requests in flight, queued ones included; more get 503.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..1_000_000))]
+    max_requests: u32,
+    /// Requests in flight of one client; more get 429 [default: no limit].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_requests_per_client: Option<u32>,
+    /// A request that is not answered by then gets 503.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    request_timeout: u32,
+    /// How long a shutdown waits for requests in flight.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain_timeout: u32,
+    /// Origin whose pages may read answers; may be given several times, * means all.
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
 }
 
 pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failure> {
-    let api_key = super::read_api_key(arguments.api_key_file.as_deref())?;
+    let api_keys = api_keys(arguments.api_key_file.as_deref())?;
     let model = source::resolve(&arguments.model, &env_vars::cache_dir())?;
     let checkpoint = Checkpoint::open(&model.dir)?;
     let tokenizer = Arc::new(Tokenizer::load(&model.dir)?);
@@ -38,8 +54,13 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
     let options = ServerOptions {
         host: arguments.host,
         port: arguments.port,
-        api_key,
+        api_keys,
         root: model.dir.display().to_string(),
+        max_queued_requests: arguments.max_requests as usize,
+        max_requests_per_client: arguments.max_requests_per_client.map(|n| n as usize),
+        request_timeout: Duration::from_secs(u64::from(arguments.request_timeout)),
+        drain_timeout: Duration::from_secs(u64::from(arguments.drain_timeout)),
+        cors_origins: arguments.cors_origin,
         ..ServerOptions::local(&model.name)
     };
     interrupt::install().map_err(|e| Failure::io("signal handlers", &e))?;
@@ -49,4 +70,21 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
     progress::note("serving; Ctrl-C stops");
     server.wait();
     Ok(0)
+}
+
+/// The keys of a file or of the environment, one a line.
+fn api_keys(file: Option<&Path>) -> Result<Vec<String>, Failure> {
+    let text = match file {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Failure::io(path.display(), &e))?),
+        None => env_vars::get(env_vars::DAY0_API_KEY),
+    };
+    let lines = text.as_deref().unwrap_or_default().lines();
+    let keys: Vec<String> = lines.map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
+    match file.filter(|_| keys.is_empty()) {
+        // A server meant to be closed must not be open.
+        Some(path) => {
+            Err(Failure::config(format!("{}: no API key in it, expected one a line", path.display())))
+        }
+        None => Ok(keys),
+    }
 }

@@ -1,9 +1,11 @@
 //! Layer 5: batching, prefix sharing, scoring, generation.
 
 pub mod error;
-mod generate;
+mod generator;
+mod pages;
 mod plan;
 mod run;
+mod sampling;
 mod score;
 mod support;
 
@@ -11,6 +13,8 @@ mod support;
 mod tests;
 
 pub use error::{EngineError, RequestError};
+pub use generator::{GenerateRequest, Generated, Generator, GeneratorLoad, GeneratorOptions};
 pub use run::{Engine, EngineOptions};
-pub use score::TokenLogprobs;
+pub use sampling::{Sampler, Sampling};
+pub use score::{PromptQuery, ScoreStats, TokenLogprobs};
 pub use support::{check_supported, kernel_path, max_len, memory_bytes};

@@ -5,9 +5,7 @@
 //! request whose input is its predecessor's gets its answer from the same row. Where a batch ends inside a shared
 //! prefix, the prefix's keys and values stay in the cache for the next batch.
 
-use std::ops::Range;
-
-use crate::model::RaggedBatch;
+use crate::model::{RaggedBatch, Stored};
 use crate::ops::attention::{Segment, Sequence, Source, tiles_for};
 
 /// A request as planned: input and targets of its scored positions.
@@ -20,7 +18,7 @@ pub(super) struct PlanRequest<'a> {
 }
 
 impl<'a> PlanRequest<'a> {
-    fn input(&self) -> &'a [u32] {
+    pub(super) fn input(&self) -> &'a [u32] {
         &self.tokens[..self.tokens.len() - 1]
     }
 
@@ -110,7 +108,7 @@ impl<'a> Planner<'a> {
             let (last, following) = (self.requests[self.order[self.next - 1]], self.requests[*following]);
             self.cached = common_prefix(last.input(), following.input()).min(following.first_scored());
         }
-        filling.batch.kept = filling.keep(self.cached);
+        filling.batch.stored = filling.keep(self.cached);
         Some(filling.finish(self.next - begin))
     }
 }
@@ -163,14 +161,14 @@ impl Filling {
         }
     }
 
-    /// The first `len` positions of the path: how many are in the cache already, and the rows of the others.
-    fn keep(&self, len: usize) -> (usize, Vec<Range<usize>>) {
-        let rows = self
-            .path
-            .iter()
-            .filter(|p| p.segment.source == Source::Batch && p.start < len)
-            .map(|p| p.segment.first_row..p.segment.first_row + p.segment.len.min(len - p.start));
-        (self.cached().min(len), rows.collect())
+    /// Rows of the path's first `len` positions that the cache does not hold yet; slots are positions.
+    fn keep(&self, len: usize) -> Vec<Stored> {
+        let stored = |p: &Piece| Stored {
+            rows: p.segment.first_row..p.segment.first_row + p.segment.len.min(len - p.start),
+            first_slot: p.start,
+        };
+        let new = self.path.iter().filter(|p| p.segment.source == Source::Batch && p.start < len);
+        new.map(stored).collect()
     }
 
     fn finish(mut self, requests: usize) -> PlannedBatch {
@@ -237,8 +235,7 @@ mod tests {
         assert!(batches.len() > 1);
         assert_eq!(rows, 50 + 10 * 3);
         assert_eq!(batches[1].batch.segments[0].source, Source::Cache);
-        assert_eq!(batches[0].batch.kept, (0, std::iter::once(0..50).collect()));
-        assert_eq!(batches[1].batch.kept.0, 0);
+        assert_eq!(batches[0].batch.stored, [Stored { rows: 0..50, first_slot: 0 }]);
     }
 
     /// Follows every planned batch by hand and compares each scored row's path with the request's tokens.
@@ -269,9 +266,10 @@ mod tests {
                     answered[request].push(slot);
                 }
             }
-            let (kept, rows) = &batch.kept;
-            cache.truncate(*kept);
-            cache.extend(rows.iter().flat_map(Clone::clone).map(|row| batch.tokens[row]));
+            for stored in &batch.stored {
+                cache.truncate(stored.first_slot);
+                cache.extend_from_slice(&batch.tokens[stored.rows.clone()]);
+            }
         }
         for (slots, (tokens, context_len)) in answered.iter_mut().zip(requests) {
             slots.sort_unstable();

@@ -1,8 +1,9 @@
 //! Log-likelihoods of continuations and of prompts.
 
 use super::error::{EngineError, RequestError};
-use super::plan::{PlanRequest, Planner};
+use super::plan::{PlanRequest, PlannedBatch, Planner};
 use super::run::Engine;
+use crate::model::KvCache;
 use crate::model::decoder::Workspace;
 use crate::ops::log_softmax::{HeadQuery, HeadRow};
 use crate::record::score::{ScoreRequest, ScoreResult};
@@ -16,6 +17,32 @@ pub struct TokenLogprobs {
     pub logprob: f32,
     /// The most likely tokens with their ln p, by probability, then by token.
     pub top: Vec<(u32, f32)>,
+}
+
+/// A prompt whose tokens are to be scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptQuery {
+    /// Token ids, at least one.
+    pub tokens: Vec<u32>,
+    /// First position scored; position 0 never is.
+    pub first: usize,
+    /// Most likely tokens reported with each.
+    pub top_n: usize,
+}
+
+/// How much of the inputs prompts shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScoreStats {
+    /// Input tokens of all prompts.
+    pub inputs: usize,
+    /// Rows that were computed for them.
+    pub computed: usize,
+}
+
+/// A prompt's answer as it fills.
+struct Answer {
+    entries: Vec<Option<TokenLogprobs>>,
+    missing: usize,
 }
 
 impl Engine {
@@ -52,49 +79,112 @@ impl Engine {
         tokens: &[u32],
         top_n: usize,
     ) -> Result<Vec<Option<TokenLogprobs>>, EngineError> {
-        let invalid = |source| EngineError::Request { index: 0, source };
-        if tokens.is_empty() {
-            return Err(invalid(RequestError::Empty));
+        let query = PromptQuery { tokens: tokens.to_vec(), first: 1, top_n };
+        let mut entries = vec![None];
+        self.score_prompts(&[query], &mut |_, scored| entries.extend(scored.into_iter().map(Some)))?;
+        Ok(entries)
+    }
+
+    /// Log-probabilities of the tokens of prompts from each one's `first` on. `done(prompt, entries)` is called as soon
+    /// as a prompt's last token is known; prompts share what they have in common.
+    pub fn score_prompts(
+        &self,
+        prompts: &[PromptQuery],
+        done: &mut (dyn FnMut(usize, Vec<TokenLogprobs>) + Send),
+    ) -> Result<ScoreStats, EngineError> {
+        let mut answers: Vec<Answer> = Vec::with_capacity(prompts.len());
+        let (mut planned, mut indices) = (Vec::new(), Vec::new());
+        for (index, prompt) in prompts.iter().enumerate() {
+            let invalid = |source| EngineError::Request { index, source };
+            let len = prompt.tokens.len();
+            if len == 0 {
+                return Err(invalid(RequestError::Empty));
+            }
+            self.check_tokens(&prompt.tokens, len - 1).map_err(invalid)?;
+            let first = prompt.first.max(1);
+            let missing = len.saturating_sub(first);
+            answers.push(Answer { entries: vec![None; missing], missing });
+            if missing == 0 {
+                done(index, Vec::new());
+            } else {
+                planned.push(PlanRequest { tokens: &prompt.tokens, context_len: first });
+                indices.push(index);
+            }
         }
-        self.check_tokens(tokens, tokens.len() - 1).map_err(invalid)?;
-        let mut results = vec![None; tokens.len()];
-        if tokens.len() > 1 {
-            let request = [PlanRequest { tokens, context_len: 1 }];
-            self.run(&request, top_n, &|_| (), &mut |_, slot, row, token, logit| {
-                results[slot + 1] = Some(row.token(token, logit));
-            });
-        }
-        Ok(results)
+        let top_n = prompts.iter().map(|p| p.top_n).max().unwrap_or(0);
+        let computed = self.run(&planned, top_n, &|_| (), &mut |request, slot, row, token, logit| {
+            let index = indices[request];
+            let answer = &mut answers[index];
+            let mut entry = row.token(token, logit);
+            entry.top.truncate(prompts[index].top_n);
+            answer.entries[slot] = Some(entry);
+            answer.missing -= 1;
+            if answer.missing == 0 {
+                done(index, std::mem::take(&mut answer.entries).into_iter().flatten().collect());
+            }
+        });
+        Ok(ScoreStats { inputs: planned.iter().map(|p| p.tokens.len() - 1).sum(), computed })
     }
 
     /// Answers every scored token of checked requests: `each(request, which of its scored tokens, row, token, logit)`.
+    /// Returns the number of rows computed.
     fn run(
         &self,
         requests: &[PlanRequest<'_>],
         top_n: usize,
         progress: &(dyn Fn(usize) + Sync),
         each: &mut (dyn FnMut(usize, usize, &HeadRow, u32, f32) + Send),
-    ) {
-        let mut planner = Planner::new(requests);
-        let mut cache = self.decoder.new_cache();
-        let mut work = Workspace::default();
-        let mut done = 0;
+    ) -> usize {
+        // Long inputs of some models rotate all positions differently and share nothing with short ones.
+        let longest_short = self.config().longest_short_input().unwrap_or(usize::MAX);
+        let is_long = |i: &usize| requests[*i].input().len() > longest_short;
+        let (long, short): (Vec<usize>, Vec<usize>) = (0..requests.len()).partition(is_long);
+        let (mut done, mut computed) = (0, 0);
         self.pool.install(|| {
-            while let Some(planned) = planner.next_batch(self.max_batched_tokens) {
-                let hidden = self.decoder.forward(&planned.batch, &mut cache, &mut work);
-                let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
-                let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
-                for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
-                    let of_row = bounds[0]..bounds[1];
-                    let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
-                    for ((&(request, slot), &target), &logit) in scored.zip(&logits[of_row]) {
-                        each(request, slot, row, target, logit);
-                    }
+            for (indices, long) in [(short, false), (long, true)] {
+                let planned: Vec<PlanRequest<'_>> = indices.iter().map(|i| requests[*i]).collect();
+                let mut planner = Planner::new(&planned);
+                let mut cache = self.decoder.new_cache();
+                let mut work = Workspace::default();
+                while let Some(mut planned) = planner.next_batch(self.max_batched_tokens) {
+                    planned.batch.long = long;
+                    self.answer(
+                        &planned,
+                        &mut cache,
+                        &mut work,
+                        top_n,
+                        &mut |request, slot, row, token, logit| {
+                            each(indices[request], slot, row, token, logit);
+                        },
+                    );
+                    computed += planned.batch.tokens.len();
+                    done += planned.requests;
+                    progress(done);
                 }
-                done += planned.requests;
-                progress(done);
             }
         });
+        computed
+    }
+
+    /// Computes one batch and hands out its answers.
+    fn answer(
+        &self,
+        planned: &PlannedBatch,
+        cache: &mut KvCache,
+        work: &mut Workspace,
+        top_n: usize,
+        each: &mut dyn FnMut(usize, usize, &HeadRow, u32, f32),
+    ) {
+        let hidden = self.decoder.forward(&planned.batch, cache, work);
+        let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
+        let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
+        for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
+            let of_row = bounds[0]..bounds[1];
+            let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
+            for ((&(request, slot), &target), &logit) in scored.zip(&logits[of_row]) {
+                each(request, slot, row, target, logit);
+            }
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Layer 7: requests to log-likelihoods to metrics to sample files.
 
+pub mod bench;
 pub mod endpoint;
 pub mod local;
 pub mod probe;
 
 mod encode;
 mod error;
+mod import;
 mod journal;
 mod metrics;
 mod outputs;
@@ -19,10 +21,11 @@ mod scorer;
 mod tests;
 
 pub use error::{EvalError, RequestProblem};
+pub use import::{ImportError, ItemText, Run, blank_what_others_lack, item_texts, read_run};
 pub use journal::Journal;
 pub use metrics::{aggregate, aggregate_group, argmax, item_values};
 pub use outputs::{OutputInfo, results, sample, write_outputs};
 pub use prepare::{EvalOptions, ItemOrder, prepare};
 pub use prepared::{PreparedItem, PreparedRequest, PreparedTask};
-pub use score::{ScoreError, score_items, score_items_once, task_record};
+pub use score::{ScoreError, primary_metric, score_items, score_items_once, task_record};
 pub use scorer::{OnDone, Scorer};

@@ -51,22 +51,31 @@ pub fn score_items_once(
             None => pending.push(*index),
         }
     }
+    let mut stopped = None;
     for chunk in pending.chunks(CHUNK_ITEMS) {
         let outcomes = score_items(scorer, prepared, chunk, progress);
-        scorer.confirm().map_err(ScoreError::Engine)?;
+        let any_scored = outcomes.iter().any(|o| o.error.is_none());
+        if any_scored {
+            scorer.confirm().map_err(ScoreError::Engine)?;
+        }
+        let last_error = outcomes.iter().rev().find_map(|o| o.error.clone());
         for (index, outcome) in chunk.iter().zip(outcomes) {
             let put = journal.put(prepared, &prepared.items[*index], &outcome);
             put.map_err(|source| ScoreError::Journal { path: journal.path().to_path_buf(), source })?;
             known.insert(*index, outcome);
         }
-        if interrupt::received().is_some() {
+        // An engine that answers nothing at all is not asked again and again; the rest stays pending.
+        let sent = chunk.iter().any(|index| prepared.items[*index].problem.is_none());
+        if interrupt::received().is_some() || (sent && !any_scored) {
+            stopped = last_error;
             break;
         }
     }
-    let missing = || ItemError { status: None, transient: true, message: "interrupted".to_owned() };
+    let interrupted = || ItemError { status: None, transient: true, message: "interrupted".to_owned() };
     let outcome = |index: &usize| {
         let item = &prepared.items[*index];
-        known.remove(index).unwrap_or_else(|| failed_item(prepared, item, missing()))
+        let pending = || failed_item(prepared, item, stopped.clone().unwrap_or_else(interrupted));
+        known.remove(index).unwrap_or_else(pending)
     };
     Ok(items.iter().map(outcome).collect())
 }
@@ -90,6 +99,7 @@ pub enum ScoreError {
 impl Classified for ScoreError {
     fn failure_class(&self) -> FailureClass {
         match self {
+            Self::Engine(ItemError { status: Some(401 | 403 | 429), .. }) => FailureClass::EvalJudgeFailed,
             Self::Engine(error) if error.transient => FailureClass::InfraTransient,
             Self::Engine(_) => FailureClass::ComparabilityFailed,
             Self::Journal { source, .. } => Failure::io("", source).class,
@@ -124,6 +134,10 @@ fn empty_item(prepared: &PreparedTask, item: &PreparedItem) -> ItemRecord {
         is_greedy: Vec::new(),
         values: BTreeMap::new(),
         weight: metrics::weight(config.primary_metric, doc),
+        gold: doc.gold().ok().and_then(|gold| match gold[..] {
+            [one] if !doc.choices.is_empty() => Some(one),
+            _ => None,
+        }),
         cluster: config.cluster.as_ref().and_then(|c| doc.fields.get(c)).map(python::str),
         error: None,
     }
@@ -193,11 +207,20 @@ fn checked(
     }
 }
 
+/// The metric of a task that decides.
+pub fn primary_metric(prepared: &PreparedTask) -> MetricInfo {
+    let primary = prepared.task.config.primary_metric;
+    MetricInfo {
+        name: primary.name().to_owned(),
+        higher_is_better: primary.higher_is_better(),
+        scale: primary.scale(),
+    }
+}
+
 /// The record of a task from the items visited so far. Standard errors that need a bootstrap come with success only.
 pub fn task_record(prepared: &PreparedTask, mut items: Vec<ItemRecord>, status: TaskStatus) -> TaskRecord {
     items.sort_by_key(|i| i.doc_id);
     let config = &prepared.task.config;
-    let primary = config.primary_metric;
     let bootstrap_iters = if status == TaskStatus::Success { metrics::BOOTSTRAP_ITERS } else { 0 };
     TaskRecord {
         task: config.task.clone(),
@@ -207,12 +230,9 @@ pub fn task_record(prepared: &PreparedTask, mut items: Vec<ItemRecord>, status: 
         expected: prepared.items.len(),
         full_split: prepared.full_split,
         limited_by: prepared.limited_by.clone(),
-        primary_metric: MetricInfo {
-            name: primary.name().to_owned(),
-            higher_is_better: primary.higher_is_better(),
-            scale: primary.scale(),
-        },
+        primary_metric: primary_metric(prepared),
         metrics: metrics::aggregate(&prepared.task, &items, bootstrap_iters),
         items,
+        visit: None,
     }
 }

@@ -416,6 +416,28 @@ fn nothing_is_scored_twice_and_nothing_by_another_engine() {
 }
 
 #[test]
+fn an_engine_that_is_down_is_asked_once() {
+    let (Some(task), Some(tokenizer)) = (load("arc_easy"), tokenizer("stories260k")) else {
+        return eprintln!("skipped: ../shared is not there");
+    };
+    let options = EvalOptions { limit: Some(300), ..EvalOptions::new(512) };
+    let prepared = prepare(&task, &tokenizer, &options).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let down = Bigram { max_len: 512, fail_every: Some(1) };
+    let journal = Journal::open(&dir.path().join("items.jsonl"), "a", &down.identity()).unwrap();
+    let done = AtomicUsize::new(0);
+    let items = score_items_once(&down, &prepared, &all_items(&prepared), &journal, &|n| {
+        done.fetch_add(n, Ordering::Relaxed);
+    });
+    let items = items.unwrap();
+    assert_eq!(items.len(), 300);
+    assert!(items.iter().all(|i| i.error.as_ref().is_some_and(|e| e.status == Some(503) && e.transient)));
+    let first: usize = prepared.items[..128].iter().map(PreparedItem::num_windows).sum();
+    assert_eq!(done.load(Ordering::Relaxed), first);
+    assert_eq!(std::fs::read(dir.path().join("items.jsonl")).unwrap(), b"", "failed items stay pending");
+}
+
+#[test]
 fn ties_go_to_the_first() {
     assert_eq!(argmax(&[-1.0, -0.5, -0.5, -2.0]), 1);
     assert_eq!(argmax(&[-1.0]), 0);
@@ -435,6 +457,7 @@ fn groups_as_lm_eval() {
             is_greedy: vec![true],
             values: BTreeMap::new(),
             weight: 1.0,
+            gold: None,
             cluster: None,
             error: None,
         };
@@ -453,6 +476,7 @@ fn groups_as_lm_eval() {
                 scale: Some(1.0),
             },
             metrics: BTreeMap::from([("acc".to_owned(), metric)]),
+            visit: None,
         };
         (name.to_owned(), record)
     };

@@ -115,6 +115,8 @@ pub struct Ledger {
     path: PathBuf,
     owner: Owner,
     inner: Mutex<(File, State)>,
+    /// Whether every entry is stored before work goes on.
+    sync: bool,
 }
 
 impl Ledger {
@@ -129,9 +131,18 @@ impl Ledger {
             path: path.to_path_buf(),
             owner: Owner::current(),
             inner: Mutex::new((file, State::default())),
+            sync: true,
         };
         ledger.locked(|_, _| Ok(()))?;
         Ok(ledger)
+    }
+
+    /// The same ledger, whose entries a crash of the system (not of the process) may lose: for work whose results are
+    /// verified before they are used again. Waiting for storage would wait for all data under way to it.
+    #[must_use]
+    pub fn without_sync(mut self) -> Self {
+        self.sync = false;
+        self
     }
 
     /// The finished unit with this key, if the ledger holds one.
@@ -235,7 +246,7 @@ impl Ledger {
         if let Err(source) = repair_tail(file, end).and_then(|()| file.write_all(&line)) {
             return Err(io(source));
         }
-        file.sync_data().map_err(io)
+        if self.sync { file.sync_data().map_err(io) } else { Ok(()) }
     }
 }
 

@@ -109,9 +109,10 @@ impl LocalExecutor<'_> {
             match self.with_heartbeat(node, || node.unit.run(&Context::new(outputs))) {
                 Ok(output) => {
                     let elapsed_s = start.elapsed().as_secs_f64();
+                    let private = output.private;
                     let done = Done { output: output.value, flow: output.flow, elapsed_s, reused: false };
                     self.ledger.finish(node.unit.key(), &node.name, &done)?;
-                    if let Some(shared) = self.shared.filter(|_| node.shared) {
+                    if let Some(shared) = self.shared.filter(|_| node.shared && !private) {
                         shared.finish(node.unit.key(), &node.name, &done)?;
                     }
                     return Ok(Ok(done));

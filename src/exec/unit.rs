@@ -67,6 +67,8 @@ pub struct Output {
     pub value: Value,
     /// What follows.
     pub flow: Flow,
+    /// Whether it holds for this run only, although the node's results may serve other runs.
+    pub private: bool,
 }
 
 impl Output {
@@ -80,7 +82,14 @@ impl Output {
         let value = serde_json::to_value(value).map_err(|e| {
             Failure::new(crate::record::FailureClass::Unknown, format!("a unit's output is not JSON: {e}"))
         })?;
-        Ok(Self { value, flow })
+        Ok(Self { value, flow, private: false })
+    }
+
+    /// An output that must not serve other runs.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        self.private = true;
+        self
     }
 }
 

@@ -44,6 +44,12 @@ pub(super) fn scan() -> ScanRecord {
         defects: Vec::new(),
         not_checked: BTreeMap::new(),
         dtype_counts: BTreeMap::from([("F8_E4M3".into(), 14)]),
+        notes: Vec::new(),
+        engines: Vec::new(),
+        scale_ranges: BTreeMap::new(),
+        errors: Vec::new(),
+        values: None,
+        transfer: None,
         provenance: provenance(),
     }
 }
@@ -97,6 +103,7 @@ fn item(doc_id: usize, metric: &str, value: f64, loglikelihoods: Vec<f64>) -> It
         loglikelihoods,
         values: BTreeMap::from([(metric.to_owned(), value)]),
         weight: 1.0,
+        gold: None,
         cluster: None,
         error: None,
     }
@@ -126,6 +133,7 @@ pub(super) fn task(name: &str, metric: MetricInfo, items: Vec<ItemRecord>) -> Ta
         items,
         metrics: BTreeMap::from([(metric.name.clone(), Metric { value, stderr: None, higher_is_better })]),
         primary_metric: metric,
+        visit: None,
     }
 }
 

@@ -12,7 +12,8 @@ mod serve;
 pub mod upstream;
 
 pub use compare::{
-    CompareOptions, Flip, Margin, Method, Policy, TaskEvidence, TaskOptions, TaskVerdict, Tier, compare,
+    CompareOptions, Decision, Flip, Follower, Look, Margin, Method, Policy, StopRule, TaskEvidence,
+    TaskOptions, TaskVerdict, Tier, WaveCounts, compare,
 };
 pub use ptq::ptq;
 pub use run::run;

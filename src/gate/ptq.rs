@@ -4,8 +4,8 @@
 //!   (otherwise the ratio is a note); within 1 % of the size predicted from headers and recipe.
 //! - coverage: the config declares a quantization, and every module is what it declares. A recipe that matches
 //!   nothing, or cannot make the model smaller, is MODEL_UNSUPPORTED.
-//! - declaration, scales, fused sets, shapes, dtypes, values, names: no defect found by the scan.
-//! - metadata: unchanged against the source.
+//! - declaration, exclusions, experts, scales, fused sets, shapes, dtypes, values, names: no defect found by the scan.
+//! - metadata: unchanged against the source, but for what quantizing itself changes.
 //! - whatever could not be checked is INSUFFICIENT_EVIDENCE: a scan of headers alone is never ACCEPT.
 
 use std::collections::BTreeMap;
@@ -14,12 +14,12 @@ use serde_json::json;
 
 use super::findings::Collector;
 use crate::base::units::human_bytes;
-use crate::record::scan::{ScanRecord, SizeScan};
+use crate::record::scan::{Defect, DiffKind, ScanRecord, SizeScan};
 use crate::record::{FailureClass, Finding, GateName, GateReport};
 
 /// Checks of the scan that report defects, so that each appears in the report also when it found nothing.
-const DEFECT_CHECKS: [&str; 7] =
-    ["declaration", "dtypes", "fused_sets", "names", "scales", "shapes", "values"];
+const DEFECT_CHECKS: [&str; 9] =
+    ["declaration", "dtypes", "exclusions", "experts", "fused_sets", "names", "scales", "shapes", "values"];
 
 /// Decides on a scan.
 pub fn ptq(scan: &ScanRecord) -> GateReport {
@@ -144,13 +144,15 @@ fn coverage(out: &mut Collector, scan: &ScanRecord) {
 fn defects(out: &mut Collector, scan: &ScanRecord) {
     let mut by_check: BTreeMap<&str, Vec<Finding>> =
         DEFECT_CHECKS.iter().map(|check| (*check, Vec::new())).collect();
-    for defect in &scan.defects {
-        let finding = out
-            .finding(&defect.check, defect.failure_class, &defect.tensor)
+    let finding = |defect: &Defect| {
+        Finding::new(GateName::Ptq, &defect.check, defect.failure_class, &defect.tensor)
             .observed(&defect.observed)
-            .expected(&defect.expected);
-        by_check.entry(&defect.check).or_default().push(finding);
+            .expected(&defect.expected)
+    };
+    for defect in &scan.defects {
+        by_check.entry(&defect.check).or_default().push(finding(defect));
     }
+    out.add_list(scan.notes.iter().map(|note| finding(note).as_note()).collect());
     for (check, findings) in by_check {
         let count = findings.len();
         out.add_list(findings);
@@ -162,7 +164,8 @@ fn defects(out: &mut Collector, scan: &ScanRecord) {
 }
 
 fn metadata(out: &mut Collector, scan: &ScanRecord) {
-    let findings = scan.metadata_diffs.iter().map(|diff| {
+    let blocking = scan.metadata_diffs.iter().filter(|diff| diff.kind == DiffKind::Blocking);
+    let findings = blocking.map(|diff| {
         Finding::new(
             GateName::Ptq,
             "metadata",
@@ -195,7 +198,7 @@ mod tests {
     use super::*;
     use crate::gate::fixtures::scan;
     use crate::record::Verdict;
-    use crate::record::scan::{Defect, MetadataDiff};
+    use crate::record::scan::MetadataDiff;
 
     fn class(change: impl FnOnce(&mut ScanRecord)) -> Option<FailureClass> {
         let mut record = scan();
@@ -304,16 +307,32 @@ mod tests {
     }
 
     #[test]
-    fn a_metadata_difference_fails() {
-        let class = class(|r| {
-            r.metadata_diffs.push(MetadataDiff {
-                file: "tokenizer.json".into(),
-                field: "content".into(),
-                source: "a".into(),
-                output: "b".into(),
-            });
+    fn a_metadata_difference_fails_unless_quantizing_explains_it() {
+        let diff = |kind| MetadataDiff {
+            file: "tokenizer.json".into(),
+            field: "content".into(),
+            source: "a".into(),
+            output: "b".into(),
+            kind,
+        };
+        let blocking = class(|r| r.metadata_diffs.push(diff(DiffKind::Blocking)));
+        assert_eq!(blocking, Some(FailureClass::QuantCoverageFailure));
+        assert_eq!(class(|r| r.metadata_diffs.push(diff(DiffKind::Expected))), None);
+    }
+
+    #[test]
+    fn notes_decide_nothing() {
+        let mut record = scan();
+        record.notes.push(Defect {
+            check: "exclusions".into(),
+            failure_class: FailureClass::QuantCoverageFailure,
+            tensor: "lm_head".into(),
+            observed: "stored".into(),
+            expected: "nothing".into(),
         });
-        assert_eq!(class, Some(FailureClass::QuantCoverageFailure));
+        let report = ptq(&record);
+        assert_eq!(report.verdict, Some(Verdict::Accept), "{}", report.detail);
+        assert!(report.findings.iter().any(|f| f.subject == "lm_head" && !f.decides()));
     }
 
     #[test]

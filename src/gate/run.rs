@@ -1,8 +1,9 @@
 //! Gate `run`: is one arm's evaluation complete and sane?
 //!
-//! Per task: the run is finished; expected = scored + explicitly failed, none failed; the split is whole or says why
-//! not; every score is finite; no log-probability is clamped, positive or exactly zero where that cannot be; the
-//! primary metric is there and is what its items say.
+//! Per task: the run is finished; expected = scored + explicitly failed + not needed once the task was decided (whether
+//! it was is checked by gate `compare`), none failed; the split is whole or says why not; every score is finite; no
+//! log-probability is clamped, positive or exactly zero where that cannot be; the primary metric is there and is what
+//! its items say.
 //!
 //! A failed item is EVAL_JUDGE_FAILED when the endpoint refused (401, 403, 429), INFRA_TRANSIENT when a retry could
 //! help, else SAMPLE_ACCOUNTING_FAILED.
@@ -32,7 +33,7 @@ const METRIC_TOLERANCE: f64 = 1e-6;
 /// Decides on one arm's evaluation.
 pub fn run(record: &EvalRecord) -> GateReport {
     let mut out = Collector::new(GateName::Run);
-    collect(&mut out, record, "");
+    collect(&mut out, record, "", false);
     for (name, task) in &record.tasks {
         let reasons: Vec<String> = out
             .findings
@@ -48,6 +49,7 @@ pub fn run(record: &EvalRecord) -> GateReport {
             "expected_samples": task.expected,
             "scored_samples": task.scored(),
             "failed_samples": task.failed(),
+            "not_needed_samples": task.not_needed(),
             "full_split": task.full_split,
             "limited_by": task.limited_by,
             "metric": task.primary_metric.name,
@@ -62,8 +64,9 @@ pub fn run(record: &EvalRecord) -> GateReport {
     out.report(format!("all {} task(s) valid", record.tasks.len())).about(&record.arm)
 }
 
-/// Adds the findings of one arm; `prefix` goes before the names of the checks.
-pub(super) fn collect(out: &mut Collector, record: &EvalRecord, prefix: &str) {
+/// Adds the findings of one arm; `prefix` goes before the names of the checks. An `imported` run may have items without
+/// log-likelihoods.
+pub(super) fn collect(out: &mut Collector, record: &EvalRecord, prefix: &str, imported: bool) {
     let before = out.findings.len();
     out.require_schema(record.schema_version);
     if record.tasks.is_empty() {
@@ -72,7 +75,7 @@ pub(super) fn collect(out: &mut Collector, record: &EvalRecord, prefix: &str) {
     for (name, task) in &record.tasks {
         status(out, name, task);
         accounting(out, name, task);
-        items(out, name, task);
+        items(out, name, task, imported);
         metrics(out, name, task);
     }
     for finding in &mut out.findings[before..] {
@@ -100,12 +103,14 @@ fn status(out: &mut Collector, name: &str, task: &TaskRecord) {
 fn accounting(out: &mut Collector, name: &str, task: &TaskRecord) {
     let failure = || out_of_accounting(name);
     let visited = task.items.len();
+    let not_needed = task.not_needed();
     let distinct: BTreeSet<usize> = task.items.iter().map(|item| item.doc_id).collect();
     // An unfinished run misses items because it is unfinished.
-    if task.status != TaskStatus::Running && visited != task.expected {
+    if task.status != TaskStatus::Running && visited + not_needed != task.expected {
+        let left_out = if not_needed > 0 { format!(", {not_needed} not needed") } else { String::new() };
         out.add(
             failure()
-                .observed(format!("{} scored, {} failed", task.scored(), task.failed()))
+                .observed(format!("{} scored, {} failed{left_out}", task.scored(), task.failed()))
                 .expected(format!("{} items", task.expected)),
         );
     }
@@ -114,6 +119,21 @@ fn accounting(out: &mut Collector, name: &str, task: &TaskRecord) {
     }
     if distinct.len() != visited {
         out.add(failure().observed(format!("{visited} items, {} of them distinct", distinct.len())));
+    }
+    if let Some(visit) = &task.visit {
+        let order: BTreeSet<usize> = visit.order.iter().copied().collect();
+        let ascending = visit.looks.windows(2).all(|pair| pair[0] < pair[1]);
+        if order != distinct
+            || visit.order.len() != visited
+            || !ascending
+            || visit.looks.last() != Some(&visited)
+        {
+            out.add(
+                failure()
+                    .observed(format!("{} items in the order of visit", visit.order.len()))
+                    .expected(format!("the {visited} items, each once, up to the last look")),
+            );
+        }
     }
     if task.expected > task.full_split || (task.limited_by.is_empty() && task.expected != task.full_split) {
         out.add(
@@ -140,8 +160,9 @@ fn out_of_accounting(name: &str) -> Finding {
     Finding::new(GateName::Run, "accounting", FailureClass::SampleAccountingFailed, name)
 }
 
-fn items(out: &mut Collector, name: &str, task: &TaskRecord) {
-    let scored: Vec<&ItemRecord> = task.items.iter().filter(|item| item.error.is_none()).collect();
+fn items(out: &mut Collector, name: &str, task: &TaskRecord, imported: bool) {
+    let judged = |item: &&ItemRecord| item.error.is_none() && !(imported && item.loglikelihoods.is_empty());
+    let scored: Vec<&ItemRecord> = task.items.iter().filter(judged).collect();
     for (check, fault) in [("finite", not_finite as ItemCheck), ("log_probs", bad_log_probs)] {
         let findings = scored.iter().filter_map(|item| {
             let observed = fault(item, task)?;

@@ -1,28 +1,27 @@
 //! What `config.json` says of the decoder, checked: every field this engine computes with, in both spellings.
 //!
-//! transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transformers 5 writes
-//! `rope_parameters {rope_theta, rope_type, …}` and `dtype`. Defaults of absent fields are those of transformers 5.17
-//! `configuration_llama.py`. An option that would change the computation and is not implemented is refused by name.
+//! What an architecture's fields are called and what absent ones mean stands in [`super::architecture`]. A field that is
+//! not known to be harmless and says something, or an option that is not implemented, is refused by name.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::architecture::{ARCHITECTURES, Architecture, Bias, Experts, RopeLayout, Scales, Window};
+use super::config_fields::Fields;
+use super::rope::{Rope, RopeContext};
 use crate::base::closest;
+use crate::ops::gated::Activation;
+use crate::ops::log_softmax::LogitMap;
 use crate::record::{Classified, FailureClass};
 
-/// Architectures of the built-in engine, as `config.json` names them in `architectures`.
-pub const ARCHITECTURES: &[&str] = &["LlamaForCausalLM"];
-
-/// A llama-like decoder.
-#[derive(Debug, Clone, PartialEq)]
+/// A decoder.
+#[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// Class name, one of [`ARCHITECTURES`].
-    pub architecture: String,
+    /// Names and structure.
+    pub architecture: &'static Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Decoder layers.
-    pub num_hidden_layers: usize,
     /// Query heads.
     pub num_attention_heads: usize,
     /// Key-value heads; divides `num_attention_heads`.
@@ -35,37 +34,54 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// ε of every normalization.
     pub rms_norm_eps: f32,
-    /// Position embedding.
-    pub rope: RopeParameters,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Activation of the MLP's gate.
+    pub activation: Activation,
+    /// Biases of q, k, v; of o; of the MLP.
+    pub biases: [bool; 3],
+    /// Factor of embeddings.
+    pub embedding_scale: f32,
+    /// Factor of attention scores.
+    pub attention_scale: f32,
+    /// Factor of what a block adds to the residual stream.
+    pub residual_scale: f32,
+    /// Cap of attention scores.
+    pub attention_softcap: Option<f32>,
+    /// From the head's products to logits.
+    pub logit_map: LogitMap,
+    /// Rotary embeddings that layers refer to.
+    pub ropes: Vec<Rope>,
+    /// Layer by layer.
+    pub layers: Vec<LayerConfig>,
+    /// Mixture of experts.
+    pub experts: Option<ExpertsConfig>,
 }
 
-/// Rotary embedding.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RopeParameters {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// How frequencies are changed for longer contexts.
-    pub scaling: RopeScaling,
+/// What differs between layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerConfig {
+    /// Keys that a row sees, its own included; all before it where absent.
+    pub window: Option<usize>,
+    /// Index of the rotary embedding.
+    pub rope: Option<usize>,
+    /// Whether experts take the place of the MLP.
+    pub experts: bool,
 }
 
-/// `rope_type`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// `default`: not at all.
-    Default,
-    /// `llama3`: low frequencies divided by `factor`, a smooth transition between.
-    Llama3 {
-        /// Divisor of low frequencies.
-        factor: f32,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are low frequencies.
-        low_freq_factor: f32,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are left alone.
-        high_freq_factor: f32,
-        /// Context length of pretraining.
-        original_max_position_embeddings: f32,
-    },
+/// Mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// E.
+    pub count: usize,
+    /// Experts of a token.
+    pub per_token: usize,
+    /// Whether the chosen experts' weights are divided by their sum.
+    pub normalized: bool,
+    /// Width of an expert.
+    pub width: usize,
+    /// Width of the shared expert.
+    pub shared_width: Option<usize>,
 }
 
 /// Why a model configuration cannot be used.
@@ -77,7 +93,7 @@ pub enum ConfigError {
         /// What the file names.
         found: String,
     },
-    /// An option that changes the computation.
+    /// An option that changes the computation, or may.
     #[error("config.json: {field} = {found} is not implemented")]
     Option {
         /// Field, with a dot for nested ones.
@@ -114,11 +130,12 @@ impl Classified for ConfigError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Architecture { found } => {
-                let like = closest::closest(found, ARCHITECTURES.iter().copied());
+                let classes: Vec<&str> = ARCHITECTURES.iter().map(|a| a.class).collect();
+                let like = closest::closest(found, classes.iter().copied());
                 let like = like.map_or(String::new(), |name| format!(" (the closest is {name})"));
                 Some(format!(
                     "the built-in engine runs {}{like}; serve other models with an external engine and --endpoint",
-                    ARCHITECTURES.join(", ")
+                    classes.join(", ")
                 ))
             }
             Self::Option { .. } => Some("serve this model with an external engine and --endpoint".to_owned()),
@@ -132,311 +149,321 @@ impl ModelConfig {
     pub fn parse(config: &Value) -> Result<Self, ConfigError> {
         let fields = Fields::of(config, "")?;
         let architecture = architecture(&fields)?;
-        refuse_options(&fields)?;
+        let defaults = &architecture.defaults;
         let hidden_size = fields.positive("hidden_size", None)?;
-        let num_attention_heads = fields.positive("num_attention_heads", None)?;
-        let num_key_value_heads = fields.positive("num_key_value_heads", Some(num_attention_heads))?;
-        if num_attention_heads % num_key_value_heads != 0 {
-            let expected = format!("a divisor of num_attention_heads = {num_attention_heads}");
-            return Err(fields.wrong("num_key_value_heads", expected));
-        }
-        let derived = hidden_size / num_attention_heads;
-        let head_dim = fields.positive("head_dim", (derived > 0).then_some(derived))?;
-        if head_dim % 2 != 0 {
-            return Err(ConfigError::Wrong {
-                field: "head_dim".to_owned(),
-                expected: "even".to_owned(),
-                found: head_dim.to_string(),
-            });
-        }
-        let max_position_embeddings = fields.positive("max_position_embeddings", Some(2048))?;
-        Ok(Self {
+        let heads = fields.positive("num_attention_heads", None)?;
+        let kv_heads = kv_heads(&fields, architecture, heads)?;
+        let head_dim = head_dim(&fields, architecture, hidden_size, heads)?;
+        let max_positions = fields.positive("max_position_embeddings", defaults.max_positions)?;
+        let num_layers = fields.positive("num_hidden_layers", None)?;
+        let (ropes, rotated) = ropes(&fields, architecture, head_dim, max_positions, num_layers)?;
+        let windows = windows(&fields, architecture, num_layers, &rotated)?;
+        let (experts, sparse) = experts(&fields, architecture, num_layers)?;
+        let layers = (0..num_layers).map(|i| {
+            let rope = if ropes.len() > 1 { usize::from(windows[i].is_some()) } else { 0 };
+            LayerConfig { window: windows[i], rope: rotated[i].then_some(rope), experts: sparse[i] }
+        });
+        let layers = layers.collect();
+        let [embedding_scale, attention_scale, residual_scale, divisor] =
+            scales(&fields, architecture, hidden_size, head_dim)?;
+        let parsed = Self {
             architecture,
             hidden_size,
             intermediate_size: fields.positive("intermediate_size", None)?,
-            num_hidden_layers: fields.positive("num_hidden_layers", None)?,
-            num_attention_heads,
-            num_key_value_heads,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
             head_dim,
             vocab_size: fields.positive("vocab_size", None)?,
-            max_position_embeddings,
-            rms_norm_eps: fields.number("rms_norm_eps", Some(1e-6))? as f32,
-            rope: rope(&fields, max_position_embeddings)?,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-        })
+            max_position_embeddings: max_positions,
+            rms_norm_eps: fields.number("rms_norm_eps", Some(defaults.eps))? as f32,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", defaults.tied)?,
+            activation: activation(&fields, architecture)?,
+            biases: biases(&fields, architecture)?,
+            embedding_scale,
+            attention_scale,
+            residual_scale,
+            attention_softcap: softcap(&fields, architecture.attention_softcap)?,
+            logit_map: LogitMap { divisor, softcap: softcap(&fields, architecture.logit_softcap)? },
+            ropes,
+            layers,
+            experts,
+        };
+        fields.refuse_unread()?;
+        Ok(parsed)
+    }
+
+    /// Where longer inputs rotate all their positions differently, the longest that do not.
+    pub fn longest_short_input(&self) -> Option<usize> {
+        self.ropes.iter().find_map(Rope::longest_short_input)
     }
 }
 
-impl RopeParameters {
-    /// f_i = θ^(−2i/D) for i < D/2, scaled; rounded to f32 where transformers rounds.
-    pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
-        let base = (0..head_dim / 2).map(|i| {
-            let exponent = (2 * i) as f32 / head_dim as f32;
-            1.0 / self.theta.powf(f64::from(exponent)) as f32
-        });
-        match self.scaling {
-            RopeScaling::Default => base.collect(),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position_embeddings: original,
-            } => base
-                .map(|f| {
-                    let wavelength = std::f32::consts::TAU / f;
-                    if wavelength > original / low {
-                        f / factor
-                    } else if wavelength < original / high {
-                        f
-                    } else {
-                        let smooth = (original / wavelength - low) / (high - low);
-                        (1.0 - smooth) * f / factor + smooth * f
-                    }
-                })
-                .collect(),
-        }
-    }
-}
-
-fn architecture(fields: &Fields<'_>) -> Result<String, ConfigError> {
-    let names: Vec<&str> = match fields.get("architectures") {
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        Some(_) => return Err(fields.wrong("architectures", "a list of class names")),
-        None => Vec::new(),
+fn architecture(fields: &Fields<'_>) -> Result<&'static Architecture, ConfigError> {
+    let expected = "a list of class names";
+    let classes = fields.list("architectures", expected, Value::as_str)?.unwrap_or_default();
+    let model_type = fields.text("model_type")?;
+    let by = |found: &str, matches: &dyn Fn(&Architecture) -> bool| {
+        let found = found.to_owned();
+        ARCHITECTURES.iter().find(|a| matches(a)).ok_or(ConfigError::Architecture { found })
     };
-    let model_type = fields.get("model_type").and_then(Value::as_str);
-    match (names.as_slice(), model_type) {
-        ([name], _) if ARCHITECTURES.contains(name) => Ok((*name).to_owned()),
-        ([], Some("llama")) => Ok("LlamaForCausalLM".to_owned()),
+    match (classes.as_slice(), model_type) {
         ([], None) => Err(fields.missing("architectures")),
-        ([], Some(model_type)) => Err(ConfigError::Architecture { found: model_type.to_owned() }),
-        (names, _) => Err(ConfigError::Architecture { found: names.join(", ") }),
+        ([], Some(model_type)) => by(model_type, &|a| a.model_type == model_type),
+        (classes, model_type) => {
+            let found = by(&classes.join(", "), &|a| classes == [a.class])?;
+            // Loaders go by the one or by the other.
+            if model_type.is_some_and(|t| t != found.model_type) {
+                return Err(fields.unsupported("model_type"));
+            }
+            Ok(found)
+        }
     }
 }
 
-/// Refuses what transformers would compute differently.
-fn refuse_options(fields: &Fields<'_>) -> Result<(), ConfigError> {
-    for field in ["attention_bias", "mlp_bias"] {
-        if fields.flag(field)? {
-            return Err(fields.unsupported(field));
-        }
+fn kv_heads(fields: &Fields<'_>, architecture: &Architecture, heads: usize) -> Result<usize, ConfigError> {
+    let field = "num_key_value_heads";
+    let absent_is_heads = architecture.defaults.key_value_heads || fields.raw(field).is_some();
+    let kv_heads = fields.positive(field, absent_is_heads.then_some(heads))?;
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(fields.wrong(field, format!("a divisor of num_attention_heads = {heads}")));
     }
-    if !matches!(fields.get("hidden_act").map(Value::as_str), None | Some(Some("silu" | "swish"))) {
+    Ok(kv_heads)
+}
+
+fn head_dim(
+    fields: &Fields<'_>,
+    architecture: &Architecture,
+    hidden_size: usize,
+    heads: usize,
+) -> Result<usize, ConfigError> {
+    let derived = hidden_size / heads;
+    let default = match architecture.defaults.head_dim {
+        Some(_) if fields.raw("head_dim").is_some() => None,
+        Some(default) => Some(default),
+        None => (derived > 0).then_some(derived),
+    };
+    let head_dim = fields.positive("head_dim", default)?;
+    if head_dim % 2 != 0 {
+        let (field, expected) = ("head_dim".to_owned(), "even".to_owned());
+        return Err(ConfigError::Wrong { field, expected, found: head_dim.to_string() });
+    }
+    Ok(head_dim)
+}
+
+fn activation(fields: &Fields<'_>, architecture: &Architecture) -> Result<Activation, ConfigError> {
+    let (field, default) = architecture.activation;
+    let named = |field: &str| match fields.text(field)? {
+        None => Ok(None),
+        Some("silu" | "swish") => Ok(Some(Activation::Silu)),
+        Some("gelu_pytorch_tanh") => Ok(Some(Activation::GeluTanh)),
+        Some(_) => Err(fields.unsupported(field)),
+    };
+    let found = named(field)?.unwrap_or(default);
+    // Gemma's files have both fields; where they differ, loaders do.
+    if named("hidden_act")?.is_some_and(|other| other != found) {
         return Err(fields.unsupported("hidden_act"));
     }
-    for field in ["sliding_window", "partial_rotary_factor"] {
-        if fields.get(field).is_some_and(|v| v.as_f64() != Some(1.0)) {
-            return Err(fields.unsupported(field));
-        }
-    }
-    Ok(())
+    Ok(found)
 }
 
-fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<RopeParameters, ConfigError> {
-    // transformers prefers rope_scaling over rope_parameters when both are there.
-    let name = if fields.get("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
-    let nested = match fields.get(name) {
-        Some(value) => Some(Fields::of(value, name)?),
-        None => None,
+fn biases(fields: &Fields<'_>, architecture: &Architecture) -> Result<[bool; 3], ConfigError> {
+    let bias = |bias: Bias| match bias {
+        Bias::Never => Ok(false),
+        Bias::Always => Ok(true),
+        Bias::Field(field, default) => fields.flag(field, default),
     };
-    let top_theta = fields.number("rope_theta", Some(10_000.0))?;
-    let theta = nested.as_ref().map_or(Ok(top_theta), |n| n.number("rope_theta", Some(top_theta)))?;
-    let Some(nested) = nested else {
-        return Ok(RopeParameters { theta, scaling: RopeScaling::Default });
+    Ok([bias(architecture.qkv_bias)?, bias(architecture.output_bias)?, bias(architecture.mlp_bias)?])
+}
+
+/// Factors of embeddings, scores and residuals, and the divisor of logits.
+fn scales(
+    fields: &Fields<'_>,
+    architecture: &Architecture,
+    hidden_size: usize,
+    head_dim: usize,
+) -> Result<[f32; 4], ConfigError> {
+    let inverse_root = |n: f64| (1.0 / n.sqrt()) as f32;
+    Ok(match architecture.scales {
+        Scales::Plain => [1.0, inverse_root(head_dim as f64), 1.0, 1.0],
+        Scales::Gemma => {
+            let query = fields.number("query_pre_attn_scalar", Some(256.0))?;
+            [(hidden_size as f64).sqrt() as f32, inverse_root(query), 1.0, 1.0]
+        }
+        Scales::Granite => {
+            let factor = |field: &str| fields.number(field, Some(1.0)).map(|x| x as f32);
+            [
+                factor("embedding_multiplier")?,
+                factor("attention_multiplier")?,
+                factor("residual_multiplier")?,
+                factor("logits_scaling")?,
+            ]
+        }
+    })
+}
+
+/// `null` means no cap, which an absent field need not.
+fn softcap(
+    fields: &Fields<'_>,
+    softcap: Option<(&'static str, Option<f64>)>,
+) -> Result<Option<f32>, ConfigError> {
+    let Some((field, default)) = softcap else { return Ok(None) };
+    let cap = if fields.raw(field).is_some() { fields.optional_number(field)? } else { default };
+    Ok(cap.map(|c| c as f32))
+}
+
+/// The rotary embeddings, and which layers rotate.
+fn ropes(
+    fields: &Fields<'_>,
+    architecture: &Architecture,
+    head_dim: usize,
+    max_positions: usize,
+    num_layers: usize,
+) -> Result<(Vec<Rope>, Vec<bool>), ConfigError> {
+    let field = "original_max_position_embeddings";
+    let original = match architecture.defaults.original_max_positions {
+        None if fields.get(field).is_none() => None,
+        default => Some(fields.positive(field, default)?),
     };
-    if nested.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
-        return Err(nested.unsupported("partial_rotary_factor"));
-    }
-    let key = if nested.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let scaling = match nested.get(key).map(Value::as_str) {
-        None | Some(Some("default")) => RopeScaling::Default,
-        Some(Some("llama3")) => RopeScaling::Llama3 {
-            factor: nested.number("factor", None)? as f32,
-            low_freq_factor: nested.number("low_freq_factor", None)? as f32,
-            high_freq_factor: nested.number("high_freq_factor", None)? as f32,
-            original_max_position_embeddings: nested
-                .positive("original_max_position_embeddings", Some(max_position_embeddings))?
-                as f32,
-        },
-        Some(_) => return Err(nested.unsupported(key)),
+    let context = RopeContext {
+        head_dim,
+        max_positions,
+        theta: architecture.defaults.theta,
+        partial: architecture.rope == RopeLayout::Partial,
+        original,
     };
-    Ok(RopeParameters { theta, scaling })
+    let all = vec![true; num_layers];
+    Ok(match architecture.rope {
+        RopeLayout::Same | RopeLayout::Partial => (vec![context.read(fields)?], all),
+        RopeLayout::PerLayerType => {
+            const LOCAL_THETA: f64 = 10_000.0;
+            (context.read_per_layer_type(fields, LOCAL_THETA)?.into(), all)
+        }
+        RopeLayout::SomeLayers => {
+            let interval = fields.positive("no_rope_layer_interval", Some(4))?;
+            let flag = |v: &Value| v.as_u64().filter(|n| *n < 2).map(|n| n == 1);
+            let expected = format!("{num_layers} numbers, 1 for layers that rotate and 0 for others");
+            let listed = fields.list("no_rope_layers", &expected, flag)?.filter(|l| !l.is_empty());
+            let rotated = listed.unwrap_or_else(|| (1..=num_layers).map(|i| i % interval != 0).collect());
+            if rotated.len() != num_layers {
+                return Err(fields.wrong("no_rope_layers", expected));
+            }
+            (vec![context.read(fields)?], rotated)
+        }
+    })
 }
 
-/// A JSON object whose fields are asked for by name; `null` counts as absent.
-struct Fields<'a> {
-    object: &'a Map<String, Value>,
-    path: &'a str,
+/// The window of each layer.
+fn windows(
+    fields: &Fields<'_>,
+    architecture: &Architecture,
+    num_layers: usize,
+    rotated: &[bool],
+) -> Result<Vec<Option<usize>>, ConfigError> {
+    let used = || fields.flag("use_sliding_window", false);
+    let size = |default: Option<usize>| match fields.raw("sliding_window") {
+        None => Ok(default),
+        Some(Value::Null) => Ok(None),
+        Some(_) => fields.positive("sliding_window", None).map(Some),
+    };
+    // Qwen's files carry it whether or not their class looks at it.
+    let upper = |default| match fields.get("max_window_layers") {
+        Some(value) => value
+            .as_u64()
+            .ok_or_else(|| fields.wrong("max_window_layers", "a number of layers"))
+            .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        None => Ok(default),
+    };
+    let max_window_layers = upper(28)?;
+    let (window, by_rule): (Option<usize>, Vec<bool>) = match architecture.window {
+        Window::Never => (None, vec![false; num_layers]),
+        Window::All(default) => (size(default)?, vec![true; num_layers]),
+        Window::AllIfUsed | Window::Upper | Window::LowerAlternating | Window::NoRope => {
+            let default = if architecture.window == Window::NoRope { None } else { Some(4096) };
+            let window = if used()? { size(default)? } else { None };
+            fields.raw("sliding_window");
+            let rule = |i: usize| match architecture.window {
+                Window::Upper => i >= max_window_layers,
+                Window::LowerAlternating => i.is_multiple_of(2) && i < max_window_layers,
+                Window::NoRope => !rotated[i],
+                _ => true,
+            };
+            (window, (0..num_layers).map(rule).collect())
+        }
+        Window::Pattern(field, default) => {
+            let pattern = field.map_or(Ok(default), |field| fields.positive(field, Some(default)))?;
+            (size(Some(4096))?, (1..=num_layers).map(|i| i % pattern != 0).collect())
+        }
+    };
+    let windows = by_rule.iter().map(|limited| window.filter(|_| *limited));
+    layer_types(fields, architecture, window, windows.collect())
 }
 
-impl<'a> Fields<'a> {
-    fn of(value: &'a Value, path: &'a str) -> Result<Self, ConfigError> {
-        let object = value.as_object().ok_or_else(|| ConfigError::Wrong {
-            field: if path.is_empty() { "the file" } else { path }.to_owned(),
-            expected: "an object".to_owned(),
-            found: shorten(value),
-        })?;
-        Ok(Self { object, path })
+/// `layer_types` where the architecture has it; elsewhere it must say what the other fields say.
+fn layer_types(
+    fields: &Fields<'_>,
+    architecture: &Architecture,
+    window: Option<usize>,
+    by_rule: Vec<Option<usize>>,
+) -> Result<Vec<Option<usize>>, ConfigError> {
+    let field = "layer_types";
+    let expected = format!("{} times full_attention or sliding_attention", by_rule.len());
+    let Some(kinds) = fields.list(field, &expected, Value::as_str)?.filter(|l| !l.is_empty()) else {
+        return Ok(by_rule);
+    };
+    if kinds.iter().any(|kind| !matches!(*kind, "full_attention" | "sliding_attention")) {
+        return Err(fields.unsupported(field));
     }
-
-    fn get(&self, field: &str) -> Option<&'a Value> {
-        self.object.get(field).filter(|v| !v.is_null())
+    let listed: Vec<bool> = kinds.iter().map(|kind| *kind == "sliding_attention").collect();
+    if listed.len() != by_rule.len() {
+        return Err(fields.wrong(field, expected));
     }
-
-    fn name(&self, field: &str) -> String {
-        if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
+    let has_field = !matches!(architecture.window, Window::Never | Window::All(_) | Window::AllIfUsed);
+    let agrees = listed.iter().zip(&by_rule).all(|(sliding, window)| *sliding == window.is_some());
+    if !agrees && (!has_field || window.is_none()) {
+        return Err(fields.unsupported(field));
     }
-
-    fn found(&self, field: &str) -> String {
-        self.get(field).map_or_else(|| "nothing".to_owned(), shorten)
-    }
-
-    fn missing(&self, field: &str) -> ConfigError {
-        ConfigError::Missing { field: self.name(field) }
-    }
-
-    fn wrong(&self, field: &str, expected: impl Into<String>) -> ConfigError {
-        ConfigError::Wrong { field: self.name(field), expected: expected.into(), found: self.found(field) }
-    }
-
-    fn unsupported(&self, field: &str) -> ConfigError {
-        ConfigError::Option { field: self.name(field), found: self.found(field) }
-    }
-
-    /// An integer in 1..2^31: larger ones would overflow products of sizes.
-    fn positive(&self, field: &str, default: Option<usize>) -> Result<usize, ConfigError> {
-        match self.get(field) {
-            None => default.ok_or_else(|| self.missing(field)),
-            Some(value) => value
-                .as_u64()
-                .filter(|n| (1..1 << 31).contains(n))
-                .map(|n| n as usize)
-                .ok_or_else(|| self.wrong(field, "a positive integer below 2^31")),
-        }
-    }
-
-    /// A finite number above 0.
-    fn number(&self, field: &str, default: Option<f64>) -> Result<f64, ConfigError> {
-        match self.get(field) {
-            None => default.ok_or_else(|| self.missing(field)),
-            Some(value) => value
-                .as_f64()
-                .filter(|x| x.is_finite() && *x > 0.0)
-                .ok_or_else(|| self.wrong(field, "a positive number")),
-        }
-    }
-
-    fn flag(&self, field: &str) -> Result<bool, ConfigError> {
-        match self.get(field) {
-            None => Ok(false),
-            Some(value) => value.as_bool().ok_or_else(|| self.wrong(field, "true or false")),
-        }
-    }
+    Ok(listed.iter().map(|sliding| window.filter(|_| *sliding)).collect())
 }
 
-/// A value for messages, at most 60 characters of it.
-fn shorten(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= 60 { text } else { text.chars().take(57).chain("...".chars()).collect() }
+/// The mixture of experts, and which layers have it.
+fn experts(
+    fields: &Fields<'_>,
+    architecture: &Architecture,
+    num_layers: usize,
+) -> Result<(Option<ExpertsConfig>, Vec<bool>), ConfigError> {
+    let Some(names) = &architecture.experts else { return Ok((None, vec![false; num_layers])) };
+    let Experts { width, always_normalized, shared_width, some_layers, .. } = names;
+    // transformers knows both names as one.
+    let (count, other) = match (fields.get("num_experts"), fields.get("num_local_experts")) {
+        (None, Some(_)) => ("num_local_experts", "num_experts"),
+        _ => ("num_experts", "num_local_experts"),
+    };
+    let found = fields.positive(count, None)?;
+    if fields.get(other).is_some() && fields.positive(other, None)? != found {
+        return Err(fields.unsupported(other));
+    }
+    let config = ExpertsConfig {
+        count: found,
+        per_token: fields.positive("num_experts_per_tok", None)?,
+        normalized: *always_normalized || fields.flag("norm_topk_prob", false)?,
+        width: fields.positive(width, None)?,
+        shared_width: shared_width.map(|field| fields.positive(field, None)).transpose()?,
+    };
+    if config.per_token > config.count {
+        return Err(fields.wrong("num_experts_per_tok", format!("at most {count} = {found}")));
+    }
+    let mut sparse = vec![true; num_layers];
+    if *some_layers {
+        let step = fields.positive("decoder_sparse_step", Some(1))?;
+        let layer = |v: &Value| v.as_u64();
+        let dense = fields.list("mlp_only_layers", "a list of layers", layer)?.unwrap_or_default();
+        for (i, sparse) in sparse.iter_mut().enumerate() {
+            *sparse = (i + 1).is_multiple_of(step) && !dense.contains(&(i as u64));
+        }
+    }
+    Ok((Some(config), sparse))
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn base() -> Value {
-        json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 172,
-            "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512,
-            "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": null,
-            "hidden_act": "silu", "tie_word_embeddings": true, "attention_bias": false, "torch_dtype": "float32"
-        })
-    }
-
-    fn with(field: &str, value: Value) -> Result<ModelConfig, ConfigError> {
-        let mut config = base();
-        config[field] = value;
-        ModelConfig::parse(&config)
-    }
-
-    #[test]
-    fn both_spellings_of_rope() {
-        let old = ModelConfig::parse(&base()).unwrap();
-        assert_eq!((old.head_dim, old.rope.theta), (8, 10_000.0));
-        let mut new = base();
-        new.as_object_mut().unwrap().remove("rope_theta");
-        new["rope_parameters"] = json!({"rope_theta": 100000.0, "rope_type": "default"});
-        assert_eq!(ModelConfig::parse(&new).unwrap().rope.theta, 100_000.0);
-        assert_eq!(with("head_dim", json!(16)).unwrap().head_dim, 16);
-    }
-
-    /// Reference: transformers 5.17 `ROPE_INIT_FUNCTIONS["llama3"]` with head_dim 16, theta 500000, factor 32,
-    /// low 1, high 4, original 8192 (Llama 3.2); computed by `tests/oracle/rope_llama3.py`.
-    #[test]
-    fn llama3_frequencies() {
-        let scaling = json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192, "rope_theta": 500000.0});
-        let rope = with("rope_scaling", scaling).unwrap().rope;
-        let want = LLAMA3;
-        for (got, want) in rope.inverse_frequencies(16).iter().zip(want) {
-            assert!((got / want - 1.0).abs() < 1e-6, "{got}, not {want}");
-        }
-    }
-
-    const LLAMA3: [f32; 8] = [
-        1.0,
-        1.939_227_6e-1,
-        3.760_603e-2,
-        7.292_665e-3,
-        4.295_567e-4,
-        8.570_256e-6,
-        1.661_967_4e-6,
-        3.222_933e-7,
-    ];
-
-    #[test]
-    fn unsupported_options_are_named() {
-        for (field, value, named) in [
-            ("attention_bias", json!(true), "attention_bias"),
-            ("mlp_bias", json!(true), "mlp_bias"),
-            ("hidden_act", json!("gelu"), "hidden_act"),
-            ("sliding_window", json!(4096), "sliding_window"),
-            ("rope_scaling", json!({"type": "yarn", "factor": 2.0}), "rope_scaling.type"),
-            ("rope_parameters", json!({"rope_type": "linear"}), "rope_parameters.rope_type"),
-            (
-                "rope_parameters",
-                json!({"partial_rotary_factor": 0.5}),
-                "rope_parameters.partial_rotary_factor",
-            ),
-            ("architectures", json!(["GemmaForCausalLM"]), "GemmaForCausalLM"),
-        ] {
-            let error = with(field, value).unwrap_err();
-            assert_eq!(error.failure_class(), FailureClass::ModelUnsupported);
-            assert!(error.to_string().contains(named) && error.hint().is_some(), "{error}");
-        }
-    }
-
-    #[test]
-    fn wrong_fields_are_named() {
-        for (field, value) in [
-            ("hidden_size", json!(null)),
-            ("hidden_size", json!(0)),
-            ("num_key_value_heads", json!(3)),
-            ("num_key_value_heads", json!(-1)),
-            ("head_dim", json!(7)),
-            ("vocab_size", json!(1u64 << 40)),
-            ("rms_norm_eps", json!("small")),
-            ("tie_word_embeddings", json!(1)),
-            ("rope_parameters", json!([1])),
-            ("rope_theta", json!(-1)),
-            ("architectures", json!("LlamaForCausalLM")),
-        ] {
-            let error = with(field, value).unwrap_err();
-            assert_eq!(error.failure_class(), FailureClass::UserConfigError);
-            assert!(error.to_string().contains(field), "{error}");
-        }
-        assert!(ModelConfig::parse(&json!([])).is_err());
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,46 +1,40 @@
-//! The llama decoder over a ragged batch: x ← embed; per layer x ← x + attention(norm(x)), x ← x + mlp(norm(x));
-//! logits from norm(x). Source: transformers 5.17 `models/llama/modeling_llama.py`.
+//! The decoder over a ragged batch: x ← embed; per layer x ← x + attention(norm(x)), x ← x + mlp(norm(x)); logits from
+//! norm(x). One graph for every architecture of [`super::architecture`], whose tables say which norms, factors and
+//! biases there are. Source: transformers 5.17 `models/*/modeling_*.py`.
 //!
 //! Rows of a batch are tokens of several paths, without padding; a path may continue rows of another or the cache.
 //! No row's result depends on the others.
 
-use std::ops::Range;
-
 use super::config::ModelConfig;
 use super::error::ModelError;
-use super::kv_cache::KvCache;
+use super::experts::ExpertWork;
+use super::kv_cache::{KvCache, Stored};
+use super::layer::{Layer, Mlp, MlpWork, Norms, norm_weight};
 use super::linear::LinearGroup;
+use super::rope::Rope;
 use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
 use crate::ops::activation_quant;
-use crate::ops::attention::{self, HeadShape, Segment, Sequence};
+use crate::ops::attention::{self, HeadShape, Scores, Segment, Sequence};
 use crate::ops::buffer::Buffer;
+use crate::ops::elementary;
 use crate::ops::kernel_path::KernelPath;
 use crate::ops::log_softmax::{HeadQuery, HeadRow, log_softmax};
-use crate::ops::rms_norm::rms_norm;
-use crate::ops::rope::{RopeTable, rope};
-use crate::ops::silu_mul::silu_mul;
+use crate::ops::rms_norm::{residual, rms_norm, rms_norm_parts};
+use crate::ops::rope::{RopeTable, RotatedHeads, rope};
 
 /// A loaded model.
 pub struct Decoder {
     config: ModelConfig,
     path: KernelPath,
     heads: HeadShape,
-    inverse_frequencies: Vec<f32>,
     /// \[V, hidden\], or `None` when rows come from the head.
     embedding: Option<Vec<f32>>,
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: LinearGroup,
-}
-
-struct Layer {
-    attention_norm: Vec<f32>,
-    qkv: LinearGroup,
-    output: LinearGroup,
-    mlp_norm: Vec<f32>,
-    gate_up: LinearGroup,
-    down: LinearGroup,
+    /// Largest inner width of an MLP or expert.
+    inner: usize,
 }
 
 /// New tokens of several paths, and what they continue.
@@ -56,8 +50,11 @@ pub struct RaggedBatch {
     pub segments: Vec<Segment>,
     /// Rows whose hidden state is returned, ascending: \[R\].
     pub logit_rows: Vec<usize>,
-    /// What the cache holds afterwards: so many of its positions, then these rows.
-    pub kept: (usize, Vec<Range<usize>>),
+    /// Rows that the cache keeps; what is in its other slots stays.
+    pub stored: Vec<Stored>,
+    /// Whether these are inputs longer than [`ModelConfig::longest_short_input`], which rotate all positions
+    /// differently: neither batch nor cache may mix them with shorter ones.
+    pub long: bool,
 }
 
 /// Buffers of a forward pass, reused by the next.
@@ -72,6 +69,7 @@ pub struct Workspace {
     gate_up: Buffer,
     gated: Buffer,
     quantized: Buffer,
+    experts: ExpertWork,
 }
 
 impl Decoder {
@@ -81,27 +79,36 @@ impl Decoder {
         let weights = Weights::new(checkpoint)?;
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let table = weights.tensor("model.embed_tokens.weight", &[vocab, hidden])?;
+        // A stored head beside a tied embedding: transformers 5 uses it where it differs, others do not.
+        let stored = "lm_head.weight";
+        if config.tie_word_embeddings
+            && weights.has(stored)
+            && weights.tensor(stored, &[vocab, hidden])? != table
+        {
+            return Err(ModelError::StoredHead);
+        }
         let (embedding, head) = if config.tie_word_embeddings {
             (None, LinearGroup::dense("lm_head", &table, hidden))
         } else {
-            (Some(table), LinearGroup::load(&weights, &[("lm_head".to_owned(), vocab)], hidden)?)
+            (Some(table), LinearGroup::load(&weights, &[("lm_head".to_owned(), vocab)], hidden, false)?)
         };
-        let layers: Result<_, _> =
-            (0..config.num_hidden_layers).map(|i| Layer::load(&weights, &config, i)).collect();
-        let layers = layers?;
-        let norm = weights.tensor("model.norm.weight", &[hidden])?;
-        // transformers overwrites a stored head by the embedding when they are tied.
-        let allowed: &[&str] = if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
-        weights.finish(&config.architecture, allowed)?;
+        let layers = (0..config.layers.len()).map(|i| Layer::load(&weights, &config, i));
+        let layers = layers.collect::<Result<Vec<_>, _>>()?;
+        let norm = norm_weight(&weights, &config, "model.norm", hidden)?;
+        weights.finish(config.architecture.class)?;
+        let inner = |layer: &Layer| match &layer.mlp {
+            Mlp::Dense(mlp) => mlp.inner(),
+            Mlp::Experts(block) => block.inner(),
+        };
         Ok(Self {
             heads: HeadShape {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
             },
-            inverse_frequencies: config.rope.inverse_frequencies(config.head_dim),
             path,
             embedding,
+            inner: layers.iter().map(inner).max().unwrap_or(0),
             layers,
             norm,
             head,
@@ -126,31 +133,20 @@ impl Decoder {
 
     /// The group that holds the linear module `name`, e.g. `model.layers.0.mlp.up_proj`.
     pub fn linear(&self, name: &str) -> Option<&LinearGroup> {
-        let groups = self.layers.iter().flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        let groups = self.layers.iter().flat_map(Layer::linears);
         groups.chain([&self.head]).find(|group| group.columns(name).is_some())
     }
 
     /// Hidden states after the last normalization at `batch.logit_rows`: \[R, hidden\].
     pub fn forward(&self, batch: &RaggedBatch, cache: &mut KvCache, work: &mut Workspace) -> Vec<f32> {
-        let (hidden, eps, path) = (self.config.hidden_size, self.config.rms_norm_eps, self.path);
+        let hidden = self.config.hidden_size;
         let mut rows = batch.tokens.len();
         work.reserve(self, rows);
         self.embed(&batch.tokens, &mut work.x);
-        let positions = batch.positions.iter().map(|p| *p as usize);
-        let positions = positions.clone().min().unwrap_or(0)..positions.max().map_or(0, |p| p + 1);
-        let table = RopeTable::new(&self.inverse_frequencies, positions);
+        let tables = self.rope_tables(batch);
         for (i, layer) in self.layers.iter().enumerate() {
-            // The sum of the layer before is added here, in the pass that reads x anyway.
-            let y = (i > 0).then_some(&work.y[..rows * hidden]);
-            rms_norm(
-                path,
-                &mut work.x[..rows * hidden],
-                y,
-                &layer.attention_norm,
-                eps,
-                &mut work.h[..rows * hidden],
-            );
-            self.attend(layer, i, batch, &table, cache, work);
+            self.enter(layer.attention_norms.pre.as_deref(), i > 0, rows, work);
+            self.attend(i, batch, &tables, cache, work);
             if i + 1 == self.layers.len() {
                 // Nobody reads the other rows from here on.
                 let width = self.heads.heads * self.heads.head_dim;
@@ -158,31 +154,25 @@ impl Decoder {
                 compact(&mut work.attended, width, &batch.logit_rows);
                 rows = batch.logit_rows.len();
             }
-            layer.output.forward(path, &work.attended, rows, &mut work.quantized, &mut work.y);
-            let (x, h) = (&mut work.x[..rows * hidden], &mut work.h[..rows * hidden]);
-            rms_norm(path, x, Some(&work.y[..rows * hidden]), &layer.mlp_norm, eps, h);
-            layer.gate_up.forward(path, &work.h, rows, &mut work.quantized, &mut work.gate_up);
-            let inner = self.config.intermediate_size;
-            silu_mul(path, &work.gate_up[..2 * rows * inner], inner, &mut work.gated[..rows * inner]);
-            layer.down.forward(path, &work.gated, rows, &mut work.quantized, &mut work.y);
+            layer.output.forward(self.path, &work.attended, rows, &mut work.quantized, &mut work.y);
+            self.leave(&layer.attention_norms, rows, work);
+            self.enter(layer.mlp_norms.pre.as_deref(), true, rows, work);
+            self.feed_forward(&layer.mlp, rows, work);
+            self.leave(&layer.mlp_norms, rows, work);
         }
-        let mut out = vec![0.0; rows * hidden];
-        let (x, y) = (&mut work.x[..rows * hidden], &work.y[..rows * hidden]);
-        rms_norm(path, x, Some(y), &self.norm, eps, &mut out);
-        let (kept, appended) = &batch.kept;
-        cache.set_len(kept + appended.iter().map(ExactSizeIterator::len).sum::<usize>());
-        out
+        self.enter(Some(&self.norm), true, rows, work);
+        work.h[..rows * hidden].to_vec()
     }
 
     /// Log-probabilities at rows of hidden states \[R, hidden\].
     pub fn log_softmax(&self, hidden: &[f32], query: &HeadQuery<'_>) -> (Vec<HeadRow>, Vec<f32>) {
         let (matrix, input) = self.head.single();
         match input {
-            None => log_softmax(self.path, hidden, matrix, query),
+            None => log_softmax(self.path, hidden, matrix, self.config.logit_map, query),
             Some(kind) => {
                 let mut quantized = vec![0.0; hidden.len()];
                 activation_quant::fake_quantize(self.path, kind, hidden, matrix.k(), &mut quantized);
-                log_softmax(self.path, &quantized, matrix, query)
+                log_softmax(self.path, &quantized, matrix, self.config.logit_map, query)
             }
         }
     }
@@ -195,26 +185,88 @@ impl Decoder {
                 Some(table) => row.copy_from_slice(&table[*token as usize * hidden..][..hidden]),
                 None => self.head.single().0.copy_row(*token as usize, row),
             }
+            if self.config.embedding_scale != 1.0 {
+                elementary::scale(self.path, row, self.config.embedding_scale);
+            }
+        }
+    }
+
+    /// Angles of the batch's positions for each rotary embedding.
+    fn rope_tables(&self, batch: &RaggedBatch) -> Vec<RopeTable> {
+        let positions = batch.positions.iter().map(|p| *p as usize);
+        let positions = positions.clone().min().unwrap_or(0)..positions.max().map_or(0, |p| p + 1);
+        let table = |rope: &Rope| {
+            RopeTable::new(&rope.inverse_frequencies(batch.long), rope.attention_factor(), positions.clone())
+        };
+        self.config.ropes.iter().map(table).collect()
+    }
+
+    /// x ← x + y of the block before, if there is one, and the normalized x to `work.h`. The sum is taken in the pass
+    /// that reads x anyway, unless it is scaled.
+    fn enter(&self, norm: Option<&[f32]>, add: bool, rows: usize, work: &mut Workspace) {
+        let (path, size) = (self.path, rows * self.config.hidden_size);
+        let (x, h, scale) = (&mut work.x[..size], &mut work.h[..size], self.config.residual_scale);
+        let mut y = add.then_some(&work.y[..size]);
+        if let Some(scaled) = y.filter(|_| scale != 1.0 || norm.is_none()) {
+            residual(path, x, scaled, scale, None);
+            y = None;
+        }
+        match norm {
+            Some(w) => rms_norm(path, x, y, w, self.config.rms_norm_eps, h),
+            None => h.copy_from_slice(x),
+        }
+    }
+
+    /// Normalizes a block's output in `work.y` where the architecture does.
+    fn leave(&self, norms: &Norms, rows: usize, work: &mut Workspace) {
+        if let Some(w) = &norms.post {
+            let hidden = self.config.hidden_size;
+            let y = &mut work.y[..rows * hidden];
+            rms_norm_parts(self.path, y, hidden, 0..hidden, w, self.config.rms_norm_eps);
+        }
+    }
+
+    /// From `work.h` to `work.y`.
+    fn feed_forward(&self, mlp: &Mlp, rows: usize, work: &mut Workspace) {
+        let Workspace { h, y, gate_up, gated, quantized, experts, .. } = work;
+        let (path, activation) = (self.path, self.config.activation);
+        let mut room = MlpWork { path, activation, gate_up, gated, quantized };
+        match mlp {
+            Mlp::Dense(mlp) => mlp.forward(h, rows, &mut room, y),
+            Mlp::Experts(block) => block.forward(h, rows, experts, &mut room, y),
         }
     }
 
     /// From `work.h` to `work.attended`, and the layer's share of the cache.
     fn attend(
         &self,
-        layer: &Layer,
         index: usize,
         batch: &RaggedBatch,
-        table: &RopeTable,
+        tables: &[RopeTable],
         cache: &mut KvCache,
         work: &mut Workspace,
     ) {
-        let (rows, columns) = (batch.tokens.len(), self.heads.qkv_columns());
+        let (layer, shape, eps) = (&self.layers[index], self.heads, self.config.rms_norm_eps);
+        let (rows, stride) = (batch.tokens.len(), shape.qkv_columns());
         layer.qkv.forward(self.path, &work.h, rows, &mut work.quantized, &mut work.qkv);
-        let rotated = self.heads.heads + self.heads.kv_heads;
-        rope(self.path, &mut work.qkv[..rows * columns], columns, rotated, &batch.positions, table);
-        attention::pack_keys(self.heads, &work.qkv, &batch.sequences, &mut work.keys);
+        let qkv = &mut work.qkv[..rows * stride];
+        if let Some([of_queries, of_keys]) = &layer.qk_norms {
+            rms_norm_parts(self.path, qkv, stride, 0..shape.key_column(), of_queries, eps);
+            rms_norm_parts(self.path, qkv, stride, shape.key_column()..shape.value_column(), of_keys, eps);
+        }
+        if let Some(table) = layer.config.rope.and_then(|rope| tables.get(rope)) {
+            let rotated =
+                RotatedHeads { heads: shape.heads + shape.kv_heads, head_dim: shape.head_dim, stride };
+            rope(self.path, qkv, rotated, &batch.positions, table);
+        }
+        attention::pack_keys(shape, &work.qkv, &batch.sequences, &mut work.keys);
         let inputs = attention::Batch {
-            shape: self.heads,
+            shape,
+            scores: Scores {
+                scale: self.config.attention_scale,
+                softcap: self.config.attention_softcap,
+                window: layer.config.window,
+            },
             qkv: &work.qkv,
             keys: &work.keys,
             cache: cache.layer(index),
@@ -222,38 +274,13 @@ impl Decoder {
             segments: &batch.segments,
         };
         attention::attention(self.path, &inputs, &mut work.attended);
-        let (kept, appended) = &batch.kept;
-        cache.update(index, *kept, &work.qkv, appended.iter().flat_map(Clone::clone));
-    }
-}
-
-impl Layer {
-    fn load(weights: &Weights<'_>, config: &ModelConfig, index: usize) -> Result<Self, ModelError> {
-        let name = |module: &str| format!("model.layers.{index}.{module}");
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let q = config.num_attention_heads * config.head_dim;
-        let kv = config.num_key_value_heads * config.head_dim;
-        let linear = |modules: &[(&str, usize)], k: usize| {
-            let modules: Vec<_> = modules.iter().map(|(module, n)| (name(module), *n)).collect();
-            LinearGroup::load(weights, &modules, k)
-        };
-        Ok(Self {
-            attention_norm: weights.tensor(&name("input_layernorm.weight"), &[hidden])?,
-            qkv: linear(
-                &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
-                hidden,
-            )?,
-            output: linear(&[("self_attn.o_proj", hidden)], q)?,
-            mlp_norm: weights.tensor(&name("post_attention_layernorm.weight"), &[hidden])?,
-            gate_up: linear(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden)?,
-            down: linear(&[("mlp.down_proj", hidden)], inner)?,
-        })
+        cache.update(index, &work.qkv, &batch.stored);
     }
 }
 
 impl Workspace {
     fn reserve(&mut self, decoder: &Decoder, rows: usize) {
-        let (hidden, inner) = (decoder.config.hidden_size, decoder.config.intermediate_size);
+        let (hidden, inner) = (decoder.config.hidden_size, decoder.inner);
         let width = decoder.heads.heads * decoder.heads.head_dim;
         for buffer in [&mut self.x, &mut self.h, &mut self.y] {
             buffer.ensure(rows * hidden);

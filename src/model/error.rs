@@ -30,6 +30,9 @@ pub enum ModelError {
         /// In the file.
         found: Vec<usize>,
     },
+    /// A head beside the embedding that `config.json` says is the head.
+    #[error("lm_head.weight differs from the embedding, although config.json says tie_word_embeddings")]
+    StoredHead,
     /// Inputs of a module are quantized in a way that is not implemented.
     #[error("{module}: input activations {found} are not implemented for {inputs} inputs")]
     Activations {
@@ -75,7 +78,7 @@ impl Classified for ModelError {
             Self::Quantization(e) => e.failure_class(),
             Self::Shape { .. } => FailureClass::UserConfigError,
             Self::StoredScale { .. } => FailureClass::QuantCoverageFailure,
-            Self::Activations { .. } | Self::KvCache { .. } | Self::Extra { .. } => {
+            Self::StoredHead | Self::Activations { .. } | Self::KvCache { .. } | Self::Extra { .. } => {
                 FailureClass::ModelUnsupported
             }
         }
@@ -89,6 +92,10 @@ impl Classified for ModelError {
             Self::Quantization(e) => e.hint(),
             Self::Shape { .. } => Some("config.json and the weights belong to different models".to_owned()),
             Self::StoredScale { .. } => Some("day0 scan DIR lists every scale that is wrong".to_owned()),
+            Self::StoredHead => Some(
+                "loaders differ in which of the two they use: set tie_word_embeddings to false, or remove lm_head.weight"
+                    .to_owned(),
+            ),
             Self::Activations { .. } | Self::KvCache { .. } => {
                 Some("serve this checkpoint with an external engine and --endpoint".to_owned())
             }

@@ -1,37 +1,43 @@
-//! Keys and values of one path, kept between forward passes.
+//! Keys and values kept between forward passes, by slot: one path's slots are its positions, or slots come in pages of
+//! one key tile that paths are given as they grow.
+
+use std::ops::Range;
 
 use crate::ops::attention::{HeadShape, KeysValues, tiles_for, write_key};
 use crate::ops::buffer::Buffer;
 
-/// Keys and values of positions 0..len, for every layer.
+/// Keys and values at slots 0.., for every layer.
 pub struct KvCache {
     shape: HeadShape,
     layers: Vec<Layer>,
-    len: usize,
 }
 
 #[derive(Default)]
 struct Layer {
     /// Key tiles, \[tile\]\[kv head\]\[D\]\[32\].
     keys: Buffer,
-    /// \[len, kv_heads·D\].
+    /// \[slots, kv_heads·D\].
     values: Buffer,
+}
+
+/// Rows of a batch whose keys and values are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// Slot of the first of them.
+    pub first_slot: usize,
 }
 
 impl KvCache {
     /// An empty cache.
     pub fn new(shape: HeadShape, layers: usize) -> Self {
-        Self { shape, layers: (0..layers).map(|_| Layer::default()).collect(), len: 0 }
+        Self { shape, layers: (0..layers).map(|_| Layer::default()).collect() }
     }
 
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing is held.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    /// Bytes of one slot over all layers.
+    pub fn slot_bytes(&self) -> usize {
+        2 * self.layers.len() * self.columns() * size_of::<f32>()
     }
 
     fn columns(&self) -> usize {
@@ -44,33 +50,22 @@ impl KvCache {
         KeysValues { keys, values, value_stride: self.columns(), value_column: 0 }
     }
 
-    /// Keeps positions 0..`kept` of layer `layer` and appends those of `rows` of qkv \[T, qkv_columns\].
-    pub fn update(
-        &mut self,
-        layer: usize,
-        kept: usize,
-        qkv: &Buffer,
-        rows: impl Iterator<Item = usize> + Clone,
-    ) {
+    /// Copies layer `layer` of `stored` rows of qkv \[T, qkv_columns\] to their slots.
+    pub fn update(&mut self, layer: usize, qkv: &Buffer, stored: &[Stored]) {
         let (shape, columns) = (self.shape, self.columns());
         let Layer { keys, values } = &mut self.layers[layer];
-        let len = kept + rows.clone().count();
-        grow(keys, tiles_for(len) * shape.tile_len());
-        grow(values, len * columns);
-        for (position, row) in (kept..).zip(rows) {
+        let slots = stored.iter().map(|s| s.first_slot + s.rows.len()).max().unwrap_or(0);
+        grow(keys, tiles_for(slots) * shape.tile_len());
+        grow(values, slots * columns);
+        for (slot, row) in stored.iter().flat_map(|s| (s.first_slot..).zip(s.rows.clone())) {
             let row = &qkv[row * shape.qkv_columns()..][..shape.qkv_columns()];
-            write_key(shape, keys, position, &row[shape.key_column()..][..columns]);
-            values[position * columns..][..columns].copy_from_slice(&row[shape.value_column()..][..columns]);
+            write_key(shape, keys, slot, &row[shape.key_column()..][..columns]);
+            values[slot * columns..][..columns].copy_from_slice(&row[shape.value_column()..][..columns]);
         }
-    }
-
-    /// Sets the number of positions after every layer was updated.
-    pub fn set_len(&mut self, len: usize) {
-        self.len = len;
     }
 }
 
-/// Makes room for `len` floats, with a reserve so that appending one position at a time stays linear.
+/// Makes room for `len` floats, with a reserve so that appending one slot at a time stays linear.
 fn grow(buffer: &mut Buffer, len: usize) {
     if buffer.len() < len {
         buffer.resize(len + len / 4);

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::error::ModelError;
 use super::weights::Weights;
 use crate::ops::activation_quant::{self, ActivationQuant};
+use crate::ops::elementary;
 use crate::ops::kernel_path::KernelPath;
 use crate::ops::linear::{Columns, PackedMatrix, linear};
 
@@ -25,6 +26,8 @@ struct Member {
     name: String,
     columns: Range<usize>,
     input: Option<ActivationQuant>,
+    /// \[N\], added to its outputs.
+    bias: Option<Vec<f32>>,
 }
 
 /// Adjacent modules whose inputs are quantized alike.
@@ -35,8 +38,13 @@ struct Product {
 }
 
 impl LinearGroup {
-    /// Loads modules, each with its number of outputs, that take `k` inputs.
-    pub fn load(weights: &Weights<'_>, modules: &[(String, usize)], k: usize) -> Result<Self, ModelError> {
+    /// Loads modules, each with its number of outputs, that take `k` inputs and all have biases or none.
+    pub fn load(
+        weights: &Weights<'_>,
+        modules: &[(String, usize)],
+        k: usize,
+        bias: bool,
+    ) -> Result<Self, ModelError> {
         let mut group = Self { members: Vec::new(), products: Vec::new(), k, n: 0 };
         let mut pending: Vec<Vec<f32>> = Vec::new();
         for (name, n) in modules {
@@ -46,7 +54,8 @@ impl LinearGroup {
             }
             let columns = group.n..group.n + n;
             group.n += n;
-            group.members.push(Member { name: name.clone(), columns, input: weight.input });
+            let bias = bias.then(|| weights.tensor(&format!("{name}.bias"), &[*n])).transpose()?;
+            group.members.push(Member { name: name.clone(), columns, input: weight.input, bias });
             pending.push(weight.data);
         }
         group.pack(&mut pending);
@@ -57,7 +66,7 @@ impl LinearGroup {
     pub fn dense(name: &str, data: &[f32], k: usize) -> Self {
         let matrix = PackedMatrix::pack(&[data], k);
         let n = matrix.n();
-        let members = vec![Member { name: name.to_owned(), columns: 0..n, input: None }];
+        let members = vec![Member { name: name.to_owned(), columns: 0..n, input: None, bias: None }];
         Self { members, products: vec![Product { matrix, input: None, first_column: 0 }], k, n }
     }
 
@@ -115,6 +124,12 @@ impl LinearGroup {
             let input = if product.input.is_some() { &scratch[..rows * self.k] } else { x };
             let mut out = Columns { data: &mut *y, stride: self.n, first: product.first_column };
             linear(path, input, rows, &product.matrix, &mut out);
+        }
+        for (columns, bias) in self.members.iter().filter_map(|m| Some((m.columns.clone(), m.bias.as_ref()?)))
+        {
+            for row in y[..rows * self.n].chunks_exact_mut(self.n) {
+                elementary::add(path, &mut row[columns.clone()], bias);
+            }
         }
     }
 }

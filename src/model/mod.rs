@@ -1,12 +1,17 @@
 //! Layer 4: decoder graph, architectures, quantized linears, tokenizer, chat template.
 
+pub mod architecture;
 pub mod chat_template;
 pub mod config;
+mod config_fields;
 pub mod decoder;
 pub mod error;
+mod experts;
 pub mod jinja;
 pub mod kv_cache;
+mod layer;
 pub mod linear;
+pub mod rope;
 pub mod tokenizer;
 pub mod weights;
 
@@ -16,4 +21,4 @@ mod linear_oracle_tests;
 pub use config::ModelConfig;
 pub use decoder::{Decoder, RaggedBatch};
 pub use error::ModelError;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, Stored};

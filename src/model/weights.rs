@@ -5,13 +5,16 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::error::ModelError;
+use crate::checkpoint::declaration::{Declaration, Fp8};
 use crate::checkpoint::quant_args::{Amax, Dialect, Dynamic, QuantType, QuantizationArgs, Strategy};
 use crate::checkpoint::{Checkpoint, ConfigGroup, QuantizationConfig};
+use crate::dense::declared_dtype;
 use crate::ops::activation_quant::{ActivationElement, ActivationQuant};
-use crate::ops::dequantize::dense_weight;
+use crate::ops::dequantize::{StoredWeight, dense_weight};
 use crate::ops::scalar_scale;
 
 /// Tensors that a quantized module may have besides `weight`.
@@ -45,17 +48,27 @@ pub struct LinearWeight {
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     quantization: Option<QuantizationConfig>,
+    fp8: Option<Fp8>,
     used: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Weights<'a> {
     /// Reads from `checkpoint`.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self, ModelError> {
-        let quantization = checkpoint.quantization_config()?;
+        let (quantization, fp8) = match checkpoint.declaration()? {
+            Some(Declaration::Groups(config)) => (Some(*config), None),
+            Some(Declaration::Fp8(config)) => (None, Some(config)),
+            None => (None, None),
+        };
         if let Some(scheme) = quantization.as_ref().and_then(|q| q.kv_cache_scheme.as_ref()) {
             return Err(ModelError::KvCache { found: scheme.to_string() });
         }
-        Ok(Self { checkpoint, quantization, used: RefCell::default() })
+        Ok(Self { checkpoint, quantization, fp8, used: RefCell::default() })
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.checkpoint.info(name).is_some()
     }
 
     /// An unquantized tensor of this shape.
@@ -68,6 +81,11 @@ impl<'a> Weights<'a> {
 
     /// The weight of the linear module `module`, quantized or not.
     pub fn linear(&self, module: &str, n: usize, k: usize) -> Result<LinearWeight, ModelError> {
+        if let Some(config) = &self.fp8
+            && self.checkpoint.info(&format!("{module}.weight")).is_some_and(|t| t.dtype == Dtype::F8_E4M3)
+        {
+            return self.fp8_linear(module, config, [n, k]);
+        }
         let Some(group) = self.quantization.as_ref().and_then(|q| q.scheme_for(module)) else {
             let data = self.tensor(&format!("{module}.weight"), &[n, k])?;
             return Ok(LinearWeight { data, input: None });
@@ -76,10 +94,32 @@ impl<'a> Weights<'a> {
             Some(args) => Some(self.activation_quant(module, group, args, k)?),
             None => None,
         };
-        let weight = dense_weight(self.checkpoint, module, group)?;
+        let mut weight = dense_weight(self.checkpoint, module, group)?;
         check_shape(&format!("{module}.weight"), &[n, k], &weight.shape)?;
         self.used.borrow_mut().extend(QUANTIZED_TENSORS.iter().map(|t| format!("{module}.{t}")));
+        if input.is_none() && is_nvfp4(&group.scheme.weights) {
+            // With inputs left alone these weights are decompressed into the model's dtype: by compressed-tensors, and by
+            // the kernels of engines. Other weight-only schemes run in f32 there too.
+            let dtype = declared_dtype(self.checkpoint.config())?;
+            weight.data.par_iter_mut().for_each(|x| *x = dtype.round(*x));
+        }
         Ok(LinearWeight { data: weight.data, input })
+    }
+
+    /// A DeepSeek-style module: inputs have one dynamic scale for each group of a token as wide as a block, else one for
+    /// each token.
+    fn fp8_linear(&self, module: &str, config: &Fp8, shape: [usize; 2]) -> Result<LinearWeight, ModelError> {
+        let group_size = config.block.map(|[_, columns]| columns);
+        if !config.dynamic_inputs || group_size.is_some_and(|g| !shape[1].is_multiple_of(g)) {
+            let when = if config.dynamic_inputs { "dynamic" } else { "static" };
+            let found = format!("float8 inputs, {when}, in groups of {group_size:?}");
+            return Err(ModelError::Activations { module: module.to_owned(), inputs: shape[1], found });
+        }
+        let stored = StoredWeight::fp8(self.checkpoint, module, config.block)?;
+        check_shape(&format!("{module}.weight"), &shape, &stored.shape)?;
+        self.used.borrow_mut().extend(stored.tensors.iter().cloned());
+        let input = ActivationQuant { element: ActivationElement::Fp8, group_size, stored: None };
+        Ok(LinearWeight { data: stored.dense(self.checkpoint)?.data, input: Some(input) })
     }
 
     /// The implemented activation schemes: symmetric; 8 bits with one dynamic scale per token or per group of a token, or
@@ -138,15 +178,13 @@ impl<'a> Weights<'a> {
         Amax::try_from(value).map_err(|_| ModelError::StoredScale { tensor: name.to_owned(), value })
     }
 
-    /// Fails if the checkpoint has tensors that nobody asked for. `allowed` may be there unused.
-    pub fn finish(&self, architecture: &str, allowed: &[&str]) -> Result<(), ModelError> {
+    /// Fails if the checkpoint has tensors that nobody asked for.
+    pub fn finish(&self, architecture: &str) -> Result<(), ModelError> {
         let used = self.used.borrow();
         let extra: Vec<&str> = self
             .checkpoint
             .names()
-            .filter(|name| {
-                !used.contains(*name) && !allowed.contains(name) && !name.ends_with(IGNORED_SUFFIX)
-            })
+            .filter(|name| !used.contains(*name) && !name.ends_with(IGNORED_SUFFIX))
             .collect();
         if extra.is_empty() {
             return Ok(());
@@ -157,6 +195,11 @@ impl<'a> Weights<'a> {
             names: extra.iter().take(LISTED).map(|name| (*name).to_owned()).collect(),
         })
     }
+}
+
+/// FP4 codes below E4M3 scales and a global scale.
+fn is_nvfp4(args: &QuantizationArgs) -> bool {
+    args.qtype == QuantType::Float && args.num_bits == 4 && !args.is_mx()
 }
 
 fn check_shape(tensor: &str, expected: &[usize], found: &[usize]) -> Result<(), ModelError> {

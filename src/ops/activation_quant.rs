@@ -103,8 +103,7 @@ fn round(
 fn scale_of(path: KernelPath, quant: ActivationQuant, x: &[f32]) -> f32 {
     match (quant.element, quant.stored) {
         (ActivationElement::Fp4, Some(global)) => {
-            let local = qparams::nvfp4_local_scale(max_abs(path, x), global.get(), FloatDtype::F32);
-            qparams::nvfp4_effective_scale(local, global.get())
+            qparams::nvfp4_local_scale(max_abs(path, x), global.get(), FloatDtype::F32).1
         }
         (_, Some(scale)) => scale.get(),
         (element, None) => {

@@ -1,7 +1,8 @@
 //! Causal attention with grouped key-value heads over ragged sequences that branch off shared prefixes.
 //!
-//! out_t = Σ_j softmax_j(q_t · k_j / √D) · v_j over the keys j at positions 0..=p_t of the row's own path. A sequence's
-//! keys lie in segments: a kept cache, rows of other sequences of the batch that it continues, its own rows.
+//! out_t = Σ_j softmax_j(cap(scale · q_t · k_j)) · v_j over the keys j at positions 0..=p_t of the row's own path, or
+//! the last `window` of them; cap(z) = c · tanh(z / c) where scores are capped. A sequence's keys lie in segments: a
+//! kept cache, rows of other sequences of the batch that it continues, its own rows.
 //!
 //! Scores are dot products, weights are summed in 16 lanes by absolute position, and values are accumulated by
 //! ascending position. So a row's bits depend on its path alone: not on how the path is cut into segments, and not on
@@ -107,10 +108,30 @@ pub struct KeysValues<'a> {
     pub value_column: usize,
 }
 
+/// What becomes of a score, and which keys a row sees.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// Factor of q · k, 1/√D in most models.
+    pub scale: f32,
+    /// c of c · tanh(score / c).
+    pub softcap: Option<f32>,
+    /// Number of keys a row sees, its own included; all before it where absent.
+    pub window: Option<usize>,
+}
+
+impl Scores {
+    /// First position that a row at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
 /// Everything attention reads.
 pub struct Batch<'a> {
     /// Shapes.
     pub shape: HeadShape,
+    /// Scale, cap and window.
+    pub scores: Scores,
     /// Queries, keys and values of the new rows: \[T, (heads + 2·kv_heads)·D\], rotated.
     pub qkv: &'a Buffer,
     /// Key tiles of the new rows ([`pack_keys`]).
@@ -264,22 +285,30 @@ impl Head<'_> {
                 *slot = *x;
             }
         }
+        let rules = self.batch.scores;
+        let position = |pair: usize| self.sequence.first_position + pair / group;
+        // Rows ascend, so the first sees the earliest key.
+        let from = rules.first_seen(position(pairs.start));
         // SAFETY: scratch was sized above, segments were checked.
-        unsafe { self.scores(count, keys, stride, scratch) };
+        unsafe { self.scores(count, from..keys, stride, scratch) };
 
-        let scale = 1.0 / (d as f64).sqrt();
         let mut sums = [0.0; MR];
         for (i, pair) in pairs.clone().enumerate() {
             let row = &mut scratch.scores[i * stride..][..keys];
-            let (seen, masked) = row.split_at_mut(self.sequence.first_position + pair / group + 1);
-            elementary::scale(self.path, seen, scale as f32);
+            let (before, row) = row.split_at_mut(rules.first_seen(position(pair)));
+            let (seen, masked) = row.split_at_mut(position(pair) + 1 - before.len());
+            elementary::scale(self.path, seen, rules.scale);
+            if let Some(cap) = rules.softcap {
+                elementary::softcap(self.path, seen, cap);
+            }
             let max = elementary::max(self.path, seen);
             sums[i] = elementary::exp_sub_sum(self.path, seen, max);
+            before.fill(0.0);
             masked.fill(0.0);
         }
         microkernel::pack_rows(&scratch.scores, stride, count, keys, &mut scratch.packed);
         // SAFETY: as above.
-        unsafe { self.values(count, keys, result_stride, scratch) };
+        unsafe { self.values(count, from..keys, result_stride, scratch) };
 
         for (i, pair) in pairs.enumerate() {
             let row = self.sequence.rows.start + pair / group;
@@ -293,8 +322,8 @@ impl Head<'_> {
     }
 
     /// scores \[count, keys\] = packed queries · keysᵀ, segment by segment; later tiles overwrite what earlier ones
-    /// wrote beyond their segment.
-    unsafe fn scores(&self, count: usize, keys: usize, stride: usize, scratch: &mut Scratch) {
+    /// wrote beyond their segment. Tiles wholly before `keys` are left out.
+    unsafe fn scores(&self, count: usize, keys: Range<usize>, stride: usize, scratch: &mut Scratch) {
         let shape = self.batch.shape;
         let mut position = 0;
         for segment in &self.batch.segments[self.sequence.segments.clone()] {
@@ -302,8 +331,9 @@ impl Head<'_> {
                 Source::Cache => self.batch.cache.keys,
                 Source::Batch => self.batch.keys,
             };
-            let len = segment.len.min(keys.saturating_sub(position));
-            for tile in 0..tiles_for(len) {
+            let len = segment.len.min(keys.end.saturating_sub(position));
+            let first = keys.start.saturating_sub(position) / NR;
+            for tile in first..tiles_for(len) {
                 let at = (segment.first_tile + tile) * shape.tile_len() + self.kv * shape.head_dim * NR;
                 let tile = Tile {
                     k: shape.head_dim,
@@ -322,11 +352,13 @@ impl Head<'_> {
         }
     }
 
-    /// result \[count, D\] = packed weights · values, by ascending position.
-    unsafe fn values(&self, count: usize, keys: usize, result_stride: usize, scratch: &mut Scratch) {
+    /// result \[count, D\] = packed weights · values, by ascending position. Weights before `keys` are 0 and left out,
+    /// which changes no bits.
+    unsafe fn values(&self, count: usize, keys: Range<usize>, result_stride: usize, scratch: &mut Scratch) {
         let shape = self.batch.shape;
         for column in (0..shape.head_dim).step_by(NR) {
             let mut position = 0;
+            let mut former = Former::Ignore;
             for segment in &self.batch.segments[self.sequence.segments.clone()] {
                 let (values, ldb, first) = match segment.source {
                     Source::Cache => (
@@ -336,23 +368,24 @@ impl Head<'_> {
                     ),
                     Source::Batch => (self.batch.qkv, shape.qkv_columns(), shape.value_column()),
                 };
-                let len = segment.len.min(keys - position);
-                if len == 0 {
-                    break;
+                let len = segment.len.min(keys.end - position);
+                let skipped = keys.start.saturating_sub(position).min(len);
+                if len > skipped {
+                    let at = (segment.first_row + skipped) * ldb + first + self.kv * shape.head_dim + column;
+                    let tile = Tile {
+                        k: len - skipped,
+                        a: scratch.packed.as_ptr().wrapping_add((position + skipped) * count),
+                        b: values.as_ptr().wrapping_add(at),
+                        ldb,
+                        c: scratch.result.as_mut_ptr().wrapping_add(column),
+                        ldc: result_stride,
+                        former,
+                    };
+                    // SAFETY: rows of values exist (`check`); reading 32 columns may run past the last head of the last
+                    // row into the slack of the buffer, whose products land in columns that nobody reads.
+                    unsafe { microkernel::compute(self.path, count, tile) };
+                    former = Former::Continue;
                 }
-                let at = segment.first_row * ldb + first + self.kv * shape.head_dim + column;
-                let tile = Tile {
-                    k: len,
-                    a: scratch.packed.as_ptr().wrapping_add(position * count),
-                    b: values.as_ptr().wrapping_add(at),
-                    ldb,
-                    c: scratch.result.as_mut_ptr().wrapping_add(column),
-                    ldc: result_stride,
-                    former: if position > 0 { Former::Continue } else { Former::Ignore },
-                };
-                // SAFETY: rows of values exist (`check`); reading 32 columns may run past the last head of the last
-                // row into the slack of the buffer, whose products land in columns that nobody reads.
-                unsafe { microkernel::compute(self.path, count, tile) };
                 position += len;
             }
         }
@@ -376,13 +409,14 @@ mod tests {
         cache: KeysValues<'_>,
         sequences: &[Sequence],
         segments: &[Segment],
+        scores: Scores,
         path: KernelPath,
     ) -> Vec<f32> {
         let mut keys = Buffer::default();
         pack_keys(shape, qkv, sequences, &mut keys);
         let rows = sequences.iter().map(|s| s.rows.end).max().unwrap();
         let mut out = vec![f32::NAN; rows * shape.heads * shape.head_dim];
-        attention(path, &Batch { shape, qkv, keys: &keys, cache, sequences, segments }, &mut out);
+        attention(path, &Batch { shape, scores, qkv, keys: &keys, cache, sequences, segments }, &mut out);
         out
     }
 
@@ -390,9 +424,19 @@ mod tests {
         Segment { source: Source::Batch, first_tile, first_row, len }
     }
 
+    const CAUSAL: Scores = Scores { scale: 0.3, softcap: None, window: None };
+    const CAPPED_WINDOW: Scores = Scores { scale: 0.3, softcap: Some(0.7), window: Some(20) };
+
     #[test]
     fn equals_the_formula_in_f64() {
-        for (heads, kv_heads, head_dim) in [(4, 2, 8), (6, 2, 64), (1, 1, 48)] {
+        let rules = [
+            CAUSAL,
+            CAPPED_WINDOW,
+            Scores { window: Some(1), ..CAUSAL },
+            Scores { window: Some(64), ..CAUSAL },
+        ];
+        let shapes = [(4, 2, 8), (6, 2, 64), (1, 1, 48)];
+        for ((heads, kv_heads, head_dim), rules) in shapes.into_iter().flat_map(|s| rules.map(|r| (s, r))) {
             let shape = HeadShape { heads, kv_heads, head_dim };
             let (rows, columns) = (75, shape.qkv_columns());
             let qkv = buffer(&noise(rows * columns, 9));
@@ -400,7 +444,8 @@ mod tests {
             let cache = KeysValues { keys: &empty, values: &empty, value_stride: 1, value_column: 0 };
             let sequence = Sequence { rows: 0..rows, first_position: 0, first_tile: 0, segments: 0..1 };
             for path in KernelPath::available() {
-                let out = run(shape, &qkv, cache, std::slice::from_ref(&sequence), &[own(0, 0, rows)], path);
+                let out =
+                    run(shape, &qkv, cache, std::slice::from_ref(&sequence), &[own(0, 0, rows)], rules, path);
                 for (t, h) in [(0, 0), (31, heads - 1), (74, 0), (74, heads - 1)] {
                     let at = |row: usize, column: usize| {
                         qkv[row * columns + column..][..head_dim]
@@ -410,16 +455,22 @@ mod tests {
                     };
                     let kv = h / shape.group() * head_dim;
                     let q = at(t, h * head_dim);
-                    let weights: Vec<f64> = (0..=t)
+                    let first = rules.window.map_or(0, |w| (t + 1).saturating_sub(w));
+                    let weights: Vec<f64> = (first..=t)
                         .map(|j| {
                             let k = at(j, shape.key_column() + kv);
                             let dot: f64 = q.iter().zip(&k).map(|(a, b)| a * b).sum();
-                            (dot / (head_dim as f64).sqrt()).exp()
+                            let score = dot * f64::from(rules.scale);
+                            rules
+                                .softcap
+                                .map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
+                                .exp()
                         })
                         .collect();
                     for i in 0..head_dim {
-                        let sum: f64 =
-                            (0..=t).map(|j| weights[j] * at(j, shape.value_column() + kv)[i]).sum();
+                        let sum: f64 = (first..=t)
+                            .map(|j| weights[j - first] * at(j, shape.value_column() + kv)[i])
+                            .sum();
                         let want = sum / weights.iter().sum::<f64>();
                         let got = f64::from(out[(t * heads + h) * head_dim + i]);
                         assert!((got - want).abs() < 2e-6, "{path:?} row {t} head {h}: {got}, not {want}");
@@ -439,8 +490,11 @@ mod tests {
         let none = KeysValues { keys: &empty, values: &empty, value_stride: 1, value_column: 0 };
         let whole = Sequence { rows: 0..rows, first_position: 0, first_tile: 0, segments: 0..1 };
         let width = shape.heads * shape.head_dim;
-        for path in KernelPath::available() {
-            let expected = run(shape, &qkv, none, std::slice::from_ref(&whole), &[own(0, 0, rows)], path);
+        for (path, rules) in
+            KernelPath::available().into_iter().flat_map(|p| [(p, CAUSAL), (p, CAPPED_WINDOW)])
+        {
+            let expected =
+                run(shape, &qkv, none, std::slice::from_ref(&whole), &[own(0, 0, rows)], rules, path);
             for cut in [1, 5, 32, 33, 64, 82] {
                 let prefix = Sequence { rows: 0..cut, first_position: 0, first_tile: 0, segments: 0..1 };
                 let branch = Sequence {
@@ -451,7 +505,7 @@ mod tests {
                 };
                 let segments = [own(0, 0, cut), own(0, 0, cut), own(tiles_for(cut), cut, rows - cut)];
                 assert!(
-                    run(shape, &qkv, none, &[prefix, branch], &segments, path) == expected,
+                    run(shape, &qkv, none, &[prefix, branch], &segments, rules, path) == expected,
                     "cut at {cut}"
                 );
 
@@ -468,7 +522,7 @@ mod tests {
                 let branch =
                     Sequence { rows: 0..rows - cut, first_position: cut, first_tile: 0, segments: 0..2 };
                 let kept = Segment { source: Source::Cache, first_tile: 0, first_row: 0, len: cut };
-                let out = run(shape, &rest, cache, &[branch], &[kept, own(0, 0, rows - cut)], path);
+                let out = run(shape, &rest, cache, &[branch], &[kept, own(0, 0, rows - cut)], rules, path);
                 assert!(out == expected[cut * width..], "cache of {cut}");
             }
         }

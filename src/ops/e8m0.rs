@@ -3,6 +3,8 @@
 //! Source: OCP Microscaling Formats v1.0 §5.4.1; which power of two a group gets is compressed-tensors'
 //! `generate_mx_scales`, neither OCP's floor nor its ceiling.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 /// Exponent of FP4's largest value, 6 = 1.5 · 2².
 pub const FP4_EXPONENT: i32 = 2;
 /// Exponent of FP6 E2M3's largest value, 7.5 = 1.875 · 2².
@@ -20,7 +22,7 @@ pub const FROM_1_9375: u32 = 1 << 19;
 pub const NAN: u8 = 255;
 
 /// The value of a byte; 255 is NaN.
-#[inline]
+#[inline(always)]
 pub fn e8m0_to_f32(byte: u8) -> f32 {
     match byte {
         0 => f32::from_bits(0x0040_0000),
@@ -35,7 +37,7 @@ pub fn e8m0_to_f32(byte: u8) -> f32 {
 /// from 1.75 on for FP4 and FP8, from 1.9375 on for FP6, [`FROM_1_75`] and [`FROM_1_9375`]): with FP4, values up to
 /// 7 · 2ᵉ then saturate at 6 · 2ᵉ instead of halving every other element's precision. Zero and subnormal groups get
 /// byte 0.
-#[inline]
+#[inline(always)]
 pub fn shared_exponent(amax: f32, element_exponent: i32, round_up_from: u32) -> u8 {
     let exponent = ((amax.to_bits() & 0x7fff_ffff) + round_up_from) >> 23;
     if exponent == 0 { 0 } else { (exponent as i32 - element_exponent).clamp(0, 254) as u8 }

@@ -53,6 +53,32 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     if x < MIN { 0.0 } else { value }
 }
 
+/// tanh x to about 2 ULP: an odd polynomial of degree 11 below 0.625 (Cephes `tanhf.c`, S. Moshier), 1 − 2/(e^2x + 1)
+/// above.
+#[inline(always)]
+pub(super) fn tanh<const FMA: bool>(x: f32) -> f32 {
+    let z = x * x;
+    let mut p = -5.704_988_7e-3;
+    for c in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
+        p = fma::<FMA>(p, z, c);
+    }
+    let small = fma::<FMA>(p * z, x, x);
+    let large = (1.0 - 2.0 / (exp::<FMA>(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.625 { small } else { large }
+}
+
+#[inline(always)]
+fn softcap_body<const FMA: bool>(xs: &mut [f32], cap: f32) {
+    for x in xs {
+        *x = tanh::<FMA>(*x / cap) * cap;
+    }
+}
+
+per_path! {
+    /// x ← cap · tanh(x / cap) in place.
+    pub fn softcap(xs: &mut [f32], cap: f32) = softcap_body
+}
+
 #[inline(always)]
 fn max_body<const FMA: bool>(xs: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -90,6 +116,30 @@ fn exp_sub_sum_body<const FMA: bool>(xs: &mut [f32], shift: f32) -> f32 {
 per_path! {
     /// x ← e^(x − shift) in place; returns the sum.
     pub fn exp_sub_sum(xs: &mut [f32], shift: f32) -> f32 = exp_sub_sum_body
+}
+
+#[inline(always)]
+fn add_body<const FMA: bool>(xs: &mut [f32], ys: &[f32]) {
+    for (x, y) in xs.iter_mut().zip(ys) {
+        *x += *y;
+    }
+}
+
+per_path! {
+    /// x ← x + y in place.
+    pub fn add(xs: &mut [f32], ys: &[f32]) = add_body
+}
+
+#[inline(always)]
+fn add_scaled_body<const FMA: bool>(xs: &mut [f32], ys: &[f32], factor: f32) {
+    for (x, y) in xs.iter_mut().zip(ys) {
+        *x += *y * factor;
+    }
+}
+
+per_path! {
+    /// x ← x + y·factor in place; product and sum are rounded apart.
+    pub fn add_scaled(xs: &mut [f32], ys: &[f32], factor: f32) = add_scaled_body
 }
 
 #[inline(always)]
@@ -133,6 +183,29 @@ mod tests {
             assert_eq!(exp1(path, f32::NEG_INFINITY), 0.0);
             assert!(exp1(path, f32::INFINITY) > 1e38);
             assert!(exp1(path, f32::NAN).is_nan());
+        }
+    }
+
+    #[test]
+    fn softcap_is_accurate_for_small_and_large() {
+        for path in KernelPath::available() {
+            let mut x = -30.0f32;
+            while x < 30.0 {
+                let mut got = [x, x * 1e-4];
+                softcap(path, &mut got, 2.5);
+                for (got, x) in got.into_iter().zip([x, x * 1e-4]) {
+                    let want = 2.5 * (f64::from(x) / 2.5).tanh();
+                    assert!(
+                        (f64::from(got) - want).abs() <= 4.0 * 1.2e-7 * want.abs(),
+                        "{path:?} {x}: {got}, not {want}"
+                    );
+                }
+                x += 0.0371;
+            }
+            let mut edges = [f32::INFINITY, f32::NEG_INFINITY, 0.0, f32::NAN];
+            softcap(path, &mut edges, 2.5);
+            assert_eq!(edges[..3], [2.5, -2.5, 0.0]);
+            assert!(edges[3].is_nan());
         }
     }
 

@@ -5,16 +5,13 @@
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
+use super::minifloat::round_magnitude;
+
 /// Largest value.
 pub const MAX: f32 = 6.0;
 
 /// The magnitudes in the order of their codes.
 pub const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
-
-/// Difference of the exponent biases of f32 (127) and E2M1 (1), in units of a code's last place.
-const REBIAS: u32 = 126 << 1;
-/// f32 has the spacing of E2M1's subnormals, 0.5, from 2²² on.
-const SUBNORMAL_MAGIC: f32 = 4_194_304.0;
 
 /// The code nearest to `x` and its value; ties to even, magnitudes beyond 6 saturate.
 ///
@@ -24,14 +21,10 @@ const SUBNORMAL_MAGIC: f32 = 4_194_304.0;
 pub fn e2m1_code_and_value(x: f32) -> (u8, f32) {
     let magnitude = (x.to_bits() & 0x7fff_ffff) as i32;
     let clamped = magnitude.min(MAX.to_bits() as i32) as u32;
-    let rounded = clamped + 0x1f_ffff + ((clamped >> 22) & 1);
-    let shifted = f32::from_bits(clamped) + SUBNORMAL_MAGIC;
-    let is_normal = clamped >= 1f32.to_bits();
-    let normal_code = (rounded >> 22).wrapping_sub(REBIAS);
-    let code = if is_normal { normal_code } else { shifted.to_bits() - SUBNORMAL_MAGIC.to_bits() };
-    let value = if is_normal { rounded & 0xffc0_0000 } else { (shifted - SUBNORMAL_MAGIC).to_bits() };
+    // 1 is the smallest normal value.
+    let (code, value) = round_magnitude::<1, 127>(clamped);
     let negative = u32::from(x < 0.0);
-    ((code | (negative << 3)) as u8, f32::from_bits(value | (negative << 31)))
+    ((code | (negative << 3)) as u8, f32::from_bits(value.to_bits() | (negative << 31)))
 }
 
 /// The code nearest to `x`; see [`e2m1_code_and_value`].
@@ -47,9 +40,13 @@ pub fn e2m1_to_f32(code: u8) -> f32 {
     if code & 8 == 0 { magnitude } else { -magnitude }
 }
 
-/// Packs an even number of codes, two a byte, the first in the low nibble.
-pub fn pack(codes: &[u8], packed: &mut Vec<u8>) {
-    packed.extend(codes.chunks_exact(2).map(|pair| pair[0] | (pair[1] << 4)));
+/// Packs codes, two a byte, the first in the low nibble; `packed` has half as many bytes.
+#[inline(always)]
+pub fn pack(codes: &[u8], packed: &mut [u8]) {
+    for (byte, pair) in packed.iter_mut().zip(codes.as_chunks::<2>().0) {
+        let pair = u16::from_le_bytes(*pair);
+        *byte = (pair | (pair >> 4)) as u8;
+    }
 }
 
 #[cfg(test)]
@@ -92,7 +89,7 @@ mod tests {
     /// Golden bytes of compressed-tensors 0.20.
     #[test]
     fn packing() {
-        let mut packed = Vec::new();
+        let mut packed = [0; 4];
         pack(&MAGNITUDES.map(e2m1_from_f32), &mut packed);
         assert_eq!(packed, [0x10, 0x32, 0x54, 0x76]);
     }

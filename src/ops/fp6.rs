@@ -6,13 +6,10 @@
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
+use super::minifloat::round_magnitude;
+
 /// Largest value.
 pub const MAX: f32 = 7.5;
-
-/// Difference of the exponent biases of f32 (127) and E2M3 (1), in units of a code's last place.
-const REBIAS: u32 = 126 << 3;
-/// f32 has the spacing of E2M3's subnormals, 0.125, from 2²⁰ on.
-const SUBNORMAL_MAGIC: f32 = 1_048_576.0;
 
 /// The code nearest to `x` and its value; ties to even, magnitudes beyond 7.5 saturate. Negative values that round to
 /// zero keep their sign, negative zero does not, as in [`super::fp4`]. There is no NaN: callers refuse it before.
@@ -20,14 +17,10 @@ const SUBNORMAL_MAGIC: f32 = 1_048_576.0;
 pub fn e2m3_code_and_value(x: f32) -> (u8, f32) {
     let magnitude = (x.to_bits() & 0x7fff_ffff) as i32;
     let clamped = magnitude.min(MAX.to_bits() as i32) as u32;
-    let rounded = clamped + 0x7_ffff + ((clamped >> 20) & 1);
-    let shifted = f32::from_bits(clamped) + SUBNORMAL_MAGIC;
-    let is_normal = clamped >= 1f32.to_bits();
-    let normal_code = (rounded >> 20).wrapping_sub(REBIAS);
-    let code = if is_normal { normal_code } else { shifted.to_bits() - SUBNORMAL_MAGIC.to_bits() };
-    let value = if is_normal { rounded & 0xfff0_0000 } else { (shifted - SUBNORMAL_MAGIC).to_bits() };
+    // 1 is the smallest normal value.
+    let (code, value) = round_magnitude::<3, 127>(clamped);
     let negative = u32::from(x < 0.0);
-    ((code | (negative << 5)) as u8, f32::from_bits(value | (negative << 31)))
+    ((code | (negative << 5)) as u8, f32::from_bits(value.to_bits() | (negative << 31)))
 }
 
 /// The value of the low six bits of `code`.
@@ -41,15 +34,12 @@ pub fn e2m3_to_f32(code: u8) -> f32 {
     if code & 0x20 == 0 { magnitude } else { -magnitude }
 }
 
-/// Packs codes, four in three bytes; their number is a multiple of four.
-pub fn pack(codes: &[u8], packed: &mut Vec<u8>) {
-    packed.extend(
-        codes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .flat_map(|[a, b, c, d]| [a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)]),
-    );
+/// Packs codes, four in three bytes; their number is a multiple of four, and `packed` has the bytes they take.
+#[inline(always)]
+pub fn pack(codes: &[u8], packed: &mut [u8]) {
+    for ([a, b, c, d], bytes) in codes.as_chunks::<4>().0.iter().zip(packed.as_chunks_mut::<3>().0) {
+        *bytes = [a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)];
+    }
 }
 
 /// The codes of [`pack`].
@@ -96,7 +86,7 @@ mod tests {
     fn four_codes_are_a_little_endian_number_of_24_bits() {
         let codes = [0x3f, 0x01, 0x20, 0x15];
         let number = 0x3fu32 | (0x01 << 6) | (0x20 << 12) | (0x15 << 18);
-        let mut packed = Vec::new();
+        let mut packed = [0; 3];
         pack(&codes, &mut packed);
         assert_eq!(packed, number.to_le_bytes()[..3]);
         let mut back = [0; 4];

@@ -6,38 +6,31 @@
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
+use super::minifloat::round_magnitude;
+
 /// Largest finite value.
 pub const MAX: f32 = 448.0;
 
 /// Difference of the exponent biases of f32 (127) and E4M3 (7), in units of a code's last place.
 const REBIAS: u32 = 120 << 3;
-/// Smallest normal value, 2⁻⁶.
-const MIN_NORMAL: f32 = 0.015625;
-/// f32 has the spacing of E4M3's subnormals, 2⁻⁹, from 2¹⁴ on.
-const SUBNORMAL_MAGIC: f32 = 16384.0;
 
 /// The code nearest to `x` and its value; ties to even, magnitudes beyond 448 (infinities too) saturate, NaN stays.
 #[inline(always)]
 pub fn e4m3_code_and_value(x: f32) -> (u8, f32) {
+    let (code, value) = e4m3_code_and_value_of_number(x);
+    let is_nan = (x.to_bits() & 0x7fff_ffff) as i32 > f32::INFINITY.to_bits() as i32;
+    (if is_nan { code | 0x7f } else { code }, if is_nan { f32::NAN.copysign(x) } else { value })
+}
+
+/// [`e4m3_code_and_value`] where NaN cannot occur.
+#[inline(always)]
+pub(super) fn e4m3_code_and_value_of_number(x: f32) -> (u8, f32) {
     let bits = x.to_bits();
     let sign = bits & 0x8000_0000;
-    let magnitude = (bits & 0x7fff_ffff) as i32;
-    let clamped = magnitude.min(MAX.to_bits() as i32) as u32;
-    // Normal: round off 20 of the 23 mantissa bits, ties to even.
-    let rounded = clamped + 0x7_ffff + ((clamped >> 20) & 1);
-    let normal_code = (rounded >> 20).wrapping_sub(REBIAS);
-    let normal_value = rounded & 0xfff0_0000;
-    // Subnormal: adding 2¹⁴ lets the addition itself round to multiples of 2⁻⁹, ties to even.
-    let shifted = f32::from_bits(clamped) + SUBNORMAL_MAGIC;
-    let subnormal_code = shifted.to_bits() - SUBNORMAL_MAGIC.to_bits();
-    let subnormal_value = (shifted - SUBNORMAL_MAGIC).to_bits();
-    let is_normal = clamped >= MIN_NORMAL.to_bits();
-    let code = if is_normal { normal_code } else { subnormal_code };
-    let value = if is_normal { normal_value } else { subnormal_value };
-    let is_nan = magnitude > f32::INFINITY.to_bits() as i32;
-    let code = if is_nan { 0x7f } else { code };
-    let value = if is_nan { f32::NAN.to_bits() } else { value };
-    ((code | (sign >> 24)) as u8, f32::from_bits(value | sign))
+    let clamped = ((bits ^ sign) as i32).min(MAX.to_bits() as i32) as u32;
+    // 2⁻⁶ is the smallest normal value.
+    let (code, value) = round_magnitude::<3, { 127 - 6 }>(clamped);
+    ((code | (sign >> 24)) as u8, f32::from_bits(value.to_bits() | sign))
 }
 
 /// The code nearest to `x`; see [`e4m3_code_and_value`].

@@ -5,6 +5,8 @@
 //! little-endian, the stream's bytes are the file's bytes. Source: compressed-tensors' `pack_to_int32` since #732
 //! (before it, 3-, 5-, 6- and 7-bit values did not straddle words; 2, 4 and 8 bits are unchanged).
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 /// Bytes of a packed row of `len` codes: whole words.
 pub fn packed_bytes(len: usize, bits: u8) -> usize {
     packed_words(len, bits) * 4
@@ -15,37 +17,63 @@ pub fn packed_words(len: usize, bits: u8) -> usize {
     (len * bits as usize).div_ceil(32)
 }
 
-/// Appends one packed row of two's-complement codes.
-pub fn pack_row(codes: &[u8], bits: u8, packed: &mut Vec<u8>) {
-    let end = packed.len() + packed_bytes(codes.len(), bits);
-    let offset = 1u8 << (bits - 1);
+/// Packs one row of two's-complement codes; `packed` has [`packed_bytes`] of them.
+#[inline(always)]
+pub fn pack_row(codes: &[u8], bits: u8, packed: &mut [u8]) {
     match bits {
-        8 => packed.extend(codes.iter().map(|q| q ^ 0x80)),
-        // q + 8 modulo 16 is q with its top bit flipped, likewise below.
+        8 => {
+            let (whole, padding) = packed.split_at_mut(codes.len());
+            for (byte, q) in whole.iter_mut().zip(codes) {
+                *byte = q ^ 0x80;
+            }
+            padding.fill(0);
+        }
+        // q + 8 modulo 16 is q with its top bit flipped.
         4 => {
-            let pairs = codes.chunks_exact(2);
-            let last = pairs.remainder().first().map(|q| (q & 15) ^ 8);
-            packed.extend(pairs.map(|p| ((p[0] & 15) | (p[1] << 4)) ^ 0x88));
-            packed.extend(last);
-        }
-        _ => {
-            let mask = (1u64 << bits) - 1;
-            let (mut stream, mut filled) = (0u64, 0u32);
-            for q in codes {
-                stream |= (u64::from(q.wrapping_add(offset)) & mask) << filled;
-                filled += u32::from(bits);
-                if filled >= 32 {
-                    packed.extend_from_slice(&(stream as u32).to_le_bytes());
-                    stream >>= 32;
-                    filled -= 32;
-                }
+            let (pairs, rest) = codes.as_chunks::<2>();
+            let (whole, padding) = packed.split_at_mut(pairs.len());
+            for (byte, pair) in whole.iter_mut().zip(pairs) {
+                let pair = u16::from_le_bytes(*pair) & 0x0f0f;
+                *byte = (pair | (pair >> 4)) as u8 ^ 0x88;
             }
-            if filled > 0 {
-                packed.extend_from_slice(&(stream as u32).to_le_bytes());
+            padding.fill(0);
+            if let ([last], [byte, ..]) = (rest, padding) {
+                *byte = (last & 15) ^ 8;
             }
         }
+        _ => pack_narrow(codes, bits, packed),
     }
-    packed.resize(end, 0);
+}
+
+/// Packs codes of fewer than eight bits, eight at a time: pairs of fields are moved together three times.
+#[inline(always)]
+fn pack_narrow(codes: &[u8], bits: u8, packed: &mut [u8]) {
+    let offset = u64::from_ne_bytes([1 << (bits - 1); 8]);
+    let mask = u64::from_ne_bytes([(1 << bits) - 1; 8]);
+    let b = u32::from(bits);
+    let pack = |codes: [u8; 8]| {
+        // q + 2^(b−1) modulo 2^b is q with its top bit flipped.
+        let x = (u64::from_le_bytes(codes) & mask) ^ offset;
+        let x = (x & 0x00ff_00ff_00ff_00ff) | ((x & 0xff00_ff00_ff00_ff00) >> (8 - b));
+        let x = (x & 0x0000_ffff_0000_ffff) | ((x & 0xffff_0000_ffff_0000) >> (16 - 2 * b));
+        (x & 0x0000_0000_ffff_ffff) | ((x & 0xffff_ffff_0000_0000) >> (32 - 4 * b))
+    };
+    let (eights, rest) = codes.as_chunks::<8>();
+    let mut at = 0;
+    for codes in eights {
+        packed[at..at + bits as usize].copy_from_slice(&pack(*codes).to_le_bytes()[..bits as usize]);
+        at += bits as usize;
+    }
+    packed[at..].fill(0);
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        // Fields beyond the row are padding: zero bits, not the code 0.
+        let used = rest.len() * bits as usize;
+        let bytes = (pack(last) & ((1 << used) - 1)).to_le_bytes();
+        let used_bytes = used.div_ceil(8);
+        packed[at..at + used_bytes].copy_from_slice(&bytes[..used_bytes]);
+    }
 }
 
 /// Unpacks one row into codes. `packed` holds at least [`packed_bytes`] of them.
@@ -70,10 +98,9 @@ pub fn pack_columns(codes: &[i8], columns: usize, bits: u8) -> Vec<u8> {
     let rows = codes.len().checked_div(columns).unwrap_or(0);
     let words = packed_words(rows, bits);
     let mut packed = vec![0; words * columns * 4];
-    let mut stream = Vec::new();
+    let mut stream = vec![0; words * 4];
     for column in 0..columns {
         let column_codes: Vec<u8> = (0..rows).map(|row| codes[row * columns + column] as u8).collect();
-        stream.clear();
         pack_row(&column_codes, bits, &mut stream);
         for (word, bytes) in stream.chunks_exact(4).enumerate() {
             let at = (word * columns + column) * 4;
@@ -107,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn words(codes: &[i8], bits: u8) -> Vec<u32> {
-        let mut packed = Vec::new();
+        let mut packed = vec![0xff; packed_bytes(codes.len(), bits)];
         let codes: Vec<u8> = codes.iter().map(|q| *q as u8).collect();
         pack_row(&codes, bits, &mut packed);
         packed.chunks_exact(4).map(|w| u32::from_le_bytes(w.try_into().unwrap())).collect()
@@ -140,9 +167,8 @@ mod tests {
         fn rows_round_trip(bits in 2u8..=8, seed in proptest::collection::vec(any::<i8>(), 0..100)) {
             // Arithmetic shift down to the width keeps every code in range.
             let codes: Vec<i8> = seed.iter().map(|q| q >> (8 - bits)).collect();
-            let mut packed = Vec::new();
+            let mut packed = vec![0xff; packed_bytes(codes.len(), bits)];
             pack_row(&codes.iter().map(|q| *q as u8).collect::<Vec<_>>(), bits, &mut packed);
-            prop_assert_eq!(packed.len(), packed_bytes(codes.len(), bits));
             let mut back = vec![0; codes.len()];
             unpack_row(&packed, bits, &mut back);
             prop_assert_eq!(back, codes);

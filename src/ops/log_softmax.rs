@@ -1,6 +1,6 @@
 //! The output head at chosen rows: ln softmax(x · Wᵀ) of target tokens, and the most likely tokens.
 //!
-//! x \[R, K\], W \[V, K\]. Logits \[R, V\] are never held: the vocabulary is taken in chunks of 1024, each giving maximum,
+//! x \[R, K\], W \[V, K\]; logits may be divided and capped: cap(z) = c · tanh(z / c). Logits \[R, V\] are never held: the vocabulary is taken in chunks of 1024, each giving maximum,
 //! Σ e^(logit − maximum) and the largest logits, and chunks are merged in order (Milakov and Gimelshein, "Online
 //! normalizer calculation for softmax", arXiv 1805.02867). Chunks stand at fixed tokens, so the bits of a row do not
 //! depend on batch or threads.
@@ -22,12 +22,37 @@ const ROWS: usize = 48;
 
 /// Which log-probabilities are asked of the rows.
 pub struct HeadQuery<'a> {
-    /// Tokens asked for, those of row 0 first.
+    /// Tokens asked for, those of row 0 first, ascending within a row.
     pub targets: &'a [u32],
     /// Where each row's targets begin, and the end: \[R + 1\].
     pub offsets: &'a [usize],
     /// How many of the most likely tokens to return for each row.
     pub top_n: usize,
+}
+
+/// What becomes of the head's products before they are logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitMap {
+    /// They are divided by it.
+    pub divisor: f32,
+    /// c of c · tanh(z / c), after the division.
+    pub softcap: Option<f32>,
+}
+
+impl LogitMap {
+    /// Products are logits.
+    pub const IDENTITY: Self = Self { divisor: 1.0, softcap: None };
+
+    fn apply(self, path: KernelPath, logits: &mut [f32]) {
+        if self.divisor != 1.0 {
+            for z in logits.iter_mut() {
+                *z /= self.divisor;
+            }
+        }
+        if let Some(cap) = self.softcap {
+            elementary::softcap(path, logits, cap);
+        }
+    }
 }
 
 /// What the head says of one row.
@@ -61,6 +86,7 @@ pub fn log_softmax(
     path: KernelPath,
     x: &[f32],
     w: &PackedMatrix,
+    map: LogitMap,
     query: &HeadQuery<'_>,
 ) -> (Vec<HeadRow>, Vec<f32>) {
     let rows = query.offsets.len() - 1;
@@ -80,13 +106,14 @@ pub fn log_softmax(
             let count = ROWS.min(rows - first);
             let columns = chunk * CHUNK_PANELS * NR..((chunk + 1) * CHUNK_PANELS * NR).min(w.n());
             with_logits(path, &x[first * w.k()..][..count * w.k()], count, w, chunk, |row, logits| {
+                map.apply(path, logits);
                 let row = first + row;
-                for i in query.offsets[row]..query.offsets[row + 1] {
-                    let token = query.targets[i] as usize;
-                    if columns.contains(&token) {
-                        // SAFETY: target i belongs to one row and its token to one chunk: one task writes it.
-                        unsafe { out.at(i).write(logits[token - columns.start]) };
-                    }
+                let (first, last) = (query.offsets[row], query.offsets[row + 1]);
+                let below =
+                    |token: usize| query.targets[first..last].partition_point(|t| (*t as usize) < token);
+                for i in first + below(columns.start)..first + below(columns.end) {
+                    // SAFETY: target i belongs to one row and its token to one chunk: one task writes it.
+                    unsafe { out.at(i).write(logits[query.targets[i] as usize - columns.start]) };
                 }
                 let top = largest(logits, columns.start, query.top_n);
                 let max = elementary::max(path, logits);
@@ -165,11 +192,16 @@ mod tests {
         let targets: Vec<u32> = (0..rows as u32).flat_map(|r| [r, 2099 - r]).collect();
         let offsets: Vec<usize> = (0..=rows).map(|r| 2 * r).collect();
         let query = HeadQuery { targets: &targets, offsets: &offsets, top_n: 3 };
-        for path in KernelPath::available() {
-            let (heads, logits) = log_softmax(path, &x, &packed, &query);
+        let maps = [LogitMap::IDENTITY, LogitMap { divisor: 3.0, softcap: Some(0.8) }];
+        for (path, map) in KernelPath::available().into_iter().flat_map(|path| maps.map(|map| (path, map))) {
+            let (heads, logits) = log_softmax(path, &x, &packed, map, &query);
+            let mapped = |z: f64| {
+                let z = z / f64::from(map.divisor);
+                map.softcap.map_or(z, |c| f64::from(c) * (z / f64::from(c)).tanh())
+            };
             for r in 0..rows {
                 let all: Vec<f64> = (0..v)
-                    .map(|t| (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[t * k + i])).sum())
+                    .map(|t| mapped((0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[t * k + i])).sum()))
                     .collect();
                 let lse = all.iter().map(|l| l.exp()).sum::<f64>().ln();
                 for i in [2 * r, 2 * r + 1] {
@@ -193,11 +225,12 @@ mod tests {
         let path = KernelPath::detect();
         let targets: Vec<u32> = (0..rows as u32).map(|r| r * 15).collect();
         let offsets: Vec<usize> = (0..=rows).collect();
-        let all =
-            log_softmax(path, &x, &packed, &HeadQuery { targets: &targets, offsets: &offsets, top_n: 2 });
+        let map = LogitMap { divisor: 2.0, softcap: Some(5.0) };
+        let query = HeadQuery { targets: &targets, offsets: &offsets, top_n: 2 };
+        let all = log_softmax(path, &x, &packed, map, &query);
         for r in [0, 50, 96] {
             let query = HeadQuery { targets: &targets[r..=r], offsets: &[0, 1], top_n: 2 };
-            let one = log_softmax(path, &x[r * k..][..k], &packed, &query);
+            let one = log_softmax(path, &x[r * k..][..k], &packed, map, &query);
             assert_eq!((&one.0[0], one.1[0]), (&all.0[r], all.1[r]));
         }
     }

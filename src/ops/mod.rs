@@ -5,13 +5,13 @@ pub mod activation_quant;
 pub mod attention;
 pub mod buffer;
 pub mod elementary;
+pub mod gated;
 pub mod kernel_path;
 pub mod linear;
 pub mod log_softmax;
 pub mod microkernel;
 pub mod rms_norm;
 pub mod rope;
-pub mod silu_mul;
 // Codecs and weight quantization.
 pub mod dequantize;
 pub mod e8m0;
@@ -22,9 +22,11 @@ pub mod fp8;
 #[cfg(test)]
 pub(crate) mod golden;
 pub mod int_pack;
+mod minifloat;
 pub mod observer_mse;
 pub mod qparams;
 mod quantize_rows;
 pub mod quantize_weight;
+mod row_codecs;
 pub mod scalar_scale;
 pub mod weight_layout;

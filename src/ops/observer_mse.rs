@@ -14,11 +14,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::float_dtype::FloatDtype;
-use super::quantize_rows::{Codec, E2m1, E2m3, E4m3, Int, append_codes};
+use super::quantize_rows::pack;
 use super::quantize_weight::{
-    Arithmetic, Preset, QuantizeWeightError, Quantized, Rest, RowJob, TILES_PER_BATCH, TileOut, Weight, amax,
-    finish, job_of, tiles,
+    Arithmetic, Collected, Preset, QuantizeWeightError, Quantized, RowJob, TILES_PER_BATCH, Tile, Weight,
+    amax, finish, job_of, tiles,
 };
+use super::row_codecs::{Codec, E2m1, E2m3, E4m3, Int};
 use super::weight_layout::{Element, ScaleKind, WeightLayout};
 use super::{e8m0, qparams};
 
@@ -37,11 +38,13 @@ pub fn quantize_weight(
     layout: &WeightLayout,
     arithmetic: Arithmetic,
     shared: f32,
-    sink: &mut dyn FnMut(Vec<u8>) -> io::Result<()>,
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<Quantized, QuantizeWeightError> {
-    let job = job_of(weight, layout, shared);
+    let job = job_of(weight.shape, weight.dtype, layout, shared);
     match layout.element {
-        Element::Int(_) => Search { job, arithmetic, codec: Int::new(layout.element) }.quantize(weight, sink),
+        Element::Int(_) => {
+            Search { job, arithmetic, codec: Int::<true>::new(layout.element) }.quantize(weight, sink)
+        }
         Element::E4m3 => Search { job, arithmetic, codec: E4m3 }.quantize(weight, sink),
         Element::E2m3 => Search { job, arithmetic, codec: E2m3 }.quantize(weight, sink),
         Element::E2m1 => Search { job, arithmetic, codec: E2m1 }.quantize(weight, sink),
@@ -56,7 +59,7 @@ pub fn shared_amax(
 ) -> Result<f32, QuantizeWeightError> {
     // NaN and infinity are refused by name before any search.
     amax(weight)?;
-    let search = Search { job: job_of(weight, layout, 0.0), arithmetic, codec: E2m1 };
+    let search = Search { job: job_of(weight.shape, weight.dtype, layout, 0.0), arithmetic, codec: E2m1 };
     let steps = search.best_steps(weight);
     let mut largest = 0f32;
     for (tile, steps) in search.with_steps(weight, &steps) {
@@ -110,17 +113,18 @@ impl<C: Codec + Sync> Search<C> {
     fn quantize(
         &self,
         weight: Weight<'_>,
-        sink: &mut dyn FnMut(Vec<u8>) -> io::Result<()>,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<Quantized, QuantizeWeightError> {
         amax(weight)?;
         let steps = self.best_steps(weight);
-        let mut rest = Rest::default();
+        let mut rest = Collected::default();
         let work: Vec<(Range<usize>, &[u8])> = self.with_steps(weight, &steps).collect();
         for batch in work.chunks(TILES_PER_BATCH) {
-            let done: Vec<TileOut> =
+            let done: Vec<Tile> =
                 batch.par_iter().map(|(tile, steps)| self.code(weight, tile.clone(), steps)).collect();
             for tile in done {
-                sink(rest.absorb(tile))?;
+                rest.add(&tile);
+                sink(&tile.codes)?;
             }
         }
         Ok(finish(rest, &self.job, weight.shape))
@@ -133,7 +137,7 @@ impl<C: Codec + Sync> Search<C> {
         steps: &'s [u8],
     ) -> impl Iterator<Item = (Range<usize>, &'s [u8])> + use<'s, C> {
         let (band, blocks) = (self.job.band, weight.shape[1].div_ceil(self.job.columns));
-        tiles(&self.job, weight).into_iter().map(move |tile| {
+        tiles(&self.job, weight.shape[0]).into_iter().map(move |tile| {
             let first = tile.start / band * blocks;
             (tile, &steps[first..])
         })
@@ -162,7 +166,7 @@ impl<C: Codec + Sync> Search<C> {
 
     /// The best step of every block.
     fn best_steps(&self, weight: Weight<'_>) -> Vec<u8> {
-        let improving: Vec<u32> = tiles(&self.job, weight)
+        let improving: Vec<u32> = tiles(&self.job, weight.shape[0])
             .into_par_iter()
             .flat_map_iter(|tile| {
                 let mut masks = Vec::new();
@@ -198,8 +202,7 @@ impl<C: Codec + Sync> Search<C> {
                 Scale { divisor: e8m0::e8m0_to_f32(byte), zero_point: 0, byte: Some(byte) }
             }
             (ScaleKind::E4m3UnderGlobal, Preset::Global(global)) if !searching => {
-                let byte = qparams::nvfp4_local_scale(range.amax(), global, job.dtype);
-                let divisor = qparams::nvfp4_effective_scale(byte, global);
+                let (byte, divisor) = qparams::nvfp4_local_scale(range.amax(), global, job.dtype);
                 Scale { divisor, zero_point: 0, byte: Some(byte) }
             }
             _ if job.layout.symmetric => {
@@ -248,18 +251,20 @@ impl<C: Codec + Sync> Search<C> {
             return lanes.iter().sum();
         }
         let round = |x| self.job.dtype.round(x);
+        // torch rounds a number that it raises a tensor to as well: 2.40625 in bf16.
+        let norm = round(NORM);
         for x in values {
             let back = round(self.encode(*x, scale, quotient).1 * scale.divisor);
-            sum += round(round(back - x).abs().powf(NORM));
+            sum += round(round(back - x).abs().powf(norm));
         }
         round(sum)
     }
 
     /// Codes a tile with the steps of its blocks.
-    fn code(&self, weight: Weight<'_>, tile: Range<usize>, steps: &[u8]) -> TileOut {
+    fn code(&self, weight: Weight<'_>, tile: Range<usize>, steps: &[u8]) -> Tile {
         let k = weight.shape[1];
         let quotient = self.quotient_dtype(false);
-        let mut out = TileOut::default();
+        let mut out = Tile::default();
         let mut codes = vec![0u8; tile.len() * k];
         let blocks = k.div_ceil(self.job.columns);
         self.for_blocks(weight, tile, |i, values| {
@@ -283,8 +288,10 @@ impl<C: Codec + Sync> Search<C> {
                 }
             }
         });
-        for row in codes.chunks_exact(k.max(1)) {
-            append_codes(&self.job, row, &mut out.codes);
+        let row_bytes = self.job.row_code_bytes.max(1);
+        out.codes.resize(codes.len() / k.max(1) * row_bytes, 0);
+        for (row, packed) in codes.chunks_exact(k.max(1)).zip(out.codes.chunks_exact_mut(row_bytes)) {
+            pack(&self.job, row, packed);
         }
         out
     }

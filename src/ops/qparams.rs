@@ -3,18 +3,23 @@
 //!
 //! `x ≈ (q − zero_point) · scale`.
 
+#![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
+
 use crate::ops::e8m0;
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::fp8;
 use crate::ops::weight_layout::Element;
 
+/// From 1.5 · 2²³ on, f32 has spacing 1: adding this rounds to integers, ties to even, and leaves the integer in the low
+/// bits.
+pub(super) const ROUNDING_MAGIC: f32 = 12_582_912.0;
 /// NVFP4: largest E4M3 value times largest E2M1 value, what the largest magnitude of a tensor is mapped to.
 const NVFP4_RANGE: f32 = 448.0 * 6.0;
-/// Local NVFP4 scale that replaces zero, as `_get_dtype_eps` has it for E4M3.
-const E4M3_EPSILON: f32 = 0.125;
+/// Code and value of the local NVFP4 scale that replaces zero, as `_get_dtype_eps` has it for E4M3.
+const E4M3_EPSILON: (u8, f32) = (0x20, 0.125);
 
 /// `scale = amax / half_range`, rounded to `dtype`; zero becomes the type's epsilon, so that nothing divides by it.
-#[inline]
+#[inline(always)]
 pub fn symmetric_scale(amax: f32, element: Element, dtype: FloatDtype) -> f32 {
     let scale = dtype.round(amax / element.half_range());
     if scale == 0.0 { dtype.epsilon() } else { scale }
@@ -23,16 +28,17 @@ pub fn symmetric_scale(amax: f32, element: Element, dtype: FloatDtype) -> f32 {
 /// Scale and zero point for values in [min, max], widened to contain 0.
 ///
 /// `scale = (max − min) / (2^b − 1)`, `zero_point = q_min − min / scale`, each step rounded to `dtype`.
-#[inline]
+#[inline(always)]
 pub fn asymmetric_qparams(min: f32, max: f32, element: Element, dtype: FloatDtype) -> (f32, i8) {
     let (min, max) = (min.min(0.0), max.max(0.0));
     let (q_min, q_max) = element.range();
     let scale = dtype.round(dtype.round(max - min) / (q_max - q_min));
-    if scale == 0.0 {
-        return (dtype.epsilon(), 0);
-    }
     let zero_point = dtype.round(q_min - dtype.round(min / scale));
-    (scale, zero_point.clamp(q_min, q_max).round_ties_even() as i8)
+    // Not f32::clamp, whose panic path would keep loops from being vectorized. NaN, of a zero scale, is replaced below.
+    let clamped = if zero_point < q_min { q_min } else { zero_point };
+    let clamped = if clamped > q_max { q_max } else { clamped };
+    let rounded = (clamped + ROUNDING_MAGIC).to_bits() as i8;
+    if scale == 0.0 { (dtype.epsilon(), 0) } else { (scale, rounded) }
 }
 
 /// NVFP4's global scale, a divisor: 2688 · (1 / amax) over the whole fused set.
@@ -47,21 +53,18 @@ pub fn nvfp4_global_scale(amax: f32, dtype: FloatDtype) -> f32 {
     if global.is_finite() { global } else { 1.0 }
 }
 
-/// NVFP4's local scale of 16 values as an E4M3 code: `global · amax / 6`, where `amax / 6` is rounded to `dtype`.
-#[inline]
-pub fn nvfp4_local_scale(amax: f32, global_scale: f32, dtype: FloatDtype) -> u8 {
-    let code = fp8::e4m3_from_f32(global_scale * dtype.round(amax / crate::ops::fp4::MAX));
-    if code == 0 { fp8::e4m3_from_f32(E4M3_EPSILON) } else { code }
-}
-
-/// What elements of a group are divided by under NVFP4: local / global, in f32.
-#[inline]
-pub fn nvfp4_effective_scale(local: u8, global_scale: f32) -> f32 {
-    fp8::e4m3_to_f32(local) / global_scale
+/// NVFP4's local scale of 16 values as an E4M3 code, and what the group's elements are divided by: local / global, in
+/// f32. The local scale is `global · amax / 6`, where `amax / 6` is rounded to `dtype`.
+#[inline(always)]
+pub fn nvfp4_local_scale(amax: f32, global_scale: f32, dtype: FloatDtype) -> (u8, f32) {
+    let scaled = global_scale * dtype.round(amax / crate::ops::fp4::MAX);
+    let (code, value) = fp8::e4m3_code_and_value_of_number(scaled);
+    let (code, value) = if code == 0 { E4M3_EPSILON } else { (code, value) };
+    (code, value / global_scale)
 }
 
 /// The scale of 32 values of an MX format as an E8M0 byte.
-#[inline]
+#[inline(always)]
 pub fn mx_scale(amax: f32, element: Element) -> u8 {
     match element {
         Element::E4m3 => e8m0::shared_exponent(amax, e8m0::FP8_EXPONENT, e8m0::FROM_1_75),
@@ -86,7 +89,8 @@ mod tests {
         // 537.6, which one rounding would make 536.
         assert_eq!(nvfp4_global_scale(5.0, FloatDtype::Bf16), 540.0);
         assert_eq!(nvfp4_global_scale(0.0, FloatDtype::Bf16), 1.0);
-        assert_eq!(fp8::e4m3_to_f32(nvfp4_local_scale(0.0, 1.0, FloatDtype::Bf16)), 0.125);
+        assert_eq!(nvfp4_local_scale(0.0, 2.0, FloatDtype::Bf16), (0x20, 0.0625));
+        assert_eq!(fp8::e4m3_to_f32(0x20), 0.125);
         assert_eq!(mx_scale(0.0, Element::E2m1), 0);
     }
 

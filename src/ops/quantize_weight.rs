@@ -1,8 +1,8 @@
 //! Round-to-nearest quantization of one weight [N, K] under any [`WeightLayout`].
 //!
-//! `code = round(clamp(x / scale + zero_point))`, ties to even. Rows are cut into tiles that are worked on in parallel
-//! and delivered in order; what a tile yields depends on nothing but its rows, so the output has the same bytes for
-//! any number of threads. Source of the arithmetic: compressed-tensors, `forward_helpers.py` (`_quantize`) and its
+//! `code = round(clamp(x / scale + zero_point))`, ties to even. Rows are cut into tiles; what a tile yields depends on
+//! nothing but its rows, so that tiles may be worked on anywhere in any order, and the output has the same bytes for any
+//! number of threads. Source of the arithmetic: compressed-tensors, `forward_helpers.py` (`_quantize`) and its
 //! Triton kernel, which differ in one rounding ([`Arithmetic`]).
 
 use std::io;
@@ -12,7 +12,9 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::float_dtype::FloatDtype;
-use super::quantize_rows::{Codec, E2m1, E2m3, E4m3, Exact, Int, ToBf16, ToF16, quantize_rows};
+use super::kernel_path::KernelPath;
+use super::quantize_rows::{Coding, quantize_rows};
+use super::row_codecs::{self, Codec, E2m1, E2m3, E4m3, Exact, Int, Rounded, Source};
 use super::weight_layout::{Element, ScaleKind, WeightLayout};
 use super::{int_pack, qparams};
 use crate::checkpoint::quant_args::Strategy;
@@ -76,8 +78,8 @@ pub enum QuantizeWeightError {
     Sink(#[from] io::Error),
 }
 
-/// Bytes of source rows in one tile: input, decoded row and output stay in a core's own cache.
-const TILE_BYTES: usize = 256 << 10;
+/// Bytes of source rows in one tile: with its codes it stays in a core's own second-level cache.
+pub const TILE_BYTES: usize = 512 << 10;
 /// Tiles quantized before their codes are handed to the sink; bounds the memory.
 pub(super) const TILES_PER_BATCH: usize = 64;
 
@@ -90,10 +92,10 @@ pub fn amax(weight: Weight<'_>) -> Result<f32, QuantizeWeightError> {
         .map(|bytes| weight.dtype.amax(bytes))
         // Not f32::max, which drops NaN; magnitudes are ordered as their bits are.
         .reduce(|| 0.0, |a, b| if a.to_bits() > b.to_bits() { a } else { b });
-    if largest.is_finite() { Ok(largest) } else { Err(first_non_finite(weight, 0..weight.shape[0])) }
+    if largest.is_finite() { Ok(largest) } else { Err(first_non_finite(weight, 0)) }
 }
 
-/// Quantizes a weight; `sink` gets the packed codes in order.
+/// Quantizes a weight in memory; `sink` gets the packed codes in order.
 ///
 /// `shared_amax` is the largest magnitude of the tensor (strategy `tensor`) or of its fused set (NVFP4); it is not
 /// used by other layouts ([`WeightLayout::needs_tensor_amax`]).
@@ -102,46 +104,155 @@ pub fn quantize_weight(
     layout: &WeightLayout,
     arithmetic: Arithmetic,
     shared_amax: f32,
-    sink: &mut dyn FnMut(Vec<u8>) -> io::Result<()>,
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<Quantized, QuantizeWeightError> {
-    let k = weight.shape[1];
-    let job = job_of(weight, layout, shared_amax);
-    let row_bytes = k * weight.dtype.size();
-    let mut rest = Rest::default();
-    for batch in tiles(&job, weight).chunks(TILES_PER_BATCH) {
-        let done: Vec<TileOut> = batch
+    let quantizer = WeightQuantizer::new(weight.shape, weight.dtype, layout, arithmetic, shared_amax);
+    let mut collected = Collected::default();
+    for batch in tiles(&quantizer.job, weight.shape[0]).chunks(TILES_PER_BATCH) {
+        let done: Vec<Tile> = batch
             .par_iter()
             .map(|rows| {
-                let bytes = &weight.data[rows.start * row_bytes..rows.end * row_bytes];
-                quantize_tile(&job, arithmetic, bytes, k)
-                    .ok_or_else(|| first_non_finite(weight, rows.clone()))
+                let mut tile = Tile::default();
+                let bytes = rows.start * quantizer.row_bytes()..rows.end * quantizer.row_bytes();
+                quantizer.quantize(rows.start, &weight.data[bytes], &mut tile)?;
+                Ok::<_, QuantizeWeightError>(tile)
             })
             .collect::<Result<_, _>>()?;
         for tile in done {
-            sink(rest.absorb(tile))?;
+            collected.add(&tile);
+            sink(&tile.codes)?;
         }
     }
-    Ok(finish(rest, &job, weight.shape))
+    Ok(quantizer.finish(collected))
+}
+
+/// What is to be done to one weight, known before any of its rows but for the amax it shares with others.
+#[derive(Debug, Clone, Copy)]
+pub struct WeightQuantizer {
+    job: RowJob,
+    arithmetic: Arithmetic,
+    shape: [usize; 2],
+    path: KernelPath,
+}
+
+/// What one tile yields. Meant to be used again: its buffers keep their memory.
+#[derive(Debug, Default)]
+pub struct Tile {
+    /// Packed codes.
+    pub codes: Vec<u8>,
+    pub(super) scales: Vec<u8>,
+    pub(super) zero_points: Vec<i8>,
+    pub(super) signal: f64,
+    pub(super) noise: f64,
+}
+
+/// What the tiles of one weight yield besides codes, in their order.
+#[derive(Debug, Default)]
+pub struct Collected {
+    scales: Vec<u8>,
+    zero_points: Vec<i8>,
+    signal: f64,
+    noise: f64,
+}
+
+impl Tile {
+    /// Forgets everything but the memory.
+    pub fn clear(&mut self) {
+        self.codes.clear();
+        self.scales.clear();
+        self.zero_points.clear();
+        (self.signal, self.noise) = (0.0, 0.0);
+    }
+}
+
+impl Collected {
+    /// Adds the next tile.
+    pub fn add(&mut self, tile: &Tile) {
+        self.scales.extend_from_slice(&tile.scales);
+        self.zero_points.extend_from_slice(&tile.zero_points);
+        self.signal += tile.signal;
+        self.noise += tile.noise;
+    }
+}
+
+impl WeightQuantizer {
+    /// See [`quantize_weight`].
+    pub fn new(
+        shape: [usize; 2],
+        dtype: FloatDtype,
+        layout: &WeightLayout,
+        arithmetic: Arithmetic,
+        shared_amax: f32,
+    ) -> Self {
+        let job = job_of(shape, dtype, layout, shared_amax);
+        Self { job, arithmetic, shape, path: KernelPath::detect() }
+    }
+
+    /// Bytes of one row of the source.
+    pub fn row_bytes(&self) -> usize {
+        self.job.k * self.job.dtype.size()
+    }
+
+    /// Quantizes the whole rows of one tile, which begins at `first_row`.
+    pub fn quantize(
+        &self,
+        first_row: usize,
+        bytes: &[u8],
+        out: &mut Tile,
+    ) -> Result<(), QuantizeWeightError> {
+        out.scales.clear();
+        out.zero_points.clear();
+        if quantize_tile(self.path, &self.job, self.arithmetic, bytes, out) {
+            return Ok(());
+        }
+        let weight = Weight { data: bytes, dtype: self.job.dtype, shape: self.shape };
+        Err(first_non_finite(weight, first_row))
+    }
+
+    /// Turns the collected scales and zero points into the module's remaining tensors.
+    pub fn finish(&self, rest: Collected) -> Quantized {
+        finish(rest, &self.job, self.shape)
+    }
+}
+
+/// The rows of each tile of a weight with N rows: whole bands.
+pub(super) fn tiles(job: &RowJob, n: usize) -> Vec<Range<usize>> {
+    let rows = tile_rows(job.k * job.dtype.size(), job.band);
+    (0..n).step_by(rows).map(|start| start..(start + rows).min(n)).collect()
+}
+
+/// Rows of about [`TILE_BYTES`], a multiple of `multiple`.
+pub fn tile_rows(row_bytes: usize, multiple: usize) -> usize {
+    (TILE_BYTES / row_bytes.max(1)).max(1).next_multiple_of(multiple)
+}
+
+/// The least common multiple of two positive numbers.
+pub fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
 }
 
 /// What all tiles of a weight have in common.
-pub(super) fn job_of(weight: Weight<'_>, layout: &WeightLayout, shared_amax: f32) -> RowJob {
-    let [band, columns] = layout.block(weight.shape);
+pub(super) fn job_of(
+    shape: [usize; 2],
+    dtype: FloatDtype,
+    layout: &WeightLayout,
+    shared_amax: f32,
+) -> RowJob {
+    let [band, columns] = layout.block(shape);
     RowJob {
         layout: *layout,
-        dtype: weight.dtype,
+        dtype,
+        k: shape[1],
         columns,
         // With one scale a tensor, rows are independent once it is known.
         band: if layout.strategy == Strategy::Tensor { 1 } else { band },
-        preset: preset(layout, shared_amax, weight.dtype),
+        row_code_bytes: layout.codes([1, shape[1]]).num_bytes() as usize,
+        preset: preset(layout, shared_amax, dtype),
     }
-}
-
-/// Rows of each tile: whole bands.
-pub(super) fn tiles(job: &RowJob, weight: Weight<'_>) -> Vec<Range<usize>> {
-    let [n, k] = weight.shape;
-    let tile_rows = (TILE_BYTES / (k * weight.dtype.size()).max(1)).max(1).next_multiple_of(job.band);
-    (0..n).step_by(tile_rows).map(|r| r..(r + tile_rows).min(n)).collect()
 }
 
 /// A scale known before any row is seen.
@@ -168,72 +279,73 @@ fn preset(layout: &WeightLayout, shared_amax: f32, dtype: FloatDtype) -> Preset 
 pub(super) struct RowJob {
     pub layout: WeightLayout,
     pub dtype: FloatDtype,
+    /// Columns of the weight.
+    pub k: usize,
     /// Columns that share a scale.
     pub columns: usize,
     /// Rows that share a scale.
     pub band: usize,
+    /// Bytes of one row of packed codes.
+    pub row_code_bytes: usize,
     pub preset: Preset,
 }
 
-/// What one tile yields.
-#[derive(Debug, Default)]
-pub(super) struct TileOut {
-    pub codes: Vec<u8>,
-    pub scales: Vec<u8>,
-    pub zero_points: Vec<i8>,
-    pub signal: f64,
-    pub noise: f64,
-}
-
-#[derive(Default)]
-pub(super) struct Rest {
-    scales: Vec<u8>,
-    zero_points: Vec<i8>,
-    signal: f64,
-    noise: f64,
-}
-
-impl Rest {
-    /// Keeps everything but the codes.
-    pub(super) fn absorb(&mut self, tile: TileOut) -> Vec<u8> {
-        self.scales.extend_from_slice(&tile.scales);
-        self.zero_points.extend_from_slice(&tile.zero_points);
-        self.signal += tile.signal;
-        self.noise += tile.noise;
-        tile.codes
-    }
-}
-
-/// Chooses the monomorphic loop; `None` when an element is not finite.
-fn quantize_tile(job: &RowJob, arithmetic: Arithmetic, bytes: &[u8], k: usize) -> Option<TileOut> {
-    fn by_quotient<C: Codec>(
+/// Chooses the monomorphic loop; `false` when an element is not finite.
+pub(super) fn quantize_tile(
+    path: KernelPath,
+    job: &RowJob,
+    arithmetic: Arithmetic,
+    bytes: &[u8],
+    out: &mut Tile,
+) -> bool {
+    /// The element type is known.
+    fn of<S: Source>(
+        path: KernelPath,
         job: &RowJob,
-        codec: C,
-        quotient: FloatDtype,
+        arithmetic: Arithmetic,
         bytes: &[u8],
-        k: usize,
-    ) -> Option<TileOut> {
-        match quotient {
-            FloatDtype::F32 => quantize_rows(job, codec, Exact, bytes, k),
-            FloatDtype::Bf16 => quantize_rows(job, codec, ToBf16, bytes, k),
-            FloatDtype::F16 => quantize_rows(job, codec, ToF16, bytes, k),
+        out: &mut Tile,
+    ) -> bool {
+        // NVFP4 divides by an f32 and MX formats by a power of two: there the quotient is never rounded.
+        let exact = arithmetic == Arithmetic::F32
+            || job.dtype == FloatDtype::F32
+            || job.layout.scale != ScaleKind::Float;
+        match (job.layout.element, job.layout.symmetric) {
+            (Element::E2m1, _) => {
+                quantize_rows::<S, _, _>(path, job, Coding { codec: E2m1, quotient: Exact }, bytes, out)
+            }
+            (Element::E2m3, _) => {
+                quantize_rows::<S, _, _>(path, job, Coding { codec: E2m3, quotient: Exact }, bytes, out)
+            }
+            (Element::E4m3, _) => by_quotient::<S, _>(path, job, E4m3, exact, bytes, out),
+            (int, true) => by_quotient::<S, _>(path, job, Int::<false>::new(int), exact, bytes, out),
+            (int, false) => by_quotient::<S, _>(path, job, Int::<true>::new(int), exact, bytes, out),
         }
     }
-    // NVFP4 divides by an f32 and MX formats by a power of two: there the quotient is never rounded.
-    let quotient = match (arithmetic, job.layout.scale) {
-        (Arithmetic::WeightDtype, ScaleKind::Float) => job.dtype,
-        _ => FloatDtype::F32,
-    };
-    match job.layout.element {
-        Element::Int(_) => by_quotient(job, Int::new(job.layout.element), quotient, bytes, k),
-        Element::E4m3 => by_quotient(job, E4m3, quotient, bytes, k),
-        Element::E2m3 => by_quotient(job, E2m3, quotient, bytes, k),
-        Element::E2m1 => by_quotient(job, E2m1, quotient, bytes, k),
+    /// The codec is known too.
+    fn by_quotient<S: Source, C: Codec>(
+        path: KernelPath,
+        job: &RowJob,
+        codec: C,
+        exact: bool,
+        bytes: &[u8],
+        out: &mut Tile,
+    ) -> bool {
+        if exact {
+            quantize_rows::<S, C, _>(path, job, Coding { codec, quotient: Exact }, bytes, out)
+        } else {
+            quantize_rows::<S, C, _>(path, job, Coding { codec, quotient: Rounded }, bytes, out)
+        }
+    }
+    match job.dtype {
+        FloatDtype::Bf16 => of::<row_codecs::Bf16>(path, job, arithmetic, bytes, out),
+        FloatDtype::F16 => of::<row_codecs::F16>(path, job, arithmetic, bytes, out),
+        FloatDtype::F32 => of::<row_codecs::F32>(path, job, arithmetic, bytes, out),
     }
 }
 
 /// Turns the collected scales and zero points into the module's remaining tensors.
-pub(super) fn finish(rest: Rest, job: &RowJob, shape: [usize; 2]) -> Quantized {
+pub(super) fn finish(rest: Collected, job: &RowJob, shape: [usize; 2]) -> Quantized {
     let layout = &job.layout;
     let scales = match job.preset {
         Preset::Tensor(scale) => {
@@ -278,19 +390,18 @@ fn widened(scales: Vec<u8>, from: FloatDtype, kind: ScaleKind, to: Dtype) -> Vec
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-/// Finds the element that made a whole tile non-finite.
-fn first_non_finite(weight: Weight<'_>, rows: Range<usize>) -> QuantizeWeightError {
-    let k = weight.shape[1];
-    let size = weight.dtype.size();
-    let mut row_values = vec![0.0; k];
-    for row in rows {
-        weight.dtype.decode(&weight.data[row * k * size..(row + 1) * k * size], &mut row_values);
-        if let Some(column) = row_values.iter().position(|x| !x.is_finite()) {
-            return QuantizeWeightError::NonFinite { row, column, value: row_values[column] };
+/// Finds the element that made rows from `first_row` on non-finite; `rows.data` holds these rows.
+fn first_non_finite(rows: Weight<'_>, first_row: usize) -> QuantizeWeightError {
+    let k = rows.shape[1].max(1);
+    let mut row = vec![0.0; k];
+    for (i, bytes) in rows.data.chunks_exact(k * rows.dtype.size()).enumerate() {
+        rows.dtype.decode(bytes, &mut row);
+        if let Some(column) = row.iter().position(|x| !x.is_finite()) {
+            return QuantizeWeightError::NonFinite { row: first_row + i, column, value: row[column] };
         }
     }
-    // Only reached if the data changed between two looks at it (a mapped file that is being written).
-    QuantizeWeightError::NonFinite { row: 0, column: 0, value: f32::NAN }
+    // Unreachable unless the data changed meanwhile (a file being written).
+    QuantizeWeightError::NonFinite { row: first_row, column: 0, value: f32::NAN }
 }
 
 #[cfg(test)]

@@ -51,11 +51,11 @@ pub(crate) fn quantize(
 pub(crate) fn tensors_of(
     weight: Weight<'_>,
     layout: &WeightLayout,
-    run: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> io::Result<()>) -> Result<Quantized, QuantizeWeightError>,
+    run: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<Quantized, QuantizeWeightError>,
 ) -> Vec<(&'static str, Vec<u8>)> {
     let mut codes = Vec::new();
     let rest = run(&mut |bytes| {
-        codes.extend_from_slice(&bytes);
+        codes.extend_from_slice(bytes);
         Ok(())
     })
     .unwrap();
@@ -166,27 +166,6 @@ fn non_finite_elements_are_named() {
     }
 }
 
-/// The SIMD path and the portable one have the same bits.
-#[test]
-fn portable_path_is_the_same() {
-    let all = golden::weights();
-    let data = golden::from_hex(all["bfloat16"]["weight"].as_str().unwrap());
-    for name in ["fp8_channel", "int4_g32_asym", "nvfp4", "mxfp4", "mxfp6", "mxfp8", "int3_g32"] {
-        let layout = layout(name);
-        let job = RowJob {
-            layout,
-            dtype: FloatDtype::Bf16,
-            columns: layout.block([40, 96])[1],
-            band: 1,
-            preset: preset(&layout, 0.2, FloatDtype::Bf16),
-        };
-        let fast = quantize_tile(&job, Arithmetic::F32, &data, 96).unwrap();
-        let portable = super::super::quantize_rows::portable(&job, &data, 96).unwrap();
-        assert_eq!((fast.codes, fast.scales), (portable.codes, portable.scales), "{name}");
-        assert_eq!((fast.signal, fast.noise), (portable.signal, portable.noise), "{name}");
-    }
-}
-
 #[test]
 fn same_bytes_for_any_number_of_threads() {
     let data: Vec<u8> = (0..700u32 * 1024)
@@ -198,7 +177,7 @@ fn same_bytes_for_any_number_of_threads() {
         pool.install(|| {
             let mut codes = Vec::new();
             let rest = quantize_weight(weight, &layout("nvfp4"), Arithmetic::F32, 0.1, &mut |bytes| {
-                codes.extend_from_slice(&bytes);
+                codes.extend_from_slice(bytes);
                 Ok(())
             });
             (codes, rest.unwrap())
@@ -227,4 +206,75 @@ proptest! {
             prop_assert!(rest.noise <= relative * relative * rest.signal, "{name} {:?}", rest.sqnr_db());
         }
     }
+
+    /// Every path of this machine gives the same bytes and the same sums, for every scheme, shape and kind of value.
+    #[test]
+    fn paths_agree(
+        rows in 1usize..6,
+        groups in 1usize..4,
+        extra in 0usize..40,
+        scheme in 0usize..PATH_SCHEMES.len(),
+        dtype in 0usize..3,
+        rounded in any::<bool>(),
+        bits in proptest::collection::vec(any::<u32>(), 64),
+    ) {
+        let dtype = [FloatDtype::Bf16, FloatDtype::F16, FloatDtype::F32][dtype];
+        let layout = layout(PATH_SCHEMES[scheme]);
+        // Groups divide a row, a scale per row or block does not mind.
+        let k = groups * 32 + if layout.group_size().is_some() { 0 } else { extra };
+        let data = odd_values(&bits, rows * k, dtype);
+        let weight = Weight { data: &data, dtype, shape: [rows, k] };
+        let shared = dtype.amax(&data);
+        let arithmetic = if rounded { Arithmetic::WeightDtype } else { Arithmetic::F32 };
+        let on = |path| {
+            let mut quantizer = WeightQuantizer::new(weight.shape, dtype, &layout, arithmetic, shared);
+            quantizer.path = path;
+            let mut tile = Tile::default();
+            let finite = quantizer.quantize(0, &data, &mut tile).is_ok();
+            let sums = [tile.signal.to_bits(), tile.noise.to_bits()];
+            finite.then_some((tile.codes, tile.scales, tile.zero_points, sums))
+        };
+        let reference = on(KernelPath::portable());
+        prop_assert_eq!(reference.is_some(), shared.is_finite());
+        for path in KernelPath::available() {
+            prop_assert_eq!(&on(path), &reference, "{} on {}", PATH_SCHEMES[scheme], path.name());
+        }
+    }
+}
+
+/// Schemes whose loops differ.
+const PATH_SCHEMES: [&str; 15] = [
+    "fp8_channel",
+    "fp8_tensor",
+    "fp8_block",
+    "int8_channel",
+    "int8_g32",
+    "int4_channel",
+    "int4_g32",
+    "int4_g32_asym",
+    "int3_g32",
+    "int2_g32",
+    "int7_g32_asym",
+    "nvfp4",
+    "mxfp4",
+    "mxfp6",
+    "mxfp8",
+];
+
+/// Elements of all kinds: ordinary weights, any bit pattern (NaN and infinity seldom), subnormals, zeros of both signs.
+fn odd_values(bits: &[u32], count: usize, dtype: FloatDtype) -> Vec<u8> {
+    let mut data = Vec::new();
+    for i in 0..count {
+        let seed = bits[i % bits.len()].rotate_left(i as u32 / 7);
+        let value = match seed % 16 {
+            0 => 0.0,
+            1 => -0.0,
+            // Subnormal in every type: the smallest magnitudes of f16 are 6e-8, of bf16 and f32 1e-45.
+            2 => (seed >> 8) as f32 * if dtype == FloatDtype::F16 { 3e-12 } else { 1e-45 },
+            3 => f32::from_bits(seed),
+            _ => ((seed >> 8) as f32 / (1 << 24) as f32 - 0.5) * 0.1,
+        };
+        dtype.write(value, &mut data);
+    }
+    data
 }

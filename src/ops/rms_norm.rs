@@ -7,11 +7,13 @@
 
 use rayon::prelude::*;
 
-use super::elementary::{LANES, fma, sum_lanes};
+use super::elementary::{self, LANES, fma, sum_lanes};
 use super::kernel_path::{KernelPath, per_path};
 
 /// Rows per parallel task.
 const ROWS: usize = 64;
+/// Elements per parallel task where rows do not matter.
+const CHUNK: usize = 1 << 14;
 
 /// h = norm(x), after x ← x + y where `y` is given.
 pub fn rms_norm(path: KernelPath, x: &mut [f32], y: Option<&[f32]>, w: &[f32], eps: f32, h: &mut [f32]) {
@@ -25,22 +27,44 @@ pub fn rms_norm(path: KernelPath, x: &mut [f32], y: Option<&[f32]>, w: &[f32], e
         let y = y.map(|y| &y[block * ROWS * k..][..x.len()]);
         for (i, (x, h)) in x.chunks_exact_mut(k).zip(h.chunks_exact_mut(k)).enumerate() {
             if let Some(y) = y {
-                add(path, x, &y[i * k..][..k]);
+                elementary::add(path, x, &y[i * k..][..k]);
             }
             row(path, x, w, eps, h);
         }
     });
 }
 
-#[inline(always)]
-fn add_body<const FMA: bool>(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += *y;
-    }
+/// Normalizes columns `parts` of each row of x \[T, stride\] in place, in adjacent parts of the width of `w`: heads, or
+/// all queries of a row together.
+pub fn rms_norm_parts(
+    path: KernelPath,
+    x: &mut [f32],
+    stride: usize,
+    parts: std::ops::Range<usize>,
+    w: &[f32],
+    eps: f32,
+) {
+    let k = w.len();
+    assert!(parts.end <= stride && parts.len().is_multiple_of(k), "whole parts within a row");
+    x.par_chunks_mut(ROWS * stride).for_each(|x| {
+        let mut h = vec![0.0; k];
+        for x in x.chunks_exact_mut(stride) {
+            for part in x[parts.clone()].chunks_exact_mut(k) {
+                row(path, part, w, eps, &mut h);
+                part.copy_from_slice(&h);
+            }
+        }
+    });
 }
 
-per_path! {
-    fn add(x: &mut [f32], y: &[f32]) = add_body
+/// x ← x + y·factor, and h = x: the residual addition where no norm follows it, or where it is scaled.
+pub fn residual(path: KernelPath, x: &mut [f32], y: &[f32], factor: f32, h: Option<&mut [f32]>) {
+    x.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(x, y)| {
+        elementary::add_scaled(path, x, y, factor);
+    });
+    if let Some(h) = h {
+        h.copy_from_slice(x);
+    }
 }
 
 #[inline(always)]
@@ -85,5 +109,25 @@ mod tests {
                 assert!((f64::from(h[r * k + i]) - want).abs() < 1e-6, "{r} {i}");
             }
         }
+    }
+
+    /// Parts in place have the bits of whole rows, and a scaled residual those of its two steps.
+    #[test]
+    fn parts_and_residuals() {
+        let path = KernelPath::detect();
+        let (x, y, w) = (noise(70 * 40, 4), noise(70 * 40, 5), noise(8, 6));
+        let mut parts = x.clone();
+        rms_norm_parts(path, &mut parts, 40, 16..32, &w, 1e-5);
+        for r in 0..70 {
+            for (column, whole) in [(16, 16..24), (24, 24..32)] {
+                let mut h = [0.0; 8];
+                rms_norm(path, &mut x[r * 40..][whole].to_vec(), None, &w, 1e-5, &mut h);
+                assert_eq!(parts[r * 40 + column..][..8], h);
+            }
+            assert_eq!((parts[r * 40], parts[r * 40 + 32]), (x[r * 40], x[r * 40 + 32]));
+        }
+        let (mut sum, mut h) = (x.clone(), vec![0.0; x.len()]);
+        residual(path, &mut sum, &y, 0.3, Some(&mut h));
+        assert!(sum == h && sum.iter().zip(&x).zip(&y).all(|((s, x), y)| *s == x + y * 0.3));
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::base::json::JsonError;
 use crate::checkpoint::CheckpointError;
+use crate::dense::DenseError;
 use crate::recipe::assignment::AssignmentError;
 use crate::record::{Classified, Failure, FailureClass};
 
@@ -29,6 +30,19 @@ pub enum QuantizeError {
     /// The source cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The source's tensors cannot be presented as dense floats.
+    #[error(transparent)]
+    Source(#[from] DenseError),
+    /// Several recipes that read the source differently were to be applied in one pass.
+    #[error(
+        "the recipes {first} and {other} do not split the same experts, expected recipes that can share one read"
+    )]
+    Split {
+        /// One recipe.
+        first: String,
+        /// The other.
+        other: String,
+    },
     /// A file cannot be read or written.
     #[error("{}: cannot be written", path.display())]
     Write {
@@ -56,6 +70,8 @@ impl Classified for QuantizeError {
             Self::Assignment { source, .. } => source.failure_class(),
             Self::NonFinite { .. } => FailureClass::ModelUnsupported,
             Self::Checkpoint(error) => error.failure_class(),
+            Self::Source(error) => error.failure_class(),
+            Self::Split { .. } => FailureClass::UserConfigError,
             Self::Write { source, .. } | Self::Json(JsonError::Write { source, .. }) => {
                 Failure::io("", source).class
             }
@@ -70,6 +86,8 @@ impl Classified for QuantizeError {
                 Some("the source itself is damaged or diverged in training; fetch it again".to_owned())
             }
             Self::Checkpoint(error) => error.hint(),
+            Self::Source(error) => error.hint(),
+            Self::Split { .. } => Some("apply them one after the other".to_owned()),
             Self::Write { .. } | Self::Json(_) => {
                 Some("check space and permissions of the output directory".to_owned())
             }

@@ -17,7 +17,7 @@ use crate::record::{Provenance, SCHEMA_VERSION};
 
 impl QuantizePlan {
     /// Completes the checkpoint in `staging` after all shards are there. `shards` are their records in any order; the
-    /// caller gives the directory its final name.
+    /// caller waits for storage and gives the directory its final name.
     pub fn finish(
         &self,
         staging: &Path,
@@ -30,23 +30,27 @@ impl QuantizePlan {
         Self::write_index(staging, &shards)?;
         self.write_config(staging)?;
         self.copy_files(staging)?;
-        let source_digest = self.source.digest()?;
+        let source_digest = self.source.checkpoint().digest()?;
         provenance.inputs.entry("source".to_owned()).or_insert_with(|| source_digest.clone());
         provenance.inputs.entry("recipe".to_owned()).or_insert_with(|| self.recipe.digest.clone());
         // Opening validates what was written: headers, index and config.
         let written = Checkpoint::open(staging)?;
+        // Taken while the shards were written.
+        let known = shards.iter().map(|s| (s.file.as_str(), &s.digest)).collect();
+        let output_digest = written.digest_knowing(&known)?;
         Ok(QuantizeRecord {
             schema_version: SCHEMA_VERSION,
             recipe: self.recipe.name.clone(),
             recipe_version: self.recipe.version,
             source_digest,
-            output_digest: written.digest()?,
+            output_digest,
             source_tensor_bytes: self.source_tensor_bytes(),
             predicted_tensor_bytes: self.predicted_tensor_bytes(),
             output_tensor_bytes: shards.iter().map(|s| s.tensor_bytes).sum(),
             quantized_modules: self.modules().len(),
             excluded_modules: self.excluded_modules(),
             shards,
+            sync_s: None,
             provenance,
         })
     }
@@ -73,7 +77,10 @@ impl QuantizePlan {
             shards.iter().flat_map(|s| s.tensors.iter().map(|t| (t.as_str(), s.file.as_str()))).collect();
         let total: u64 = shards.iter().map(|s| s.tensor_bytes).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-        Ok(crate::base::json::write(&staging.join(INDEX), &index)?)
+        let path = staging.join(INDEX);
+        let failed = |source| QuantizeError::Write { path: path.clone(), source };
+        let text = crate::base::json::pretty(&index).map_err(|e| failed(e.into()))?;
+        atomic::write_without_sync(&path, text.as_bytes()).map_err(failed)
     }
 
     /// The source's config with `quantization_config` added; every other key keeps its value and place.
@@ -93,12 +100,12 @@ impl QuantizePlan {
         let path = staging.join(CONFIG);
         let failed = |source| QuantizeError::Write { path: path.clone(), source };
         let text = serde_json::to_string_pretty(&config).map_err(|e| failed(e.into()))? + "\n";
-        atomic::write(&path, text.as_bytes()).map_err(failed)
+        atomic::write_without_sync(&path, text.as_bytes()).map_err(failed)
     }
 
     /// Tokenizer, generation config, licence, …: unchanged.
     fn copy_files(&self, staging: &Path) -> Result<(), QuantizeError> {
-        for path in self.source.metadata_files() {
+        for path in self.source.checkpoint().metadata_files() {
             let Some(name) = path.file_name().filter(|n| *n != CONFIG && *n != modelopt::FILE) else {
                 continue;
             };
@@ -107,7 +114,7 @@ impl QuantizePlan {
             let to = staging.join(name);
             let copied = AtomicFile::create(&to).and_then(|mut file| {
                 std::io::copy(&mut from, &mut file)?;
-                file.commit()
+                file.commit_without_sync()
             });
             copied.map_err(|source| QuantizeError::Write { path: to, source })?;
         }

@@ -7,14 +7,21 @@ mod config;
 mod error;
 mod finish;
 mod modelopt;
+mod output;
 mod plan;
+pub mod preflight;
+mod sample;
 mod shard;
+mod work;
 
 pub use crate::ops::quantize_weight::Arithmetic;
 pub use error::QuantizeError;
 pub use plan::QuantizePlan;
+pub use shard::{Durability, ShardTarget, write_shards};
 
 #[cfg(test)]
 mod scan_tests;
+#[cfg(test)]
+mod source_tests;
 #[cfg(test)]
 mod tests;

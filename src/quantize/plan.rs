@@ -7,21 +7,19 @@ use std::sync::{Arc, OnceLock};
 use safetensors::Dtype;
 
 use super::QuantizeError;
-use super::shard;
-use crate::checkpoint::header::TensorInfo;
-use crate::checkpoint::quant_args::Observer;
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use super::shard::{self, Durability, ShardTarget};
+use crate::checkpoint::Checkpoint;
+use crate::dense::{DenseSource, DenseTensor};
 use crate::ops::float_dtype::FloatDtype;
-use crate::ops::observer_mse;
-use crate::ops::quantize_weight::{Arithmetic, Weight, amax};
-use crate::recipe::assignment::{AssignedModule, Assignment, ScalarTensor, TensorDecl};
+use crate::ops::quantize_weight::Arithmetic;
+use crate::recipe::assignment::{AssignedModule, Assignment, ScalarTensor};
 use crate::recipe::{Recipe, fused_sets};
 use crate::record::quantize::ShardRecord;
 
 /// Everything decided before anything is written.
 #[derive(Debug)]
 pub struct QuantizePlan {
-    pub(super) source: Arc<Checkpoint>,
+    pub(super) source: Arc<DenseSource>,
     pub(super) recipe: Recipe,
     pub(super) arithmetic: Arithmetic,
     pub(super) assignment: Assignment,
@@ -29,6 +27,8 @@ pub struct QuantizePlan {
     pub(super) shards: Vec<Vec<OutputTensor>>,
     /// Modules that share a largest magnitude, by [`amax_key`], and that magnitude once it is needed.
     shared: BTreeMap<String, (Vec<usize>, OnceLock<f32>)>,
+    /// Index of the module whose weight a tensor of the source is.
+    by_weight: BTreeMap<String, usize>,
 }
 
 /// One tensor of an output shard.
@@ -37,20 +37,8 @@ pub(super) struct OutputTensor {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    pub origin: Origin,
-}
-
-/// Where an output tensor comes from.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Origin {
-    /// Copied from the source.
-    Source,
-    /// Codes of a module (index into the assignment).
-    Codes(usize),
-    /// Scales, zero points or shape of a module.
-    Rest(usize),
-    /// One number of the recipe.
-    Scalar(f32),
+    /// The value of a tensor that is one number of the recipe; all others come from the source.
+    pub scalar: Option<f32>,
 }
 
 impl OutputTensor {
@@ -67,29 +55,23 @@ impl QuantizePlan {
         recipe: Recipe,
         arithmetic: Arithmetic,
     ) -> Result<Self, QuantizeError> {
-        let infos: Vec<_> = source.names().filter_map(|name| source.info(name)).collect();
-        let decls: Vec<TensorDecl<'_>> =
-            infos.iter().map(|i| TensorDecl { name: &i.name, dtype: i.dtype, shape: &i.shape }).collect();
-        let assignment = Assignment::new(&decls, source.config(), &recipe).map_err(|error| {
-            QuantizeError::Assignment { model: source.dir().to_path_buf(), source: error }
-        })?;
-        assignment.refuse_calibration(&recipe).map_err(|error| QuantizeError::Assignment {
-            model: source.dir().to_path_buf(),
-            source: error,
-        })?;
+        let model = source.dir().to_path_buf();
+        let mut source = DenseSource::open(source)?;
+        let assignment = Assignment::of_source(&mut source, &recipe)
+            .and_then(|assignment| assignment.refuse_calibration(&recipe).map(|()| assignment))
+            .map_err(|error| QuantizeError::Assignment { model, source: error })?;
         let by_weight: BTreeMap<String, usize> =
             assignment.modules.iter().enumerate().map(|(i, m)| (m.weight(), i)).collect();
-        let shards = source
-            .shards()
-            .iter()
-            .map(|s| output_tensors(&source, &s.tensors, &assignment, &by_weight))
+        let shards = (0..source.checkpoint().shards().len())
+            .map(|shard| output_tensors(source.shard(shard), &assignment, &by_weight))
             .collect();
         let mut shared: BTreeMap<String, (Vec<usize>, OnceLock<f32>)> = BTreeMap::new();
         for (i, module) in assignment.modules.iter().enumerate().filter(|(_, m)| m.layout.needs_tensor_amax())
         {
             shared.entry(amax_key(module)).or_default().0.push(i);
         }
-        Ok(Self { source, recipe, arithmetic, assignment, shards, shared })
+        let source = Arc::new(source);
+        Ok(Self { source, recipe, arithmetic, assignment, shards, shared, by_weight })
     }
 
     /// Bytes of all tensors that will be written.
@@ -129,50 +111,41 @@ impl QuantizePlan {
 
     /// File name of an output shard, the same as the source's.
     pub fn shard_file_name(&self, shard: usize) -> &str {
-        &self.source.shards()[shard].file
+        &self.source.checkpoint().shards()[shard].file
     }
 
-    /// Bytes of the source's tensors in one shard: what `progress` of [`Self::write_shard`] adds up to.
+    /// Bytes of the source's tensors in one shard, dense: what `progress` of [`Self::write_shard`] adds up to.
     pub fn shard_source_bytes(&self, shard: usize) -> u64 {
-        let names = &self.source.shards()[shard].tensors;
-        names.iter().filter_map(|name| self.source.info(name)).map(TensorInfo::num_bytes).sum()
+        self.source.shard(shard).map(DenseTensor::num_bytes).sum()
     }
 
-    /// Writes one shard into `staging`, under its name only when complete; `progress` is called with numbers of source
-    /// bytes done.
+    /// Writes one shard into `staging`, under its name only when complete and stored; `progress` is called with numbers
+    /// of source bytes done.
     pub fn write_shard(
         &self,
         shard: usize,
         staging: &Path,
-        progress: &dyn Fn(u64),
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<ShardRecord, QuantizeError> {
-        shard::write(self, shard, staging, progress)
+        let target = ShardTarget { plan: self, staging };
+        let mut records = shard::write_shards(&[target], shard, Durability::Sync, progress)?;
+        records
+            .pop()
+            .ok_or_else(|| QuantizeError::Shards { found: String::new(), expected: shard.to_string() })
     }
 
-    /// The source's weight of a module.
-    pub(super) fn weight(&self, module: &AssignedModule) -> Result<Weight<'_>, CheckpointError> {
-        let view = self.source.require(&module.weight())?;
-        Ok(Weight { data: view.data, dtype: module.dtype, shape: module.shape })
+    /// The module whose weight this tensor of the source is.
+    pub(super) fn module_of(&self, tensor: &str) -> Option<usize> {
+        self.by_weight.get(tensor).copied()
     }
 
-    /// The largest magnitude that a module's scales depend on besides its own rows: of its fused set under NVFP4, of
-    /// the tensor with one scale a tensor, 0 where nothing is needed.
-    pub(super) fn shared_amax(&self, module: &AssignedModule) -> Result<f32, QuantizeError> {
-        let Some((members, cell)) = self.shared.get(&amax_key(module)) else { return Ok(0.0) };
-        if let Some(known) = cell.get() {
-            return Ok(*known);
-        }
-        let mut largest = 0f32;
-        for member in members.iter().map(|i| &self.assignment.modules[*i]) {
-            let weight = self.weight(member)?;
-            let found = match member.observer {
-                Observer::MinMax => amax(weight),
-                Observer::Mse => observer_mse::shared_amax(weight, &member.layout, self.arithmetic),
-            };
-            let found = found.map_err(|error| shard::weight_error(&member.weight(), &error))?;
-            largest = largest.max(found);
-        }
-        Ok(*cell.get_or_init(|| largest))
+    /// What a module's scales depend on besides its own rows, if anything: the modules that share its largest magnitude
+    /// (its fused set under NVFP4, itself with one scale a tensor), and that magnitude once it is known.
+    pub(super) fn shared_amax(&self, module: usize) -> Option<(&[usize], &OnceLock<f32>)> {
+        let module = &self.assignment.modules[module];
+        let (members, cell) =
+            self.shared.get(&amax_key(module)).filter(|_| module.layout.needs_tensor_amax())?;
+        Some((members, cell))
     }
 }
 
@@ -188,9 +161,8 @@ fn amax_key(module: &AssignedModule) -> String {
 ///
 /// Readers that map the file want each tensor aligned to its element size, and the format allows no holes. Tensors of
 /// whole eight-byte words keep that for what follows; all others are moved to the end, widest elements first.
-fn output_tensors(
-    source: &Checkpoint,
-    names: &[String],
+fn output_tensors<'a>(
+    source: impl Iterator<Item = &'a DenseTensor>,
     assignment: &Assignment,
     by_weight: &BTreeMap<String, usize>,
 ) -> Vec<OutputTensor> {
@@ -200,26 +172,24 @@ fn output_tensors(
         scalars.entry(scalar.after.as_str()).or_default().push(scalar);
     }
     let mut tensors = Vec::new();
-    for name in names {
-        if let Some(index) = by_weight.get(name) {
+    for tensor in source {
+        if let Some(index) = by_weight.get(&tensor.name) {
             let module = &modules[*index];
-            for (i, spec) in module.tensors().into_iter().enumerate() {
-                tensors.push(OutputTensor {
-                    name: format!("{}.{}", module.name, spec.suffix),
-                    dtype: spec.dtype,
-                    shape: spec.shape,
-                    origin: if i == 0 { Origin::Codes(*index) } else { Origin::Rest(*index) },
-                });
-            }
-        } else if let Some(info) = source.info(name) {
-            let (dtype, shape) = (info.dtype, info.shape.clone());
-            tensors.push(OutputTensor { name: name.clone(), dtype, shape, origin: Origin::Source });
+            tensors.extend(module.tensors().into_iter().map(|spec| OutputTensor {
+                name: format!("{}.{}", module.name, spec.suffix),
+                dtype: spec.dtype,
+                shape: spec.shape,
+                scalar: None,
+            }));
+        } else {
+            let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
+            tensors.push(OutputTensor { name: tensor.name.clone(), dtype, shape, scalar: None });
         }
         let known = |s: &&ScalarTensor| {
             let (name, dtype, shape) = (s.name.clone(), s.dtype, s.shape.clone());
-            s.value.map(|value| OutputTensor { name, dtype, shape, origin: Origin::Scalar(value) })
+            s.value.is_some().then_some(OutputTensor { name, dtype, shape, scalar: s.value })
         };
-        tensors.extend(scalars.get(name.as_str()).into_iter().flatten().filter_map(known));
+        tensors.extend(scalars.get(tensor.name.as_str()).into_iter().flatten().filter_map(known));
     }
     let (mut aligned, mut ragged): (Vec<_>, Vec<_>) =
         tensors.into_iter().partition(|t| t.num_bytes() % 8 == 0);
@@ -229,6 +199,6 @@ fn output_tensors(
 }
 
 /// The float type of a copied tensor whose values are checked, i.e. of any `.weight`.
-pub(super) fn checked_dtype(tensor: &OutputTensor) -> Option<FloatDtype> {
-    FloatDtype::of(tensor.dtype).filter(|_| tensor.name.ends_with(".weight"))
+pub(super) fn checked_dtype(name: &str, dtype: Dtype) -> Option<FloatDtype> {
+    FloatDtype::of(dtype).filter(|_| name.ends_with(".weight"))
 }

@@ -12,9 +12,10 @@ use crate::checkpoint::quant_args::Dialect;
 use crate::ops::float_dtype::FloatDtype;
 use crate::recipe::load;
 use crate::record::Provenance;
+use crate::record::scan::DiffKind;
 use crate::record::scan::ScanRecord;
 use crate::record::{Classified, FailureClass};
-use crate::scan::{scan, scan_remote};
+use crate::scan::{ScanOptions, Target, scan, scan_target};
 
 fn scanned(out: &Path, source: Option<&Path>, recipe: Option<&str>) -> ScanRecord {
     let recipe = recipe.map(|r| load(r).unwrap());
@@ -145,7 +146,8 @@ fn modelopt_exports_are_sound_and_mean_the_same() {
         let written = quantize_as(&source, &out, recipe_there).unwrap();
         let record = scan(&out, Some(&source), Some(&loaded), Provenance::new(detect(Some(1)))).unwrap();
         assert_eq!(record.defects, [], "{recipe}");
-        assert!(record.metadata_diffs.is_empty() && record.not_checked.is_empty(), "{recipe}: {record:?}");
+        assert!(record.metadata_diffs.iter().all(|d| d.kind == DiffKind::Expected), "{recipe}: {record:?}");
+        assert!(record.not_checked.is_empty(), "{recipe}: {record:?}");
         assert_eq!(record.size.predicted_bytes, Some(written.output_tensor_bytes), "{recipe}");
         assert_eq!(record.coverage.recipe_targets, Some(record.coverage.quantized), "{recipe}");
         assert_eq!(record.quant_method.as_deref(), Some("modelopt"));
@@ -229,7 +231,8 @@ fn sound_exports_have_no_defects() {
             let written = quantize(&source, &out, recipe).unwrap();
             let record = scanned(&out, Some(&source), Some(recipe));
             assert_eq!(record.defects, [], "{recipe}");
-            assert!(record.metadata_diffs.is_empty() && record.not_checked.is_empty(), "{record:?}");
+            assert!(record.metadata_diffs.iter().all(|d| d.kind == DiffKind::Expected), "{record:?}");
+            assert!(record.notes.is_empty() && record.not_checked.is_empty(), "{record:?}");
             assert_eq!(record.checkpoint_digest, Some(written.output_digest));
             assert_eq!(record.size.output_bytes, written.output_tensor_bytes);
             assert_eq!(record.size.predicted_bytes, Some(written.predicted_tensor_bytes));
@@ -388,8 +391,13 @@ fn metadata_differences() {
         std::fs::remove_file(out.join("generation_config.json")).unwrap();
         atomic::write(&out.join("chat_template.jinja"), b"{{ x }}").unwrap();
     });
-    let diffs: Vec<(&str, &str)> =
-        record.metadata_diffs.iter().map(|d| (d.file.as_str(), d.field.as_str())).collect();
+    let of_kind = |kind| {
+        let diffs = record.metadata_diffs.iter().filter(move |d| d.kind == kind);
+        diffs.map(|d| (d.file.as_str(), d.field.as_str())).collect::<Vec<_>>()
+    };
+    let diffs = of_kind(DiffKind::Blocking);
+    let expected = [("config.json", "quantization_config"), ("config.json", "transformers_version")];
+    assert_eq!(of_kind(DiffKind::Expected), expected);
     assert_eq!(
         diffs,
         [
@@ -409,7 +417,8 @@ fn moved_chat_template_is_no_difference() {
     quantize(&source, &out, "w8a8").unwrap();
     json_file::write(&out.join("tokenizer_config.json"), &json!({})).unwrap();
     atomic::write(&out.join("chat_template.jinja"), b"{{ x }}").unwrap();
-    assert_eq!(scanned(&out, Some(&source), None).metadata_diffs, []);
+    let diffs = scanned(&out, Some(&source), None).metadata_diffs;
+    assert!(diffs.iter().all(|d| d.kind == DiffKind::Expected), "{diffs:?}");
 }
 
 /// Headers over HTTP: everything that headers tell, and what they do not is named.
@@ -426,14 +435,18 @@ fn remote_scan_reads_headers_only() {
         });
         let parsed = load(recipe).unwrap();
         let provenance = Provenance::new(detect(Some(1)));
-        let record = scan_remote(&server.url("/m"), Some(&source), Some(&parsed), provenance).unwrap();
+        let url = server.url("/m");
+        let options = ScanOptions::default();
+        let against = Some(Target::Path(&source));
+        let record = scan_target(Target::Url(&url), against, Some(&parsed), options, provenance).unwrap();
         let local = scanned(&out, Some(&source), Some(recipe));
         assert_eq!(record.defects, [], "{recipe}");
         assert_eq!((&record.size, &record.coverage), (&local.size, &local.coverage));
         assert_eq!(record.checkpoint_digest, None);
         let not_checked: Vec<&str> = record.not_checked.keys().map(String::as_str).collect();
-        assert_eq!(not_checked, ["digest", "metadata", "scales"]);
-        let alone = scan_remote(&server.url("/m"), None, None, Provenance::new(detect(Some(1)))).unwrap();
+        assert_eq!(not_checked, ["metadata", "scales"]);
+        let provenance = Provenance::new(detect(Some(1)));
+        let alone = scan_target(Target::Url(&url), None, None, options, provenance).unwrap();
         assert_eq!(alone.defects, [], "{recipe}");
         assert_eq!(alone.size.parameters, local.size.parameters, "{recipe}");
     }

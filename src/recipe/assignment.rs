@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{Recipe, exclusions, fused_sets, scalars};
 use crate::checkpoint::name_match::NameMatcher;
 use crate::checkpoint::quant_args::{Dialect, Format, Observer, Strategy};
+use crate::dense::{DenseSource, DenseTensor};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::weight_layout::{ModuleTensor, WeightLayout};
 
@@ -30,6 +31,12 @@ pub struct TensorDecl<'a> {
     pub dtype: Dtype,
     /// Dimensions.
     pub shape: &'a [usize],
+}
+
+impl<'a> From<&'a DenseTensor> for TensorDecl<'a> {
+    fn from(tensor: &'a DenseTensor) -> Self {
+        Self { name: &tensor.name, dtype: tensor.dtype, shape: &tensor.shape }
+    }
 }
 
 impl TensorDecl<'_> {
@@ -124,6 +131,30 @@ pub struct Excluded {
 }
 
 impl Assignment {
+    /// Applies `recipe` to a source, whatever it is stored as. Fused experts of which none is quantized stay fused.
+    pub fn of_source(source: &mut DenseSource, recipe: &Recipe) -> Result<Self, AssignmentError> {
+        let decls: Vec<TensorDecl<'_>> = source.tensors().map(TensorDecl::from).collect();
+        let mut assignment = Self::new(&decls, source.config(), recipe).map_err(|error| match error {
+            AssignmentError::FusedExperts { tensor, shape, problem } => {
+                let problem = source.unclear().get(&tensor).cloned().unwrap_or(problem);
+                AssignmentError::FusedExperts { tensor, shape, problem }
+            }
+            other => other,
+        })?;
+        assignment.source_bytes = source.stored_bytes();
+        let untouched = |experts: &&String| !assignment.quantizes_within(experts);
+        let kept: Vec<String> = source.fused().keys().filter(untouched).cloned().collect();
+        source.keep_fused(&kept);
+        Ok(assignment)
+    }
+
+    /// Whether a module below this one is quantized.
+    pub fn quantizes_within(&self, module: &str) -> bool {
+        let below = format!("{module}.");
+        let at = self.modules.partition_point(|m| m.name.as_str() < below.as_str());
+        self.modules.get(at).is_some_and(|m| m.name.starts_with(&below))
+    }
+
     /// Applies `recipe` and checks everything that headers can tell; errors carry recipes that would do.
     pub fn new(tensors: &[TensorDecl<'_>], config: &Value, recipe: &Recipe) -> Result<Self, AssignmentError> {
         assign(tensors, config, recipe).map_err(|error| {
@@ -359,7 +390,8 @@ impl Rules {
             let module = tensor.name.strip_suffix(".weight").unwrap_or(tensor.name);
             if module.split('.').any(|part| part == "experts") && self.exclusion(module).is_none() {
                 let shape = tensor.shape.to_vec();
-                return Err(AssignmentError::FusedExperts { tensor: tensor.name.to_owned(), shape });
+                let problem = "its layout is not known".to_owned();
+                return Err(AssignmentError::FusedExperts { tensor: tensor.name.to_owned(), shape, problem });
             }
         }
         let Some((name, dtype, &[n, k])) = tensor

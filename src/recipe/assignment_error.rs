@@ -93,12 +93,14 @@ pub enum AssignmentError {
         evidence: String,
     },
     /// All experts of a layer in one tensor.
-    #[error("tensor {tensor} {shape:?} holds fused experts, which are not supported yet")]
+    #[error("tensor {tensor} {shape:?} holds fused experts that cannot be told apart: {problem}")]
     FusedExperts {
         /// The tensor.
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
+        /// What is not certain.
+        problem: String,
     },
     /// The recipe itself is at fault.
     #[error("the recipe cannot be applied: {0}")]

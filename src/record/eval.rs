@@ -58,6 +58,20 @@ pub struct TaskRecord {
     pub primary_metric: MetricInfo,
     /// Aggregated metrics, e.g. `acc`, `acc_norm`.
     pub metrics: BTreeMap<String, Metric>,
+    /// How items were visited, where the task could be decided before the last one; `None` for a fixed set of items.
+    #[serde(default)]
+    pub visit: Option<Visit>,
+}
+
+/// The path of a task that is looked at while it is scored. With the items it replays every look.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visit {
+    /// `doc_id`s in order of visit: a permutation fixed before the run, as far as it was needed.
+    pub order: Vec<usize>,
+    /// Items visited at each look, ascending; the last is `order.len()`.
+    pub looks: Vec<usize>,
+    /// Items left out because the task was decided before.
+    pub not_needed: usize,
 }
 
 impl TaskRecord {
@@ -69,6 +83,11 @@ impl TaskRecord {
     /// Items that failed with a reason.
     pub fn failed(&self) -> usize {
         self.items.len() - self.scored()
+    }
+
+    /// Items left out because the task was decided before they were visited.
+    pub fn not_needed(&self) -> usize {
+        self.visit.as_ref().map_or(0, |visit| visit.not_needed)
     }
 }
 
@@ -111,10 +130,28 @@ pub struct ItemRecord {
     pub values: BTreeMap<String, f64>,
     /// For bits_per_byte and the like: the weight (bytes or words) of the item; 1 otherwise.
     pub weight: f64,
+    /// Index of the right choice, where there is exactly one.
+    #[serde(default)]
+    pub gold: Option<usize>,
     /// Cluster the item belongs to (subject), if the task declares one.
     pub cluster: Option<String>,
     /// Why the item has no score.
     pub error: Option<ItemError>,
+}
+
+/// What changes when the baseline is scored again on other kernels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NoiseFloor {
+    /// The other kernels.
+    pub kernel_path: String,
+    /// Items scored again.
+    pub items: usize,
+    /// Items whose primary metric changed; of continuous metrics nearly all do.
+    pub flips: usize,
+    /// Mean absolute difference of the log-likelihoods, in nats.
+    pub mean_abs_dll: f64,
+    /// Largest absolute difference of a log-likelihood, in nats.
+    pub max_abs_dll: f64,
 }
 
 /// Why an item has no score.

@@ -2,11 +2,13 @@
 //!
 //! Plain structs. Every artifact carries `schema_version`; digests are BLAKE3 ([`crate::base::digest`]).
 
+pub mod engine;
 pub mod eval;
 pub mod failure;
 pub mod finding;
 pub mod fold;
 pub mod gate;
+pub mod preflight;
 pub mod provenance;
 pub mod quantize;
 pub mod release;

@@ -32,6 +32,9 @@ pub struct QuantizeRecord {
     pub quantized_modules: usize,
     /// Modules left as they were, with the reason.
     pub excluded_modules: BTreeMap<String, String>,
+    /// Seconds spent waiting for storage before the checkpoint got its name; `None` when nothing was waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_s: Option<f64>,
     /// Origin.
     pub provenance: Provenance,
 }

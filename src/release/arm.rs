@@ -156,6 +156,11 @@ impl Arm {
         Ok(running)
     }
 
+    /// Whether the arm was started in this process and not stopped since.
+    pub fn is_running(&self) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Stops the arm's server, if it was started.
     pub fn stop(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();

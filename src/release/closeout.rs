@@ -79,7 +79,7 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         provenance: provenance(inputs, summary),
     };
     record.findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
-    let text = report::release(&record);
+    let text = report::release(&record, &flipped_texts(&record, run)?);
     let report_path = run.join("report.md");
     crate::base::atomic::write(&report_path, text.as_bytes())
         .map_err(|e| Failure::io(report_path.display(), &e))?;
@@ -90,6 +90,20 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         &folded.outcome.verdict().map_or_else(|| "no verdict".into(), |v| v.to_string()),
     );
     Ok(Ending::Closed { record: Box::new(record), outcome: folded.outcome, run: run.path().to_path_buf() })
+}
+
+/// Texts of the flipped items that the report shows.
+fn flipped_texts(record: &ReleaseRecord, run: &RunDir) -> Result<report::Texts, Failure> {
+    let Some(compare) = record.gates.iter().find(|gate| gate.gate == GateName::Compare) else {
+        return Ok(report::Texts::new());
+    };
+    let dir = run.join("eval/baseline");
+    let shown = report::shown_flips(compare, report::SHOWN_FLIPS);
+    let texts = shown.into_iter().filter(|(_, ids)| !ids.is_empty()).map(|(task, ids)| {
+        let texts = crate::eval::item_texts(&dir, &task, &ids)?;
+        Ok((task, texts))
+    });
+    texts.collect()
 }
 
 fn incomplete() -> Folded {
@@ -159,6 +173,9 @@ fn not_tested(inputs: &Inputs) -> Vec<String> {
     if let Some(limit) = inputs.config.limit {
         list.push(format!("all items but {limit} a task (--limit)"));
     }
+    if inputs.config.noise_floor && super::noise_units::second_path().is_none() {
+        list.push("the noise floor: this machine has one kernel path only".to_owned());
+    }
     if inputs.engines.iter().any(|e| matches!(e, ArmEngine::Endpoint { .. })) {
         list.push("identity of the declared endpoint: declared, not proven".to_owned());
     }
@@ -185,9 +202,10 @@ fn artifacts(run: &Path) -> Result<BTreeMap<String, Digest>, Failure> {
 }
 
 /// Keys whose values are times, places or process details.
-const VOLATILE: [&str; 9] = [
+const VOLATILE: [&str; 10] = [
     "timing",
     "elapsed_s",
+    "sync_s",
     "url",
     "date",
     "start_time",

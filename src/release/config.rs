@@ -23,6 +23,8 @@ pub const DEFAULT_SEED: u64 = 1234;
 pub struct TaskConfig {
     /// Margin: share of the scale (relative for unbounded metrics).
     pub margin: Option<f64>,
+    /// Whether the margin is a share of the baseline's value although the metric has a scale.
+    pub relative: Option<bool>,
     /// Whether the task decides; default required.
     pub tier: Option<Tier>,
     /// Published score of the original model on this task's primary metric.
@@ -61,6 +63,10 @@ pub struct ConfigFile {
     pub tasks: Option<BTreeMap<String, TaskConfig>>,
     /// At most this many items a task.
     pub limit: Option<usize>,
+    /// Whether certify may stop a task as soon as it is decided.
+    pub early_stop: Option<bool>,
+    /// Whether to score part of the baseline again on other kernels.
+    pub noise_floor: Option<bool>,
     /// Seed of the item permutation.
     pub seed: Option<u64>,
     /// External engines.
@@ -68,8 +74,20 @@ pub struct ConfigFile {
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 10] =
-    ["model", "recipe", "suites", "data", "policy", "margin", "tasks", "limit", "seed", "engine"];
+const FIELDS: [&str; 12] = [
+    "model",
+    "recipe",
+    "suites",
+    "data",
+    "policy",
+    "margin",
+    "tasks",
+    "limit",
+    "early_stop",
+    "noise_floor",
+    "seed",
+    "engine",
+];
 
 /// A valid release configuration. This is what the run directory keeps as `day0.yaml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,6 +109,10 @@ pub struct ReleaseConfig {
     pub tasks: BTreeMap<String, TaskConfig>,
     /// At most this many items a task.
     pub limit: Option<usize>,
+    /// Whether certify may stop a task as soon as it is decided.
+    pub early_stop: bool,
+    /// Whether to score part of the baseline again on other kernels.
+    pub noise_floor: bool,
     /// Seed of the item permutation.
     pub seed: u64,
     /// External engines.
@@ -142,6 +164,8 @@ impl ConfigFile {
             margin: over.margin.or(self.margin),
             tasks: over.tasks.or(self.tasks),
             limit: over.limit.or(self.limit),
+            early_stop: over.early_stop.or(self.early_stop),
+            noise_floor: over.noise_floor.or(self.noise_floor),
             seed: over.seed.or(self.seed),
             engine,
         }
@@ -158,6 +182,8 @@ impl ConfigFile {
             margin: self.margin.unwrap_or(DEFAULT_MARGIN),
             tasks: self.tasks.unwrap_or_default(),
             limit: self.limit,
+            early_stop: self.early_stop.unwrap_or(true),
+            noise_floor: self.noise_floor.unwrap_or(false),
             seed: self.seed.unwrap_or(DEFAULT_SEED),
             engine: self.engine.unwrap_or_default(),
         };
@@ -190,18 +216,26 @@ fn check_margin(field: &str, margin: f64) -> Result<(), Failure> {
 }
 
 impl ReleaseConfig {
-    /// What the compare gate is asked about the tasks of `baseline`: a margin is a share of the scale where the metric
-    /// has one, and relative to the baseline otherwise.
+    /// What the compare gate is asked about the tasks of `baseline`.
     pub fn compare_options(&self, baseline: &EvalRecord) -> CompareOptions {
+        self.options_for(
+            &baseline.tasks.iter().map(|(name, t)| (name.clone(), t.primary_metric.clone())).collect(),
+        )
+    }
+
+    /// What the compare gate is asked about tasks with these metrics: a margin is a share of the scale where the metric
+    /// has one, and relative to the baseline otherwise.
+    pub fn options_for(&self, metrics: &BTreeMap<String, MetricInfo>) -> CompareOptions {
         let margin = |settings: Option<&TaskConfig>, metric: Option<&MetricInfo>| {
             let value = settings.and_then(|s| s.margin).unwrap_or(self.margin);
+            let relative = settings.and_then(|s| s.relative).unwrap_or(false);
             let bounded = metric.is_none_or(|m| m.scale.is_some());
-            Some(if bounded { Margin::Absolute(value) } else { Margin::Relative(value) })
+            Some(if bounded && !relative { Margin::Absolute(value) } else { Margin::Relative(value) })
         };
-        let names: BTreeSet<&String> = baseline.tasks.keys().chain(self.tasks.keys()).collect();
+        let names: BTreeSet<&String> = metrics.keys().chain(self.tasks.keys()).collect();
         let options = |name: &String| {
             let settings = self.tasks.get(name);
-            let metric = baseline.tasks.get(name).map(|t| &t.primary_metric);
+            let metric = metrics.get(name);
             let tier = settings.and_then(|s| s.tier).unwrap_or_default();
             (name.clone(), TaskOptions { margin: margin(settings, metric), tier })
         };
@@ -254,6 +288,22 @@ mod tests {
         ] {
             assert!(ConfigFile::parse(text, "x").and_then(ConfigFile::validate).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_margin_may_be_relative_to_the_baseline() {
+        let metric = MetricInfo { name: "acc".to_owned(), higher_is_better: true, scale: Some(1.0) };
+        let metrics = BTreeMap::from([("a".to_owned(), metric.clone()), ("b".to_owned(), metric)]);
+        let text = "margin: 0.02\ntasks: {a: {margin: 0.03, relative: true}, b: {tier: advisory}}";
+        let options = ConfigFile::parse(text, "x").unwrap().validate().unwrap().options_for(&metrics);
+        assert_eq!(options.tasks["a"].margin, Some(Margin::Relative(0.03)));
+        assert_eq!(
+            (options.tasks["b"].margin, options.tier("b")),
+            (Some(Margin::Absolute(0.02)), Tier::Advisory)
+        );
+        // Only items whose outcomes count alike may be looked at early.
+        let facts = metrics.iter().map(|(name, metric)| (name.as_str(), metric, false));
+        assert_eq!(options.stop_rules(facts).into_keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

@@ -6,10 +6,14 @@ use serde_json::Value;
 use super::arm::{ArmEngine, ArmName};
 use super::graph::{Build, Timer, names, node};
 use super::keys;
-use super::score_units::EvalJob;
+use super::noise_units::{self, NOISE};
+use super::score_units::{EvalJob, WaveId};
+use super::waves::LookUnit;
 use crate::base::json;
+use crate::eval;
 use crate::exec::{FnUnit, Graph, Node, Output};
 use crate::gate;
+use crate::ops::kernel_path::KernelPath;
 use crate::record::Failure;
 use crate::record::eval::EvalRecord;
 use crate::record::serve::ServeRecord;
@@ -26,11 +30,16 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>, jobs: &'a [EvalJob<'
             graph.add(serve_node(build, *arm));
             graph.add(gate_serve_node(build, *arm, names::serve(*arm), &names::gate_serve(*arm)));
         }
-        // One wave scores the same items on both arms before the next begins.
-        for wave in jobs[0].waves() {
+        // One wave scores the same items on both arms, then a look may stop the task. An arm that is served alone comes
+        // before any look: all its items are scored.
+        let looks = arms.contains(&ArmName::Candidate);
+        for id in jobs[0].wave_ids() {
             for arm in &arms {
-                let wave = jobs[*arm as usize].wave_node(wave, vec![names::gate_serve(*arm)]);
+                let wave = jobs[*arm as usize].wave_node(id, vec![names::gate_serve(*arm)], looks);
                 graph.add(Node { shared: is_shared(build, *arm), ..wave });
+            }
+            if looks && let Some(look) = look_node(jobs, id) {
+                graph.add(look);
             }
         }
         for arm in &arms {
@@ -40,11 +49,38 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>, jobs: &'a [EvalJob<'
     }
     for arm in ArmName::BOTH {
         let mut after = jobs[arm as usize].wave_names();
+        after.extend(jobs[arm as usize].look_names());
         after.push(names::gate_serve_end(arm));
         graph.add(jobs[arm as usize].merge_node(names::eval(arm), after));
         graph.add(gate_run_node(build, arm));
     }
-    graph.add(gate_compare_node(build));
+    let noise = noise_path(build);
+    if let Some(path) = noise {
+        graph.add(noise_units::noise_node(build, path));
+    }
+    graph.add(gate_compare_node(build, noise.is_some()));
+}
+
+/// The kernels of the noise floor, where it was asked for and can be measured.
+fn noise_path(build: &Build<'_>) -> Option<KernelPath> {
+    let local = matches!(build.inputs.engines[0], ArmEngine::Local);
+    noise_units::second_path().filter(|_| build.inputs.config.noise_floor && local)
+}
+
+/// The look after a wave of a task that may stop early.
+fn look_node<'a>(jobs: &'a [EvalJob<'a>; 2], (task, wave): WaveId) -> Option<Node<'a>> {
+    let rule = jobs[0].waves[task].rule?;
+    let prepared = &jobs[0].tasks[task];
+    let keys = (0..=wave).flat_map(|w| jobs.iter().map(move |job| job.wave_key((task, w)))).collect();
+    let unit = LookUnit {
+        name: prepared.name(),
+        metric: eval::primary_metric(prepared),
+        rule,
+        wave,
+        after: keys,
+        arms: ArmName::BOTH.map(|arm| arm.to_string()),
+    };
+    Some(unit.node("compare"))
 }
 
 /// Whether both engines can be in memory at once, with half of what is available to spare.
@@ -88,7 +124,8 @@ fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName) -> 
         build.arm(arm).stop();
         Output::of(&record)
     })
-    .verified_by(came_up);
+    // An arm that answered in this process has to be asked again whether it stayed up.
+    .verified_by(move |output: &Value| came_up(output) && !build.arm(arm).is_running());
     let mut after = job.wave_names();
     after.push(names::serve(arm));
     let node = node(names::serve_end(arm), arm.serve_stage(), after, unit);
@@ -117,11 +154,16 @@ fn gate_run_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
     })
 }
 
-fn gate_compare_node<'a>(build: &'a Build<'a>) -> Node<'a> {
-    let after = ArmName::BOTH.map(names::gate_run).to_vec();
-    build.gate_node(names::GATE_COMPARE, "compare", &build.keys.compare, after, move |_| {
+fn gate_compare_node<'a>(build: &'a Build<'a>, with_noise: bool) -> Node<'a> {
+    let mut after = ArmName::BOTH.map(names::gate_run).to_vec();
+    after.extend(with_noise.then(|| NOISE.to_owned()));
+    build.gate_node(names::GATE_COMPARE, "compare", &build.keys.compare, after, move |context| {
         let (baseline, candidate) =
             (read_eval(build, ArmName::Baseline)?, read_eval(build, ArmName::Candidate)?);
-        Ok(gate::compare(&baseline, &candidate, &build.inputs.config.compare_options(&baseline)))
+        let mut options = build.inputs.config.compare_options(&baseline);
+        if with_noise {
+            options.noise = context.output(NOISE)?;
+        }
+        Ok(gate::compare(&baseline, &candidate, &options))
     })
 }

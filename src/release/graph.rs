@@ -5,9 +5,9 @@ use std::time::Instant;
 use super::arm::{Arm, ArmName};
 use super::keys::{self, Keys};
 use super::preflight::Inputs;
-use super::quantize_units::QuantizeJob;
+use super::quantize_units::{QuantizeJob, QuantizeOutput};
 use super::run_dir::RunDir;
-use super::score_units::EvalJob;
+use super::score_units::{EvalJob, OpenJournal};
 use super::{eval_units, quantize_units};
 use crate::base::{clock, json};
 use crate::exec::{Context, Flow, FnUnit, Graph, Node, Output, Unit, UnitKey};
@@ -94,13 +94,13 @@ impl<'a> Build<'a> {
 
     /// The job of making the candidate.
     pub fn quantize_job<'b>(&self, plan: &'b QuantizePlan) -> QuantizeJob<'b> {
-        QuantizeJob {
+        let output = QuantizeOutput {
             plan,
             target: self.run.checkpoint(),
             record: Some(self.run.join("quantize/record.json")),
             key: self.keys.candidate.clone(),
-            provenance: self.provenance(),
-        }
+        };
+        QuantizeJob { outputs: vec![output], sync: true, provenance: self.provenance() }
     }
 
     /// The job of evaluating an arm.
@@ -109,8 +109,11 @@ impl<'a> Build<'a> {
             arm: name.to_string(),
             stage: name.eval_stage(),
             tasks: &self.inputs.tasks,
+            waves: self.inputs.waves(),
             info: self.inputs.output_info(),
             key: self.keys.arms[name as usize].clone(),
+            decided_by: self.keys.compare.clone(),
+            journal: OpenJournal::default(),
             scorer: Box::new(move || self.arm(name).scorer()),
             out: self.run.join(format!("eval/{name}")),
             provenance: self.provenance(),

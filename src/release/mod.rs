@@ -5,11 +5,14 @@ mod closeout;
 mod conductor;
 mod eval_units;
 mod graph;
+mod noise_units;
 mod preflight;
 mod stage_lines;
+mod waves;
 
 pub mod config;
 pub mod keys;
+pub mod power;
 pub mod quantize_units;
 pub mod run_dir;
 pub mod score_units;

@@ -1,11 +1,13 @@
 //! Everything that can be decided before work starts: the model is there, the recipe applies, the engine knows the
 //! architecture, the tasks load and their requests can be made.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::arm::ArmEngine;
 use super::config::ReleaseConfig;
+use super::waves::TaskWaves;
 use crate::base::closest::suggestion;
 use crate::base::digest::{Digest, DigestBuilder};
 use crate::base::env_vars;
@@ -18,6 +20,7 @@ use crate::eval::{self, EvalError, EvalOptions, ItemOrder, OutputInfo, PreparedT
 use crate::model::tokenizer::Tokenizer;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
+use crate::record::eval::MetricInfo;
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::suite::{self, Group, Suite};
 
@@ -130,6 +133,17 @@ impl Inputs {
         provenance.seeds.insert("permutation".to_owned(), self.config.seed);
         engine::kernel_path().clone_into(&mut provenance.kernel_path);
         provenance
+    }
+
+    /// Waves of each task, with looks where the policy may stop it early.
+    pub fn waves(&self) -> Vec<TaskWaves> {
+        let metrics: BTreeMap<String, MetricInfo> =
+            self.tasks.iter().map(|task| (task.name().to_owned(), eval::primary_metric(task))).collect();
+        let clustered = |task: &PreparedTask| task.task.config.cluster.is_some();
+        let facts = self.tasks.iter().map(|task| (task.name(), &metrics[task.name()], clustered(task)));
+        let rules = self.config.options_for(&metrics).stop_rules(facts);
+        let rule = |task: &PreparedTask| rules.get(task.name()).copied().filter(|_| self.config.early_stop);
+        self.tasks.iter().map(|task| TaskWaves::new(task.items.len(), rule(task))).collect()
     }
 
     /// Digest over everything that decides the outcome.

@@ -1,103 +1,159 @@
 //! Units of the stages quantize and scan.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::graph::{Build, Timer, names, node};
 use super::keys;
-use crate::base::atomic::{StagingDir, staging_path};
+use crate::base::atomic::{StagingDir, staging_path, sync_files};
 use crate::base::digest::Digest;
 use crate::base::json;
 use crate::base::progress::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::exec::{FnUnit, Graph, KeyBuilder, Node, Output, UnitKey};
-use crate::quantize::QuantizePlan;
+use crate::quantize::{Durability, QuantizePlan, ShardTarget, write_shards};
 use crate::record::quantize::{QuantizeRecord, ShardRecord};
 use crate::record::{Failure, Provenance};
 use crate::{gate, scan};
 
-/// A checkpoint to be made.
+/// Checkpoints to be made from one source, which is read once for all of them.
 pub struct QuantizeJob<'a> {
+    /// The checkpoints; their plans have the same source.
+    pub outputs: Vec<QuantizeOutput<'a>>,
+    /// Whether to wait for storage before a checkpoint gets its name.
+    pub sync: bool,
+    /// Origin of the records.
+    pub provenance: Provenance,
+}
+
+/// One checkpoint to be made.
+pub struct QuantizeOutput<'a> {
     /// What is done to which tensors.
     pub plan: &'a QuantizePlan,
     /// Final directory of the checkpoint.
     pub target: PathBuf,
     /// Where the record goes.
     pub record: Option<PathBuf>,
-    /// Key of the candidate.
+    /// Key of the checkpoint.
     pub key: UnitKey,
-    /// Origin of the record.
-    pub provenance: Provenance,
 }
 
-/// Adds `quantize/shard-N` and `quantize/finish`.
+/// Name of the unit that completes an output.
+pub fn finish_name(output: usize) -> String {
+    if output == 0 { names::FINISH.to_owned() } else { format!("{}-{output}", names::FINISH) }
+}
+
+/// Adds `quantize/shard-N`, then for each output `quantize/finish`.
 pub fn add_quantize<'a>(graph: &mut Graph<'a>, job: &'a QuantizeJob<'a>) {
-    let shards: Vec<String> = (0..job.plan.num_shards()).map(|i| format!("quantize/shard-{i}")).collect();
+    let num_shards = job.outputs.first().map_or(0, |o| o.plan.num_shards());
+    let shards: Vec<String> = (0..num_shards).map(|i| format!("quantize/shard-{i}")).collect();
     for (index, name) in shards.iter().enumerate() {
         graph.add(shard_node(job, name.clone(), index));
     }
-    graph.add(finish_node(job, shards));
+    for index in 0..job.outputs.len() {
+        graph.add(finish_node(job, index, shards.clone()));
+    }
+}
+
+/// Bytes the job will write beyond what an earlier, unfinished run left.
+pub fn missing_bytes(job: &QuantizeJob<'_>) -> u64 {
+    let there = |target: &Path| {
+        let files = std::fs::read_dir(staging_path(target)).into_iter().flatten().flatten();
+        files.filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum::<u64>()
+    };
+    job.outputs.iter().map(|o| o.plan.predicted_tensor_bytes().saturating_sub(there(&o.target))).sum()
 }
 
 fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<'a> {
-    let key =
-        KeyBuilder::new("quantize-shard/1").part("candidate", job.key.as_str()).part("index", index).finish();
+    let keys = KeyBuilder::new("quantize-shard/2").part("index", index);
+    let key = job.outputs.iter().fold(keys, |keys, o| keys.part("candidate", o.key.as_str())).finish();
     let unit = FnUnit::new(key, move |_| {
-        let staging = StagingDir::open(&job.target).map_err(|e| Failure::io(job.target.display(), &e))?;
-        let file = job.plan.shard_file_name(index);
-        let progress = Progress::new(file, job.plan.shard_source_bytes(index), "B");
-        Output::of(&job.plan.write_shard(index, staging.path(), &|bytes| progress.inc(bytes))?)
+        let staging = job
+            .outputs
+            .iter()
+            .map(|o| StagingDir::open(&o.target).map_err(|e| Failure::io(o.target.display(), &e)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let targets: Vec<ShardTarget<'_>> = job
+            .outputs
+            .iter()
+            .zip(&staging)
+            .map(|(o, staging)| ShardTarget { plan: o.plan, staging: staging.path() })
+            .collect();
+        let plan = job.outputs[0].plan;
+        let progress = Progress::new(plan.shard_file_name(index), plan.shard_source_bytes(index), "B");
+        let durability = if job.sync { Durability::Early } else { Durability::None };
+        Output::of(&write_shards(&targets, index, durability, &|bytes| progress.inc(bytes))?)
     })
-    .verified_by(move |output: &Value| shard_is_there(output, &job.target));
+    .verified_by(move |output: &Value| shards_are_there(output, job));
     node(name, "quantize", Vec::new(), unit)
 }
 
-/// Whether a recorded shard lies in the staging directory or under its final name, with its digest.
-fn shard_is_there(output: &Value, target: &Path) -> bool {
-    ShardRecord::deserialize(output).is_ok_and(|record| {
-        [staging_path(target), target.to_path_buf()]
-            .iter()
-            .any(|dir| Digest::of_file(&dir.join(&record.file)).is_ok_and(|d| d == record.digest))
+/// Whether each recorded shard lies in its staging directory or under its final name, with its digest. A shard that is
+/// not was perhaps lost by a crash of the system: it is made again.
+fn shards_are_there(output: &Value, job: &QuantizeJob<'_>) -> bool {
+    Vec::<ShardRecord>::deserialize(output).is_ok_and(|records| {
+        records.len() == job.outputs.len()
+            && records.iter().zip(&job.outputs).all(|(record, output)| {
+                [staging_path(&output.target), output.target.clone()]
+                    .iter()
+                    .any(|dir| Digest::of_file(&dir.join(&record.file)).is_ok_and(|d| d == record.digest))
+            })
     })
 }
 
-fn finish_node<'a>(job: &'a QuantizeJob<'a>, shards: Vec<String>) -> Node<'a> {
+fn finish_node<'a>(job: &'a QuantizeJob<'a>, index: usize, shards: Vec<String>) -> Node<'a> {
     let names_of_shards = shards.clone();
-    let unit = FnUnit::new(keys::derived("quantize-finish/1", &job.key), move |context| {
+    let output = &job.outputs[index];
+    let unit = FnUnit::new(keys::derived("quantize-finish/1", &output.key), move |context| {
         let timer = Timer::start();
-        let records: Vec<ShardRecord> =
-            names_of_shards.iter().map(|name| context.output(name)).collect::<Result<_, _>>()?;
-        let record = complete(job, records, timer)?;
-        if let Some(path) = &job.record {
+        let mut records = Vec::new();
+        for name in &names_of_shards {
+            let mut of_shard: Vec<ShardRecord> = context.output(name)?;
+            if index < of_shard.len() {
+                records.push(of_shard.swap_remove(index));
+            }
+        }
+        let record = complete(job, output, records, timer)?;
+        if let Some(path) = &output.record {
             json::write(path, &record)?;
         }
         Output::of(&record)
     })
-    .verified_by(move |output: &Value| {
-        job.record.as_ref().is_none_or(|path| path.is_file())
-            && QuantizeRecord::deserialize(output).is_ok_and(|record| {
-                let digest = Checkpoint::open(&job.target).and_then(|c| c.digest());
+    .verified_by(move |value: &Value| {
+        output.record.as_ref().is_none_or(|path| path.is_file())
+            && QuantizeRecord::deserialize(value).is_ok_and(|record| {
+                let digest = Checkpoint::open(&output.target).and_then(|c| c.digest());
                 digest.is_ok_and(|digest| digest == record.output_digest)
             })
     });
-    node(names::FINISH.to_owned(), "quantize", shards, unit)
+    node(finish_name(index), "quantize", shards, unit)
 }
 
 /// Writes what belongs beside the shards and gives the directory its final name.
 fn complete(
     job: &QuantizeJob<'_>,
+    output: &QuantizeOutput<'_>,
     shards: Vec<ShardRecord>,
     timer: Timer,
 ) -> Result<QuantizeRecord, Failure> {
-    let io = |e: std::io::Error| Failure::io(job.target.display(), &e);
+    let io = |e: std::io::Error| Failure::io(output.target.display(), &e);
     // A run killed between the rename and the ledger's entry finds the directory under its final name.
-    let staging = if job.target.exists() { None } else { Some(StagingDir::open(&job.target).map_err(io)?) };
-    let dir = staging.as_ref().map_or(job.target.as_path(), StagingDir::path);
-    let mut record = job.plan.finish(dir, shards, job.provenance.clone())?;
-    if let Some(staging) = staging {
-        staging.commit().map_err(io)?;
+    let staging =
+        if output.target.exists() { None } else { Some(StagingDir::open(&output.target).map_err(io)?) };
+    let dir = staging.as_ref().map_or(output.target.as_path(), StagingDir::path);
+    let mut record = output.plan.finish(dir, shards, job.provenance.clone())?;
+    if job.sync {
+        let start = Instant::now();
+        sync_files(dir).map_err(io)?;
+        record.sync_s = Some(start.elapsed().as_secs_f64());
+    }
+    match staging {
+        Some(staging) if job.sync => staging.commit().map_err(io)?,
+        Some(staging) => staging.commit_without_sync().map_err(io)?,
+        None => {}
     }
     record.provenance = timer.stop(record.provenance);
     Ok(record)

@@ -1,5 +1,12 @@
 //! Layer 9: Markdown for people.
 
 mod release;
+mod scores;
 
-pub use release::release;
+pub use release::{SHOWN_FLIPS, release};
+pub use scores::{Texts, evidence, explain, shown_flips, table};
+
+/// Text that does not break a table or list.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}

@@ -2,18 +2,17 @@
 
 use std::fmt::Write as _;
 
-use serde::Deserialize;
-
+use super::cell;
+use super::scores::{self, Texts};
 use crate::base::units::{human_bytes, human_seconds};
-use crate::gate::TaskEvidence;
 use crate::record::release::ReleaseRecord;
 use crate::record::{GateName, GateReport};
 
 /// Flipped items shown per task.
-const SHOWN_FLIPS: usize = 10;
+pub const SHOWN_FLIPS: usize = 10;
 
-/// Renders a release.
-pub fn release(record: &ReleaseRecord) -> String {
+/// Renders a release; `texts` are those of the flipped items.
+pub fn release(record: &ReleaseRecord, texts: &Texts) -> String {
     let mut text = String::new();
     verdict(&mut text, record);
     stages(&mut text, record);
@@ -21,8 +20,7 @@ pub fn release(record: &ReleaseRecord) -> String {
         gate_section(&mut text, gate);
     }
     if let Some(compare) = record.gates.iter().find(|g| g.gate == GateName::Compare) {
-        scores(&mut text, compare);
-        flips(&mut text, compare);
+        scores_and_flips(&mut text, compare, texts);
     }
     lists(&mut text, record);
     provenance(&mut text, record);
@@ -88,57 +86,18 @@ fn gate_section(text: &mut String, gate: &GateReport) {
     line!(text);
 }
 
-fn evidence(gate: &GateReport) -> impl Iterator<Item = (&String, TaskEvidence)> {
-    gate.per_task.iter().filter_map(|(name, value)| Some((name, TaskEvidence::deserialize(value).ok()?)))
-}
-
-fn scores(text: &mut String, compare: &GateReport) {
+fn scores_and_flips(text: &mut String, compare: &GateReport, texts: &Texts) {
     line!(text, "## Scores\n");
     line!(
         text,
         "Drops are positive where the candidate is worse. Bounds are one-sided; fractions of the scale, or of the"
     );
-    line!(text, "baseline for metrics without one.\n");
     line!(
         text,
-        "| task | metric | baseline | candidate | drop | bounds | margin | n | flips lost/won | smallest detectable | verdict |"
+        "baseline for metrics without one. A task that stopped early has bounds that hold at every look.\n"
     );
-    line!(text, "|---|---|---|---|---|---|---|---|---|---|---|");
-    for (name, e) in evidence(compare) {
-        let flips = match (e.flips_b, e.flips_c) {
-            (Some(b), Some(c)) => format!("{b}/{c}"),
-            _ => "–".to_owned(),
-        };
-        line!(
-            text,
-            "| {name} | {} | {:.4} | {:.4} | {} | {} … {} | {:.4} | {} | {flips} | {} | {:?} |",
-            e.metric,
-            e.baseline,
-            e.candidate,
-            number(e.drop_fraction),
-            number(e.lower),
-            number(e.upper),
-            e.margin.value(),
-            e.n,
-            number(e.mde),
-            e.verdict
-        );
-    }
-    line!(text);
-}
-
-fn flips(text: &mut String, compare: &GateReport) {
-    for (name, e) in evidence(compare).filter(|(_, e)| !e.flips.is_empty()) {
-        line!(text, "### Flipped items of {name} (first {SHOWN_FLIPS})\n");
-        line!(text, "| doc_id | change | baseline chose | candidate chose |\n|---|---|---|---|");
-        for flip in e.flips.iter().take(SHOWN_FLIPS) {
-            let choice = |c: Option<usize>| c.map_or_else(|| "–".to_owned(), |c| c.to_string());
-            let change = if flip.lost { "right → wrong" } else { "wrong → right" };
-            let (before, after) = (choice(flip.baseline_choice), choice(flip.candidate_choice));
-            line!(text, "| {} | {change} | {before} | {after} |", flip.doc_id);
-        }
-        line!(text);
-    }
+    line!(text, "{}", scores::table(compare));
+    text.push_str(&scores::explain(compare, texts, SHOWN_FLIPS));
 }
 
 fn lists(text: &mut String, record: &ReleaseRecord) {
@@ -164,13 +123,4 @@ fn provenance(text: &mut String, record: &ReleaseRecord) {
     if let Some(bytes) = p.timing.peak_memory_bytes {
         line!(text, "| peak memory | {} |", human_bytes(bytes));
     }
-}
-
-fn number(value: Option<f64>) -> String {
-    value.map_or_else(|| "–".to_owned(), |v| format!("{v:.4}"))
-}
-
-/// Text that does not break a table or list.
-fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace('\n', " ")
 }

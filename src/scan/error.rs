@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::remote::RemoteError;
+use crate::dense::DenseError;
 use crate::record::{Classified, FailureClass};
 
 /// A checkpoint that cannot be opened.
@@ -12,6 +13,9 @@ pub enum ScanError {
     /// The directory is not a readable checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The source cannot be read as dense tensors.
+    #[error(transparent)]
+    Source(#[from] DenseError),
     /// The address is not a readable checkpoint.
     #[error(transparent)]
     Remote(#[from] RemoteError),
@@ -29,6 +33,7 @@ impl Classified for ScanError {
     fn failure_class(&self) -> FailureClass {
         match self {
             Self::Checkpoint(error) => error.failure_class(),
+            Self::Source(error) => error.failure_class(),
             Self::Remote(error) => error.failure_class(),
             Self::Read { .. } => FailureClass::UserConfigError,
         }
@@ -37,6 +42,7 @@ impl Classified for ScanError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Checkpoint(error) => error.hint(),
+            Self::Source(error) => error.hint(),
             Self::Remote(error) => error.hint(),
             Self::Read { .. } => None,
         }

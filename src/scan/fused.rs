@@ -17,13 +17,15 @@ pub(super) fn check(table: &Table<'_>, modules: &[Module<'_>], findings: &mut Fi
         }
     }
     for (set, members) in sets {
-        differing(&set, &members, "scheme", scheme, findings);
+        if members.iter().any(|m| !m.has_scheme_of(members[0])) {
+            differing(&set, &members, "scheme", |m: &Module<'_>| m.scheme(), findings);
+        }
         for scale in ["weight_global_scale", "weight_scale_2", "input_global_scale"] {
             let value = |m: &Module<'_>| global_scale(table, m, scale);
             differing(&set, &members, scale, value, findings);
         }
-        // FP8 layers are brought to the largest scale when they are fused; NVFP4 ones are not.
-        if members.iter().all(|m| m.found == Found::Nvfp4) {
+        // Engines take one input scale for what they fuse, except dense FP8 layers, which are brought to the largest.
+        if set.contains(".experts.") || members.iter().all(|m| m.found == Found::Nvfp4) {
             differing(&set, &members, "input_scale", |m| global_scale(table, m, "input_scale"), findings);
         }
     }
@@ -46,16 +48,9 @@ fn differing(
     }
 }
 
-/// Config group and precision.
-fn scheme(module: &Module<'_>) -> String {
-    match &module.declared {
-        Some(declared) => format!("{} ({})", declared.layout.precision(), declared.group),
-        None => module.found.precision().to_owned(),
-    }
-}
-
 /// The value with its bits' precision; `none` where there is no such tensor or no values.
 fn global_scale(table: &Table<'_>, module: &Module<'_>, suffix: &str) -> String {
-    let values = table.view(&format!("{}.{suffix}", module.name)).and_then(|view| view.to_f32().ok());
+    let values = module.tensors.contains_key(suffix).then(|| format!("{}.{suffix}", module.name));
+    let values = values.and_then(|name| table.values(&name)?.view().to_f32().ok());
     values.and_then(|v| v.first().copied()).map_or_else(|| "none".to_owned(), |value| value.to_string())
 }

@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::ScanError;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::declaration::without_declaration;
 use crate::checkpoint::files::{self, CONFIG, INDEX};
 use crate::checkpoint::modelopt;
-use crate::record::scan::MetadataDiff;
+use crate::record::scan::{DiffKind, MetadataDiff};
 
 /// Keys that may differ: the quantization itself and what tools stamp into files.
 const MAY_DIFFER: [&str; 4] =
@@ -30,9 +31,18 @@ pub(super) fn compare(source: &Checkpoint, output: &Checkpoint) -> Result<Vec<Me
             field: "content".to_owned(),
             source: shown(templates.0.as_ref()),
             output: shown(templates.1.as_ref()),
+            kind: DiffKind::Blocking,
         });
     }
-    fields(CONFIG, &normalized(source.config()), &normalized(output.config()), &mut diffs);
+    // A declaration is named once, wherever it stands.
+    let config = |checkpoint: &Checkpoint| {
+        let mut keys = normalized(&without_declaration(checkpoint.config()));
+        if let Some((declared, _)) = checkpoint.declared_quantization() {
+            keys.insert(MAY_DIFFER[0].to_owned(), declared.clone());
+        }
+        keys
+    };
+    fields(CONFIG, &config(source), &config(output), &mut diffs);
     let names: BTreeSet<String> = [source, output].into_iter().flat_map(identity_files).collect();
     for name in names {
         let (a, b) = (read(source.dir(), &name)?, read(output.dir(), &name)?);
@@ -41,6 +51,7 @@ pub(super) fn compare(source: &Checkpoint, output: &Checkpoint) -> Result<Vec<Me
             field: "content".to_owned(),
             source: a.to_owned(),
             output: b.to_owned(),
+            kind: DiffKind::Blocking,
         };
         match (a, b) {
             (Some(a), Some(b)) if a == b => {}
@@ -111,14 +122,16 @@ fn fields(
     diffs: &mut Vec<MetadataDiff>,
 ) {
     let keys: BTreeSet<&String> = source.keys().chain(output.keys()).collect();
-    for key in keys.into_iter().filter(|k| !MAY_DIFFER.contains(&k.as_str()) && *k != TEMPLATE_KEY) {
+    for key in keys.into_iter().filter(|k| *k != TEMPLATE_KEY) {
         let (a, b) = (source.get(key), output.get(key));
         if a != b {
+            let may_differ = MAY_DIFFER.contains(&key.as_str());
             diffs.push(MetadataDiff {
                 file: file.to_owned(),
                 field: key.clone(),
                 source: shown(a),
                 output: shown(b),
+                kind: if may_differ { DiffKind::Expected } else { DiffKind::Blocking },
             });
         }
     }

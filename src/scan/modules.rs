@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use safetensors::Dtype;
 
+use super::source_view::SourceView;
 use super::table::Table;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::quant_args::QuantizationArgs;
 use crate::ops::float_dtype::FloatDtype;
@@ -117,6 +117,19 @@ impl Found {
 }
 
 impl Module<'_> {
+    /// Whether both are stored alike.
+    pub(super) fn has_scheme_of(&self, other: &Self) -> bool {
+        (self.found, &self.declared) == (other.found, &other.declared)
+    }
+
+    /// Config group and precision.
+    pub(super) fn scheme(&self) -> String {
+        match &self.declared {
+            Some(declared) => format!("{} ({})", declared.layout.precision(), declared.group),
+            None => self.found.precision().to_owned(),
+        }
+    }
+
     /// The tensor with the codes or the plain weight.
     pub(super) fn main(&self) -> Option<&TensorInfo> {
         ["weight_packed", "qweight", "weight"].iter().find_map(|s| self.tensors.get(s).copied())
@@ -124,7 +137,7 @@ impl Module<'_> {
 }
 
 /// All linear-like modules, sorted by name. `source` tells the true shape of a packed weight.
-pub(super) fn find<'a>(table: &Table<'a>, source: Option<&Checkpoint>) -> Vec<Module<'a>> {
+pub(super) fn find<'a>(table: &Table<'a>, source: Option<&SourceView<'_>>) -> Vec<Module<'a>> {
     let mut by_name: BTreeMap<&'a str, BTreeMap<&'a str, &'a TensorInfo>> = BTreeMap::new();
     for (name, info) in &table.tensors {
         if let Some((module, suffix)) = name.rsplit_once('.')
@@ -138,8 +151,8 @@ pub(super) fn find<'a>(table: &Table<'a>, source: Option<&Checkpoint>) -> Vec<Mo
         .filter_map(|(name, tensors)| {
             let found = found(&tensors)?;
             let shape = source
-                .and_then(|s| s.info(&format!("{name}.weight")))
-                .and_then(|info| <[usize; 2]>::try_from(info.shape.as_slice()).ok())
+                .and_then(|s| s.get(&format!("{name}.weight")))
+                .and_then(|tensor| <[usize; 2]>::try_from(tensor.shape).ok())
                 .or_else(|| stored_shape(table, name, &tensors, found));
             Some(Module { name, tensors, found, shape, declared: None })
         })
@@ -202,7 +215,7 @@ fn stored_shape(
         Found::Nvfp4 | Found::Mxfp4 => of("weight_packed").or_else(|| of("weight")).map(|[n, k]| [n, k * 2]),
         Found::IntWords => {
             let [n, words] = of("weight_packed")?;
-            let values = table.view(&format!("{name}.weight_shape"))?.to_i64().ok()?;
+            let values = table.values(&format!("{name}.weight_shape"))?.view().to_i64().ok()?;
             let &[rows, columns] = values.as_slice() else { return None };
             let columns = usize::try_from(columns).ok()?;
             // A word holds at most 16 codes of two bits; anything else is reported as a defect of weight_shape.

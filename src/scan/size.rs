@@ -3,18 +3,17 @@
 use super::modules::Module;
 use super::source::SourceCheck;
 use super::table::{Table, decl};
-use crate::recipe::assignment::TensorDecl;
 use crate::record::scan::SizeScan;
 
 /// Measures the checkpoint and, where given, its source.
 pub(super) fn measure(table: &Table<'_>, modules: &[Module<'_>], check: &SourceCheck<'_>) -> SizeScan {
     let output_bytes = table.tensors.values().map(|t| t.num_bytes()).sum();
-    let source = check.source_tensors();
+    let source = check.source_bytes();
     let parameters = parameters(table, modules);
     SizeScan {
         output_bytes,
-        source_bytes: source.as_ref().map(|tensors| tensors.iter().map(TensorDecl::num_bytes).sum()),
-        source_bf16_bytes: source.as_ref().map(|tensors| tensors.iter().map(TensorDecl::bf16_bytes).sum()),
+        source_bytes: source.map(|(stored, _)| stored),
+        source_bf16_bytes: source.map(|(_, dense)| dense),
         source_is_quantized: check.source_is_quantized(),
         predicted_bytes: check.predicted_bytes(),
         parameters,

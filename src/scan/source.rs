@@ -4,15 +4,15 @@ use safetensors::Dtype;
 
 use super::Findings;
 use super::modules::Module;
-use super::table::{Table, decl, shown};
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::header::TensorInfo;
+use super::source_view::SourceView;
+use super::table::{Table, shown};
 use crate::recipe::Recipe;
 use crate::recipe::assignment::{Assignment, AssignmentError, TensorDecl};
 
 /// What source and recipe let one expect.
 pub(super) struct SourceCheck<'a> {
-    source: Option<&'a Checkpoint>,
+    /// Its fused experts are fused where the checkpoint's are.
+    source: Option<SourceView<'a>>,
     /// The recipe applied to the source, or to what the checkpoint itself was before.
     assignment: Option<Result<Assignment, AssignmentError>>,
     table: &'a Table<'a>,
@@ -22,14 +22,12 @@ impl<'a> SourceCheck<'a> {
     pub(super) fn new(
         table: &'a Table<'a>,
         modules: &[Module<'_>],
-        source: Option<&'a Checkpoint>,
+        mut source: Option<SourceView<'a>>,
         recipe: Option<&Recipe>,
     ) -> Self {
         let assignment = recipe.map(|recipe| {
-            if let Some(source) = source {
-                let infos: Vec<&TensorInfo> = source.names().filter_map(|name| source.info(name)).collect();
-                let decls: Vec<TensorDecl<'_>> = infos.into_iter().map(decl).collect();
-                return Assignment::new(&decls, source.config(), recipe);
+            if let Some(source) = &source {
+                return Assignment::new(&source.decls(), source.config(), recipe);
             }
             let before: Vec<(String, Dtype, Vec<usize>)> = modules
                 .iter()
@@ -39,49 +37,51 @@ impl<'a> SourceCheck<'a> {
                 before.iter().map(|(name, dtype, shape)| TensorDecl { name, dtype: *dtype, shape }).collect();
             Assignment::new(&decls, &table.unquantized_config(), recipe)
         });
+        if let Some(source) = &mut source {
+            source.fuse_as_in(&table.tensors);
+        }
         Self { source, assignment, table }
     }
 
     /// Predicted bytes, from the source's headers only.
     pub(super) fn predicted_bytes(&self) -> Option<u64> {
-        self.source?;
+        self.source.as_ref()?;
         self.assignment.as_ref()?.as_ref().ok().map(|a| a.predicted_bytes)
     }
 
-    /// The source's tensors.
-    pub(super) fn source_tensors(&self) -> Option<Vec<TensorDecl<'a>>> {
-        let source = self.source?;
-        Some(source.names().filter_map(|name| source.info(name)).map(decl).collect())
+    /// Bytes of the source's tensors as they are stored, and as they would be if its floats were BF16 and nothing was
+    /// quantized.
+    pub(super) fn source_bytes(&self) -> Option<(u64, u64)> {
+        let source = self.source.as_ref()?;
+        let dense = source.decls().iter().map(TensorDecl::bf16_bytes).sum();
+        Some((source.stored_bytes(), dense))
     }
 
     /// Whether the source declares or holds a quantization itself.
     pub(super) fn source_is_quantized(&self) -> bool {
-        let Some(source) = self.source else { return false };
-        let by_tensors = Table::local(source);
-        by_tensors.quant_method().is_some()
-            || super::modules::find(&by_tensors, None).iter().any(|m| m.found.is_quantized())
+        self.source.as_ref().is_some_and(SourceView::is_quantized)
     }
 
     /// Every tensor of the source is there, as it was or quantized, and nothing else is.
     pub(super) fn names_and_shapes(&self, modules: &[Module<'_>], findings: &mut Findings) {
-        let Some(source) = self.source else { return };
+        let Some(source) = &self.source else { return };
         let quantized = |name: &str| {
             let module = name.strip_suffix(".weight")?;
             let at = modules.binary_search_by(|m| m.name.cmp(module)).ok()?;
             modules[at].found.is_quantized().then_some(&modules[at])
         };
-        for info in source.names().filter_map(|name| source.info(name)) {
-            if quantized(&info.name).is_some() {
+        for info in source.decls() {
+            if quantized(info.name).is_some() {
                 continue;
             }
-            let expected = shown(info.dtype, &info.shape);
-            match self.table.tensors.get(info.name.as_str()) {
-                None => findings.defect("names", &info.name, "missing", expected),
+            let expected = shown(info.dtype, info.shape);
+            match self.table.tensors.get(info.name) {
+                None => findings.defect("names", info.name, "missing", expected),
                 Some(found) if found.shape != info.shape => {
-                    findings.defect("shapes", &info.name, shown(found.dtype, &found.shape), expected);
+                    findings.defect("shapes", info.name, shown(found.dtype, &found.shape), expected);
                 }
                 Some(found) if found.dtype != info.dtype => {
-                    findings.defect("dtypes", &info.name, shown(found.dtype, &found.shape), expected);
+                    findings.defect("dtypes", info.name, shown(found.dtype, &found.shape), expected);
                 }
                 Some(_) => {}
             }
@@ -91,7 +91,7 @@ impl<'a> SourceCheck<'a> {
                 let module = quantized(&format!("{module}.weight"));
                 module.is_some_and(|m| m.tensors.contains_key(suffix) || suffix.starts_with("input_"))
             };
-            let belongs = source.info(name).is_some()
+            let belongs = source.get(name).is_some()
                 || name.rsplit_once('.').is_some_and(of_module)
                 || name.ends_with(".k_scale")
                 || name.ends_with(".v_scale");
@@ -121,6 +121,16 @@ impl<'a> SourceCheck<'a> {
             }
         };
         findings.coverage.recipe_targets = Some(assignment.modules.len());
+        // Fused experts are no modules of the checkpoint: that they were left is seen here or nowhere.
+        for tensor in self.source.iter().flat_map(SourceView::decls) {
+            let fused = tensor.shape.len() == 3
+                && tensor.name.rsplit_once('.').is_some_and(|(module, _)| {
+                    module.ends_with("experts") && assignment.quantizes_within(module)
+                });
+            if fused && self.table.tensors.contains_key(tensor.name) {
+                findings.coverage.unexpected_unquantized.push(tensor.name.to_owned());
+            }
+        }
         for module in modules {
             let target = assignment.modules.binary_search_by(|m| m.name.as_str().cmp(module.name)).ok();
             match (target.map(|i| &assignment.modules[i]), module.found.is_quantized()) {

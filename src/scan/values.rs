@@ -5,11 +5,17 @@ use safetensors::Dtype;
 
 use super::Findings;
 use super::modules::{Found, Module};
-use super::table::Table;
-use crate::checkpoint::TensorView;
-use crate::ops::fp8;
+use super::table::{Table, Values};
+use crate::ops::{e8m0, fp8};
 use crate::record::FailureClass;
-use crate::record::scan::Defect;
+use crate::record::scan::{Defect, ValueRange};
+
+/// What is wrong with one tensor of scales, and their range.
+struct Seen<'a> {
+    name: &'a str,
+    problem: Option<String>,
+    range: Option<ValueRange>,
+}
 
 /// Checks every tensor whose name ends like a scale, of modules and of the KV cache alike.
 pub(super) fn check(table: &Table<'_>, modules: &[Module<'_>], findings: &mut Findings) {
@@ -17,14 +23,21 @@ pub(super) fn check(table: &Table<'_>, modules: &[Module<'_>], findings: &mut Fi
         return;
     }
     let names: Vec<&str> = table.tensors.keys().copied().filter(|name| is_scale(name)).collect();
-    let bad: Vec<(&str, String)> =
-        names.par_iter().filter_map(|name| Some((*name, problem(&table.view(name)?)?))).collect();
-    for (name, observed) in bad {
-        findings.defect("scales", name, observed, "finite and > 0");
+    let seen: Vec<Seen<'_>> =
+        names.par_iter().filter_map(|name| Some(look(name, &table.values(name)?))).collect();
+    for Seen { name, problem, range } in seen {
+        if let Some(observed) = problem {
+            findings.defect("scales", name, observed, "finite and > 0");
+        }
+        if let Some(range) = range {
+            let last = name.rsplit('.').next().unwrap_or(name).to_owned();
+            let all = findings.scale_ranges.entry(last).or_insert(range);
+            *all = ValueRange { min: all.min.min(range.min), max: all.max.max(range.max) };
+        }
     }
     for module in modules.iter().filter(|m| m.tensors.contains_key("weight_shape")) {
         let name = format!("{}.weight_shape", module.name);
-        let stored = table.view(&name).and_then(|view| view.to_i64().ok());
+        let stored = table.values(&name).and_then(|values| values.view().to_i64().ok());
         if let (Some([n, k]), Some(stored)) = (module.shape, stored)
             && stored != [n as i64, k as i64]
         {
@@ -35,55 +48,72 @@ pub(super) fn check(table: &Table<'_>, modules: &[Module<'_>], findings: &mut Fi
     findings.defects.extend(silent);
 }
 
-fn is_scale(name: &str) -> bool {
+/// Whether a tensor holds scales, by the last part of its name.
+pub(super) fn is_scale(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     last.ends_with("_scale") || last.ends_with("_scale_2") || last.ends_with("_scale_inv") || last == "scales"
 }
 
-/// What is wrong with the values, if anything.
-fn problem(view: &TensorView<'_>) -> Option<String> {
-    let values: Vec<f32> = match view.dtype {
-        Dtype::F8_E4M3 => view.data.iter().map(|code| fp8::e4m3_to_f32(*code)).collect(),
+fn look<'a>(name: &'a str, values: &Values) -> Seen<'a> {
+    let decoded: Vec<f32> = match values.dtype {
+        Dtype::F8_E4M3 => values.data.iter().map(|code| fp8::e4m3_to_f32(*code)).collect(),
         // E8M0 has no zero and no sign; 255 is NaN.
-        Dtype::U8 | Dtype::F8_E8M0 => {
-            view.data.iter().map(|byte| if *byte == 255 { f32::NAN } else { 1.0 }).collect()
-        }
-        _ => match view.to_f32() {
-            Ok(values) => values,
-            Err(_) => return Some(format!("dtype {}", view.dtype)),
+        Dtype::U8 | Dtype::F8_E8M0 => values
+            .data
+            .iter()
+            .map(|byte| if *byte == 255 { f32::NAN } else { e8m0::e8m0_to_f32(*byte) })
+            .collect(),
+        dtype => match values.view().to_f32() {
+            Ok(decoded) => decoded,
+            Err(_) => return Seen { name, problem: Some(format!("dtype {dtype}")), range: None },
         },
     };
-    if values.is_empty() {
-        return Some("no values".to_owned());
+    if decoded.is_empty() {
+        return Seen { name, problem: Some("no values".to_owned()), range: None };
     }
     let is_bad = |x: &f32| !x.is_finite() || *x <= 0.0;
-    let first = values.iter().position(is_bad)?;
-    let count = values.iter().filter(|x| is_bad(x)).count();
-    Some(format!("{count} of {} values, the first at {first} is {}", values.len(), values[first]))
+    let problem = decoded.iter().position(is_bad).map(|first| {
+        let count = decoded.iter().filter(|x| is_bad(x)).count();
+        format!("{count} of {} values, the first at {first} is {}", decoded.len(), decoded[first])
+    });
+    let finite = decoded.iter().copied().filter(|x| x.is_finite());
+    let range =
+        finite.fold(None, |range: Option<ValueRange>, x| {
+            Some(range.map_or(ValueRange { min: x, max: x }, |r| ValueRange {
+                min: r.min.min(x),
+                max: r.max.max(x),
+            }))
+        });
+    Seen { name, problem, range }
 }
 
 /// MX formats: scale byte 0 stands for 2⁻¹²⁷, which only groups of zeros get; with other codes it means an erased scale.
 fn underflow(table: &Table<'_>, module: &Module<'_>) -> Option<Defect> {
     // Bytes of 32 codes, and their bits without signs.
-    let (suffix, group_bytes, magnitudes): (_, _, &[u8]) = match module.found {
+    let (suffix, group_bytes, magnitudes): (_, u64, &[u8]) = match module.found {
         Found::Mxfp4 => ("weight_packed", 16, &[0x77]),
         Found::Mxfp6 => ("weight_packed", 24, &[0xdf, 0xf7, 0x7d]),
         Found::Mxfp8 => ("weight", 32, &[0x7f]),
         _ => return None,
     };
     let name = format!("{}.weight_scale", module.name);
-    let scales = table.view(&name)?;
-    let codes = table.view(&format!("{}.{suffix}", module.name))?;
-    let is_erased = |(scale, group): (&u8, &[u8])| {
-        *scale == 0 && group.iter().zip(magnitudes.iter().cycle()).any(|(byte, mask)| byte & mask != 0)
+    let codes = format!("{}.{suffix}", module.name);
+    let scales = table.values(&name)?.data;
+    let zeros: Vec<u64> = (0..scales.len() as u64).filter(|i| scales[*i as usize] == 0).collect();
+    let available = table.tensors.get(codes.as_str())?.num_bytes();
+    let is_erased = |group: &&u64| {
+        let at = **group * group_bytes;
+        // Where codes are missing, the shapes are wrong, and that is reported already.
+        let count = group_bytes.min(available.saturating_sub(at));
+        let bytes = table.bytes(&codes, at, count).unwrap_or_default();
+        bytes.iter().zip(magnitudes.iter().cycle()).any(|(byte, mask)| byte & mask != 0)
     };
-    let count =
-        scales.data.iter().zip(codes.data.chunks(group_bytes)).filter(|pair| is_erased(*pair)).count();
+    let count = zeros.iter().filter(is_erased).count();
     (count > 0).then(|| Defect {
         check: "scales".to_owned(),
         failure_class: FailureClass::QuantCoverageFailure,
         tensor: name,
-        observed: format!("{count} of {} scales are byte 0 over codes that are not zero", scales.data.len()),
+        observed: format!("{count} of {} scales are byte 0 over codes that are not zero", scales.len()),
         expected: "a scale that does not erase its group".to_owned(),
     })
 }

@@ -1,32 +1,33 @@
 //! What the server needs from an engine.
 
-use crate::engine::{Engine, EngineError, TokenLogprobs};
+use crate::engine::{
+    Engine, EngineError, GenerateRequest, Generated, Generator, GeneratorLoad, GeneratorOptions, PromptQuery,
+    ScoreStats, TokenLogprobs,
+};
 use crate::record::failure::chain;
 use crate::record::score::EngineIdentity;
 
 /// An engine that could not answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BackendError(pub String);
 
-/// Scoring and greedy generation, one call at a time.
-pub trait Backend: Send + Sync {
-    /// Log-probs of every prompt token given those before it; the first entry is `None`.
-    /// `len = tokens.len()`.
-    fn prompt_logprobs(
-        &self,
-        tokens: &[u32],
-        top_n: usize,
-    ) -> Result<Vec<Option<TokenLogprobs>>, BackendError>;
+impl From<EngineError> for BackendError {
+    fn from(error: EngineError) -> Self {
+        Self(chain(&error))
+    }
+}
 
-    /// At most `max_tokens` greedy tokens; generation ends after the first token in `stop_ids`, which is included.
-    fn generate_greedy(
-        &self,
-        prompt: &[u32],
-        max_tokens: usize,
-        stop_ids: &[u32],
-        top_n: usize,
-    ) -> Result<Vec<TokenLogprobs>, BackendError>;
+/// Called with a prompt's place in the call and the log-probs of its scored tokens.
+pub type OnScored<'a> = &'a mut (dyn FnMut(usize, Vec<TokenLogprobs>) + Send);
+
+/// An engine: it scores prompts together, and generates for many requests at once.
+pub trait Backend: Send + Sync {
+    /// Log-probs of the prompts' tokens from each one's `first` on, handed out as they become known.
+    fn score_prompts(&self, prompts: &[PromptQuery], done: OnScored<'_>) -> Result<ScoreStats, BackendError>;
+
+    /// A batch that requests join and leave.
+    fn generation(&self) -> Box<dyn Generation + '_>;
 
     /// What answers.
     fn identity(&self) -> EngineIdentity;
@@ -38,29 +39,28 @@ pub trait Backend: Send + Sync {
     fn vocab_size(&self) -> usize;
 }
 
-impl From<EngineError> for BackendError {
-    fn from(error: EngineError) -> Self {
-        Self(chain(&error))
-    }
+/// Requests being generated.
+pub trait Generation {
+    /// Lets a request join under this name.
+    fn add(&mut self, id: u64, request: GenerateRequest) -> Result<(), BackendError>;
+
+    /// Ends one choice of a request, or all.
+    fn cancel(&mut self, id: u64, choice: Option<usize>);
+
+    /// The next tokens.
+    fn step(&mut self) -> Result<Vec<Generated>, BackendError>;
+
+    /// How busy it is.
+    fn load(&self) -> GeneratorLoad;
 }
 
 impl Backend for Engine {
-    fn prompt_logprobs(
-        &self,
-        tokens: &[u32],
-        top_n: usize,
-    ) -> Result<Vec<Option<TokenLogprobs>>, BackendError> {
-        Ok(Self::prompt_logprobs(self, tokens, top_n)?)
+    fn score_prompts(&self, prompts: &[PromptQuery], done: OnScored<'_>) -> Result<ScoreStats, BackendError> {
+        Ok(Self::score_prompts(self, prompts, done)?)
     }
 
-    fn generate_greedy(
-        &self,
-        prompt: &[u32],
-        max_tokens: usize,
-        stop_ids: &[u32],
-        top_n: usize,
-    ) -> Result<Vec<TokenLogprobs>, BackendError> {
-        Ok(Self::generate_greedy(self, prompt, max_tokens, stop_ids, top_n)?)
+    fn generation(&self) -> Box<dyn Generation + '_> {
+        Box::new(self.generator(GeneratorOptions::default()))
     }
 
     fn identity(&self) -> EngineIdentity {
@@ -73,5 +73,23 @@ impl Backend for Engine {
 
     fn vocab_size(&self) -> usize {
         Self::vocab_size(self)
+    }
+}
+
+impl Generation for Generator<'_> {
+    fn add(&mut self, id: u64, request: GenerateRequest) -> Result<(), BackendError> {
+        Ok(Self::add(self, id, request)?)
+    }
+
+    fn cancel(&mut self, id: u64, choice: Option<usize>) {
+        Self::cancel(self, id, choice);
+    }
+
+    fn step(&mut self) -> Result<Vec<Generated>, BackendError> {
+        Ok(Self::step(self)?)
+    }
+
+    fn load(&self) -> GeneratorLoad {
+        Self::load(self)
     }
 }

@@ -3,10 +3,13 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::backend::{Backend, BackendError};
+use super::backend::{Backend, BackendError, Generation, OnScored};
 use super::text::TextCodec;
 use crate::base::digest::Digest;
-use crate::engine::TokenLogprobs;
+use crate::engine::{
+    GenerateRequest, Generated, GeneratorLoad, PromptQuery, Sampler, ScoreStats, TokenLogprobs,
+};
+use crate::model::chat_template::ChatMessage;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
 
 pub(crate) const BOS: u32 = 256;
@@ -20,14 +23,23 @@ pub(crate) const PANIC_PROMPT: &str = "\u{1}panic";
 pub(crate) struct FakeEngine {
     pub seed: u64,
     pub max_len: usize,
-    /// Time every call takes.
+    /// Time every prompt or token takes.
     pub delay: Duration,
+    /// Prompts scored and tokens generated.
     pub calls: AtomicUsize,
+    /// Most prompts scored in one call.
+    pub largest_batch: AtomicUsize,
 }
 
 impl Default for FakeEngine {
     fn default() -> Self {
-        Self { seed: 1, max_len: 64, delay: Duration::ZERO, calls: AtomicUsize::new(0) }
+        Self {
+            seed: 1,
+            max_len: 64,
+            delay: Duration::ZERO,
+            calls: AtomicUsize::new(0),
+            largest_batch: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -56,6 +68,11 @@ impl FakeEngine {
         TokenLogprobs { token, logprob: logprobs[token as usize], top: ranked }
     }
 
+    /// The most likely token after `context`.
+    pub(crate) fn most_likely(&self, context: &[u32]) -> u32 {
+        Self::entry(&self.logprobs(context), 0, 1).top[0].0
+    }
+
     /// What the engine's own scoring gives: the reference for scores over HTTP.
     pub(crate) fn score(&self, request: &ScoreRequest) -> ScoreResult {
         let mut result = ScoreResult { token_logprobs: Vec::new(), token_is_greedy: Vec::new() };
@@ -77,36 +94,19 @@ impl FakeEngine {
 }
 
 impl Backend for FakeEngine {
-    fn prompt_logprobs(
-        &self,
-        tokens: &[u32],
-        top_n: usize,
-    ) -> Result<Vec<Option<TokenLogprobs>>, BackendError> {
-        self.call(tokens);
-        let entry = |i: usize| Self::entry(&self.logprobs(&tokens[..i]), tokens[i], top_n);
-        Ok((0..tokens.len()).map(|i| (i > 0).then(|| entry(i))).collect())
+    fn score_prompts(&self, prompts: &[PromptQuery], done: OnScored<'_>) -> Result<ScoreStats, BackendError> {
+        self.largest_batch.fetch_max(prompts.len(), Ordering::Relaxed);
+        for (at, prompt) in prompts.iter().enumerate() {
+            self.call(&prompt.tokens);
+            let tokens = &prompt.tokens;
+            let entry = |i: usize| Self::entry(&self.logprobs(&tokens[..i]), tokens[i], prompt.top_n);
+            done(at, (prompt.first..tokens.len()).map(entry).collect());
+        }
+        Ok(ScoreStats::default())
     }
 
-    fn generate_greedy(
-        &self,
-        prompt: &[u32],
-        max_tokens: usize,
-        stop_ids: &[u32],
-        top_n: usize,
-    ) -> Result<Vec<TokenLogprobs>, BackendError> {
-        self.call(prompt);
-        let mut context = prompt.to_vec();
-        let mut generated = Vec::new();
-        while generated.len() < max_tokens {
-            let logprobs = self.logprobs(&context);
-            let next = Self::entry(&logprobs, 0, 1).top[0].0;
-            generated.push(Self::entry(&logprobs, next, top_n));
-            context.push(next);
-            if stop_ids.contains(&next) {
-                break;
-            }
-        }
-        Ok(generated)
+    fn generation(&self) -> Box<dyn Generation + '_> {
+        Box::new(FakeGeneration { engine: self, sequences: Vec::new() })
     }
 
     fn identity(&self) -> EngineIdentity {
@@ -126,6 +126,58 @@ impl Backend for FakeEngine {
 
     fn vocab_size(&self) -> usize {
         VOCAB_SIZE
+    }
+}
+
+struct FakeGeneration<'a> {
+    engine: &'a FakeEngine,
+    sequences: Vec<FakeSequence>,
+}
+
+struct FakeSequence {
+    id: u64,
+    choice: usize,
+    request: GenerateRequest,
+    tokens: Vec<u32>,
+    sampler: Sampler,
+}
+
+impl Generation for FakeGeneration<'_> {
+    fn add(&mut self, id: u64, request: GenerateRequest) -> Result<(), BackendError> {
+        for choice in 0..request.n {
+            let sampler = Sampler::new(&request.sampling, choice, &request.prompt);
+            let tokens = request.prompt.clone();
+            self.sequences.push(FakeSequence { id, choice, request: request.clone(), tokens, sampler });
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, id: u64, choice: Option<usize>) {
+        self.sequences.retain(|s| s.id != id || choice.is_some_and(|c| c != s.choice));
+    }
+
+    fn step(&mut self) -> Result<Vec<Generated>, BackendError> {
+        let mut out = Vec::new();
+        for sequence in &mut self.sequences {
+            self.engine.call(&sequence.tokens);
+            let logprobs = self.engine.logprobs(&sequence.tokens);
+            let request = &sequence.request;
+            let produced = sequence.tokens.len() - request.prompt.len() + 1;
+            let token = sequence.sampler.choose(&logprobs, &[]);
+            sequence.sampler.accept(token);
+            sequence.tokens.push(token);
+            let is_last = produced == request.max_tokens || request.stop_ids.contains(&token);
+            let token = FakeEngine::entry(&logprobs, token, request.top_n);
+            out.push(Generated { request: sequence.id, choice: sequence.choice, token, is_last });
+        }
+        let ended =
+            |s: &FakeSequence| out.iter().any(|g| g.is_last && (g.request, g.choice) == (s.id, s.choice));
+        self.sequences.retain(|s| !ended(s));
+        Ok(out)
+    }
+
+    fn load(&self) -> GeneratorLoad {
+        GeneratorLoad { running: self.sequences.len(), ..GeneratorLoad::default() }
     }
 }
 
@@ -172,5 +224,20 @@ impl TextCodec for ByteCodec {
 
     fn chat_template(&self) -> Option<String> {
         None
+    }
+
+    fn render_chat(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Option<Result<String, String>> {
+        if messages.iter().any(|m| m.role == "system") {
+            return Some(Err("no system role".to_owned()));
+        }
+        let mut prompt = String::new();
+        for ChatMessage { role, content } in messages {
+            prompt.extend(["[", role, "]", content]);
+        }
+        Some(Ok(prompt + if add_generation_prompt { "[assistant]" } else { "" }))
     }
 }

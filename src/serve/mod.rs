@@ -1,20 +1,34 @@
 //! Layer 6: the OpenAI-compatible server.
+//!
+//! A request goes from its handler (`routes`) as a job to the engine's thread (`worker`), which answers by events;
+//! they become one answer (`output`, `response`, `chat_response`) or a stream (`stream`).
 
+mod access;
+mod active;
+mod admission;
 mod backend;
-mod complete;
+mod chat;
+mod chat_response;
+mod choice_text;
 mod error;
+mod job;
+mod metrics;
+mod output;
+mod params;
 mod prompt;
-mod queue;
 mod request;
 mod response;
 mod routes;
 mod server;
+mod stream;
 mod text;
+mod tokenizer_routes;
+mod worker;
 #[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Backend, BackendError};
+pub use backend::{Backend, BackendError, Generation, OnScored};
 pub use server::{ServeError, Server, ServerHandle, ServerOptions};
 pub use text::TextCodec;

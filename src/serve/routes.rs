@@ -1,33 +1,52 @@
 //! The HTTP surface.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router, middleware};
-use serde::Deserialize;
+use axum::{Extension, Json, Router, middleware};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::sync::mpsc;
 
+use super::access::{authorize, cross_origin, observe};
+use super::admission::{Admission, Client};
 use super::backend::Backend;
 use super::error::ApiError;
-use super::queue::Job;
-use super::request;
-use super::response;
+use super::job::Job;
+use super::metrics::Metrics;
+use super::output::{collect, shutting_down};
+use super::params::check_model;
+use super::response::Meta;
+use super::stream::{Chunks, Shape, respond};
 use super::text::TextCodec;
+use super::tokenizer_routes::{detokenize, tokenize, tokenizer_info};
+use super::worker::Flags;
+use super::{chat, chat_response, request, response};
 use crate::base::clock::unix_seconds;
 use crate::record::provenance::TOOL_VERSION;
 
-/// Largest request body in bytes (as vLLM's Rust front end).
-const MAX_BODY_BYTES: usize = 32 << 20;
-/// A body must have arrived after this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Every path but the ones with a model's name in them.
+pub(super) const PATHS: &[&str] = &[
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/tokenize",
+    "/detokenize",
+    "/tokenizer_info",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/version",
+    "/openapi.json",
+];
+
+/// The API in OpenAPI 3.1.
+pub(super) const OPENAPI: &str = include_str!("openapi.json");
 
 /// Everything the handlers share.
 pub(super) struct App {
@@ -35,14 +54,16 @@ pub(super) struct App {
     pub text: Arc<dyn TextCodec>,
     pub model_name: String,
     pub root: String,
-    /// BLAKE3 of the API key.
-    pub api_key: Option<blake3::Hash>,
+    /// BLAKE3 of the API keys; none: open to all.
+    pub api_keys: Vec<blake3::Hash>,
+    pub cors_origins: Vec<String>,
     pub started: u64,
+    pub request_timeout: Duration,
     pub jobs: mpsc::Sender<Job>,
-    /// Requests admitted at once, from the first body byte to the answer.
-    pub admitted: Semaphore,
-    pub healthy: Arc<AtomicBool>,
-    pub next_id: AtomicU64,
+    pub admission: Admission,
+    pub metrics: Arc<Metrics>,
+    pub flags: Arc<Flags>,
+    pub next_number: AtomicU64,
     /// Makes ids of different server processes differ.
     pub id_prefix: String,
 }
@@ -52,50 +73,60 @@ type Shared = State<Arc<App>>;
 pub(super) fn router(app: Arc<App>) -> Router {
     let v1 = Router::new()
         .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(model))
         .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chat_completions))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), authorize));
     Router::new()
         .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
         .route("/version", get(|| async { Json(json!({"version": TOOL_VERSION})) }))
+        .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/tokenizer_info", get(tokenizer_info))
         .merge(v1)
         .fallback(|request: Request| async move {
-            ApiError::new(StatusCode::NOT_FOUND, format!("{} is not served here.", request.uri().path()))
+            ApiError::not_found(None, format!("{} is not served here.", request.uri().path()))
         })
         .method_not_allowed_fallback(|request: Request| async move {
             let message = format!("{} does not accept {}.", request.uri().path(), request.method());
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
         })
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), cross_origin))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
 }
 
-/// `Authorization: Bearer KEY`, compared in constant time.
-async fn authorize(State(app): Shared, request: Request, next: Next) -> Response {
-    let Some(expected) = app.api_key else { return next.run(request).await };
-    let key = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.as_bytes().split_first_chunk::<7>())
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
-        .map(|(_, key)| key);
-    // Equality of blake3::Hash is constant-time.
-    if key.is_some_and(|k| blake3::hash(k) == expected) {
-        return next.run(request).await;
-    }
-    ApiError::new(StatusCode::UNAUTHORIZED, "A valid API key is required: Authorization: Bearer KEY.")
-        .into_response()
+/// Whether the process works.
+async fn health(State(app): Shared) -> StatusCode {
+    if app.flags.broken.load(Ordering::Relaxed) { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
 }
 
-async fn health(State(app): Shared) -> StatusCode {
-    if app.healthy.load(Ordering::Relaxed) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+/// Whether new requests are taken: not while the server drains.
+async fn ready(state: Shared) -> StatusCode {
+    let is_draining = state.flags.draining.load(Ordering::Relaxed);
+    if is_draining { StatusCode::SERVICE_UNAVAILABLE } else { health(state).await }
+}
+
+async fn metrics(State(app): Shared) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
 }
 
 /// OpenAI's list with vLLM's fields and day0's own: what exactly is served, and how it is computed.
 async fn models(State(app): Shared) -> Json<Value> {
+    Json(json!({"object": "list", "data": [card(&app)]}))
+}
+
+async fn model(State(app): Shared, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    check_model(Some(&name), &app.model_name)?;
+    Ok(Json(card(&app)))
+}
+
+fn card(app: &App) -> Value {
     let identity = app.backend.identity();
-    Json(json!({"object": "list", "data": [{
+    json!({
         "id": app.model_name,
         "object": "model",
         "created": app.started,
@@ -108,126 +139,71 @@ async fn models(State(app): Shared) -> Json<Value> {
         "engine": identity.engine,
         "kernel_path": identity.kernel_path,
         "device": identity.device,
-    }]}))
+    })
 }
 
-async fn completions(State(app): Shared, body: Body) -> Result<Response, ApiError> {
-    let _permit = admit(&app)?;
-    let body = read_body(body).await?;
-    let request = blocking(&app, move |app| {
-        request::parse(&body, &*app.backend, &*app.text, &app.model_name).map(Arc::new)
-    })
-    .await??;
-    let (reply, answer) = oneshot::channel();
-    let job = Job { request: Arc::clone(&request), reply };
+async fn completions(
+    State(app): Shared,
+    client: Option<Extension<Client>>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    answer(&app, client, body, Shape::Completion).await
+}
+
+async fn chat_completions(
+    State(app): Shared,
+    client: Option<Extension<Client>>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    answer(&app, client, body, Shape::Chat).await
+}
+
+/// From the body to the answer. When the client goes away this future is dropped, and the events' receiver with it.
+async fn answer(
+    app: &Arc<App>,
+    client: Option<Extension<Client>>,
+    body: Body,
+    shape: Shape,
+) -> Result<Response, ApiError> {
+    let received = Instant::now();
+    if app.flags.draining.load(Ordering::Relaxed) {
+        return Err(shutting_down());
+    }
+    let ticket = app.admission.admit(client.map(|c| c.0))?;
+    let body = app.admission.read(body).await?;
+    let request = blocking(app, move |app| {
+        let parse = if shape == Shape::Chat { chat::parse } else { request::parse };
+        parse(&body.bytes, &*app.backend, &*app.text, &app.model_name)
+    });
+    let request = Arc::new(request.await??);
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let job = Job {
+        request: Arc::clone(&request),
+        events: sender,
+        received,
+        deadline: received + app.request_timeout,
+    };
     app.jobs.send(job).await.map_err(|_| shutting_down())?;
-    let outputs =
-        answer.await.map_err(|_| shutting_down())?.map_err(|e| ApiError::internal(e.to_string()))?;
-    let id = format!("cmpl-{}{:016x}", app.id_prefix, app.next_id.fetch_add(1, Ordering::Relaxed));
-    let bytes = blocking(&app, move |app| {
-        let meta = (id, unix_seconds(), app.model_name.as_str());
-        serde_json::to_vec(&response::render(&request, &outputs, &*app.text, meta))
-    })
-    .await?
-    .map_err(|e| ApiError::internal(e.to_string()))?;
+    let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
+    let meta = Meta {
+        id: format!("{prefix}-{}", app.next_id()),
+        created: unix_seconds(),
+        model: app.model_name.clone(),
+    };
+    if request.params.stream {
+        return respond(Chunks::new(request, Arc::clone(&app.text), shape, meta), events, ticket).await;
+    }
+    let output = collect(&request, &mut events).await?;
+    let bytes = blocking(app, move |app| {
+        let render = if shape == Shape::Chat { chat_response::render } else { response::render };
+        render(&request, &output, &*app.text, &meta)
+    });
+    let bytes = bytes.await?.map_err(|e| ApiError::internal(e.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
 }
 
-#[derive(Deserialize)]
-struct TokenizeRequest {
-    model: Option<String>,
-    prompt: String,
-    add_special_tokens: Option<bool>,
-    return_token_strs: Option<bool>,
-}
-
-async fn tokenize(State(app): Shared, body: Body) -> Result<Json<Value>, ApiError> {
-    let _permit = admit(&app)?;
-    let body = read_body(body).await?;
-    blocking(&app, move |app| {
-        let request: TokenizeRequest = parse_json(&body)?;
-        request::check_model(request.model.as_deref(), &app.model_name)?;
-        let ids = app
-            .text
-            .encode(&request.prompt, request.add_special_tokens.unwrap_or(true))
-            .map_err(|e| ApiError::bad("prompt", e))?;
-        let strs = request.return_token_strs.unwrap_or(false);
-        let strs = strs.then(|| ids.iter().map(|id| app.text.token_text(*id)).collect::<Vec<_>>());
-        let max_len = app.backend.max_len();
-        Ok(Json(json!({"count": ids.len(), "max_model_len": max_len, "tokens": ids, "token_strs": strs})))
-    })
-    .await?
-}
-
-#[derive(Deserialize)]
-struct DetokenizeRequest {
-    model: Option<String>,
-    tokens: Vec<u32>,
-}
-
-async fn detokenize(State(app): Shared, body: Body) -> Result<Json<Value>, ApiError> {
-    let _permit = admit(&app)?;
-    let body = read_body(body).await?;
-    blocking(&app, move |app| {
-        let request: DetokenizeRequest = parse_json(&body)?;
-        request::check_model(request.model.as_deref(), &app.model_name)?;
-        if let Some(id) = request.tokens.iter().find(|id| **id as usize >= app.backend.vocab_size()) {
-            return Err(ApiError::bad("tokens", format!("Token id {id} is out of vocabulary.")));
-        }
-        Ok(Json(json!({"prompt": app.text.decode(&request.tokens)})))
-    })
-    .await?
-}
-
-/// What lm-eval's remote tokenizer asks for.
-async fn tokenizer_info(State(app): Shared) -> Json<Value> {
-    Json(json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": app.text.bos_token(),
-        "eos_token": app.text.eos_token(),
-        "chat_template": app.text.chat_template(),
-        "model_max_length": app.backend.max_len(),
-    }))
-}
-
-fn parse_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, format!("request body: {e}")))
-}
-
-fn admit(app: &App) -> Result<SemaphorePermit<'_>, ApiError> {
-    app.admitted.try_acquire().map_err(|_| {
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "The server has too many requests in flight; try again.",
-        )
-    })
-}
-
-fn shutting_down() -> ApiError {
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "The server is shutting down.")
-}
-
-/// The whole body, bounded in size and time.
-async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
-    let too_large = || {
-        let message = format!("The request body was cut short or is larger than {MAX_BODY_BYTES} bytes.");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
-    };
-    // A declared length is judged before anything is read.
-    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
-        return Err(too_large());
-    }
-    let bytes = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY_BYTES)).await;
-    match bytes {
-        Ok(Ok(bytes)) => Ok(bytes.into()),
-        Ok(Err(_)) => Err(too_large()),
-        Err(_) => Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time.")),
-    }
-}
-
 /// Runs `work` where it does not hold up other connections.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     app: &Arc<App>,
     work: impl FnOnce(&App) -> T + Send + 'static,
 ) -> Result<T, ApiError> {

@@ -1,17 +1,19 @@
 //! Starting, running and stopping the server.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
+use super::admission::Admission;
 use super::backend::Backend;
-use super::queue;
+use super::metrics::Metrics;
 use super::routes::{App, router};
 use super::text::TextCodec;
+use super::worker::{self, Flags};
 use crate::base::clock::unix_seconds;
 use crate::base::interrupt;
 use crate::record::{Classified, FailureClass};
@@ -23,14 +25,22 @@ pub struct ServerOptions {
     pub host: String,
     /// Port; 0 takes any free one.
     pub port: u16,
-    /// Key that `/v1` requests must present; `None`: open.
-    pub api_key: Option<String>,
+    /// Keys of which `/v1` requests must present one; none: open.
+    pub api_keys: Vec<String>,
     /// Name of the model in requests and answers.
     pub model_name: String,
     /// Where the model came from, shown in `/v1/models`.
     pub root: String,
     /// Requests in flight, queued ones included, beyond which the answer is 503.
     pub max_queued_requests: usize,
+    /// Requests in flight of one client (its key, else its address) beyond which the answer is 429.
+    pub max_requests_per_client: Option<usize>,
+    /// A request that is not answered by then is given up with 503.
+    pub request_timeout: Duration,
+    /// A request body that has not arrived by then gets 408.
+    pub body_timeout: Duration,
+    /// Origins whose pages may read answers; `*` means all.
+    pub cors_origins: Vec<String>,
     /// How long a shutdown waits for requests in flight.
     pub drain_timeout: Duration,
 }
@@ -41,10 +51,14 @@ impl ServerOptions {
         Self {
             host: "127.0.0.1".to_owned(),
             port: 0,
-            api_key: None,
+            api_keys: Vec::new(),
             model_name: model_name.to_owned(),
             root: model_name.to_owned(),
             max_queued_requests: 128,
+            max_requests_per_client: None,
+            request_timeout: Duration::from_secs(600),
+            body_timeout: Duration::from_secs(60),
+            cors_origins: Vec::new(),
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -114,16 +128,15 @@ impl Server {
         let address = listener.local_addr().map_err(runtime_error)?;
         listener.set_nonblocking(true).map_err(runtime_error)?;
 
-        let healthy = Arc::new(AtomicBool::new(true));
-        let abandon = Arc::new(AtomicBool::new(false));
+        let (flags, metrics) = (Arc::new(Flags::default()), Arc::new(Metrics::default()));
         let capacity = options.max_queued_requests.max(1);
         let (jobs, queue) = mpsc::channel(capacity);
-        let engine = queue::spawn(
+        let engine = worker::spawn(
             Arc::clone(&backend),
             Arc::clone(&text),
             queue,
-            Arc::clone(&healthy),
-            Arc::clone(&abandon),
+            Arc::clone(&metrics),
+            Arc::clone(&flags),
         )
         .map_err(runtime_error)?;
         let app = Arc::new(App {
@@ -131,12 +144,15 @@ impl Server {
             text,
             model_name: options.model_name,
             root: options.root,
-            api_key: options.api_key.as_deref().map(|k| blake3::hash(k.as_bytes())),
+            api_keys: options.api_keys.iter().map(|k| blake3::hash(k.as_bytes())).collect(),
+            cors_origins: options.cors_origins,
             started: unix_seconds(),
+            request_timeout: options.request_timeout,
             jobs,
-            admitted: Semaphore::new(capacity),
-            healthy,
-            next_id: AtomicU64::new(0),
+            admission: Admission::new(capacity, options.max_requests_per_client, options.body_timeout),
+            metrics,
+            flags: Arc::clone(&flags),
+            next_number: AtomicU64::new(0),
             id_prefix: format!("{:016x}", rand::random::<u64>()),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -151,8 +167,8 @@ impl Server {
             .name("day0-serve".to_owned())
             .spawn(move || {
                 runtime.block_on(serve(listener, app, stopped, drain_timeout));
-                // What outlived the drain is abandoned: the engine after the prompt in hand, handlers at once.
-                abandon.store(true, Ordering::Relaxed);
+                // What outlived the drain is abandoned: the engine after the call in hand, handlers at once.
+                flags.abandon.store(true, Ordering::Relaxed);
                 runtime.shutdown_background();
                 // A panic of the engine thread was reported by its own hook.
                 let _ = engine.join();
@@ -170,9 +186,12 @@ async fn serve(
 ) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     let mut drain_from = stopped.clone();
-    let graceful = axum::serve(listener, router(app)).with_graceful_shutdown(async move {
+    let flags = Arc::clone(&app.flags);
+    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
+    let graceful = axum::serve(listener, service).with_graceful_shutdown(async move {
         // An error means that the handle is gone, which also ends the service.
         let _ = stopped.wait_for(|stop| *stop).await;
+        flags.draining.store(true, Ordering::Relaxed);
     });
     tokio::select! {
         _ = graceful.into_future() => {}

@@ -1,5 +1,6 @@
 //! What the server and the probes need from a tokenizer.
 
+use crate::model::chat_template::ChatMessage;
 use crate::model::tokenizer::Tokenizer;
 use crate::record::failure::chain;
 
@@ -28,6 +29,13 @@ pub trait TextCodec: Send + Sync {
 
     /// The chat template, in Jinja.
     fn chat_template(&self) -> Option<String>;
+
+    /// The prompt for `messages`; `None` without a template.
+    fn render_chat(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Option<Result<String, String>>;
 }
 
 impl TextCodec for Tokenizer {
@@ -62,5 +70,14 @@ impl TextCodec for Tokenizer {
 
     fn chat_template(&self) -> Option<String> {
         Self::chat_template(self).map(|t| t.source().to_owned())
+    }
+
+    fn render_chat(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Option<Result<String, String>> {
+        let template = Self::chat_template(self)?;
+        Some(template.render(messages, add_generation_prompt).map_err(|e| chain(&e)))
     }
 }

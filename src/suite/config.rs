@@ -86,7 +86,8 @@ const FEWSHOT_KEYS: &[&str] = &[
     "target_delimiter",
 ];
 
-const METRIC_KEYS: &[&str] = &["metric", "aggregation", "higher_is_better"];
+/// `weight_by_size` belongs to groups; some tasks of lm-eval carry it all the same, without effect.
+const METRIC_KEYS: &[&str] = &["metric", "aggregation", "higher_is_better", "weight_by_size"];
 
 /// A `doc_to_…` setting as written.
 #[derive(Debug, Clone, PartialEq)]
@@ -199,8 +200,10 @@ pub struct TaskConfig {
 impl TaskConfig {
     pub(super) fn from_definition(def: &Definition) -> Result<Self, SuiteError> {
         let fields = Fields { def };
-        fields.check_keys()?;
+        fields.check_known()?;
+        // What the task does is named before the settings that only such tasks have.
         let output_type = fields.output_type()?;
+        fields.check_supported()?;
         let metrics = fields.metrics(output_type)?;
         let task = fields.required_text("task")?;
         let doc_to_choice = fields.source("doc_to_choice")?;
@@ -298,13 +301,17 @@ impl Fields<'_> {
         SuiteError::Unsupported { place: self.def.place(key), key: key.to_owned(), feature: feature.into() }
     }
 
-    fn check_keys(&self) -> Result<(), SuiteError> {
-        for key in self.def.values.keys() {
-            if !TASK_KEYS.contains(&key.as_str()) {
+    fn check_known(&self) -> Result<(), SuiteError> {
+        match self.def.values.keys().find(|key| !TASK_KEYS.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => {
                 let place = self.def.place(key);
-                return Err(SuiteError::UnknownKey { place, key: key.clone(), known: TASK_KEYS });
+                Err(SuiteError::UnknownKey { place, key: key.clone(), known: TASK_KEYS })
             }
         }
+    }
+
+    fn check_supported(&self) -> Result<(), SuiteError> {
         for key in REFUSED {
             if let Some(value) = self.def.get(key) {
                 return Err(self.unsupported(key, function_name(value).unwrap_or_else(|| key.to_owned())));
@@ -412,10 +419,6 @@ impl Fields<'_> {
     fn metric(&self, output_type: OutputType, entry: &Value) -> Result<MetricKind, SuiteError> {
         let key = "metric_list";
         let map = entry.as_object().ok_or_else(|| self.wrong(key, "a mapping with 'metric'", entry))?;
-        if let Some(unknown) = map.keys().find(|k| !METRIC_KEYS.contains(&k.as_str())) {
-            let place = self.def.place(&format!("{key}.{unknown}"));
-            return Err(SuiteError::UnknownKey { place, key: unknown.clone(), known: METRIC_KEYS });
-        }
         let value = map.get("metric").unwrap_or(&Value::Null);
         if let Some(function) = function_name(value) {
             return Err(self.unsupported(key, function));
@@ -425,6 +428,10 @@ impl Fields<'_> {
             let known: Vec<_> = output_type.metrics().iter().map(|m| m.name()).collect();
             self.wrong(key, &format!("one of {} for {}", known.join(", "), output_type.name()), value)
         })?;
+        if let Some(unknown) = map.keys().find(|k| !METRIC_KEYS.contains(&k.as_str())) {
+            let place = self.def.place(&format!("{key}.{unknown}"));
+            return Err(SuiteError::UnknownKey { place, key: unknown.clone(), known: METRIC_KEYS });
+        }
         let aggregation = map.get("aggregation").filter(|a| !a.is_null());
         if let Some(other) = aggregation.filter(|a| a.as_str() != Some(kind.aggregation().name())) {
             return Err(self.unsupported(key, format!("{name} with aggregation {}", python::str(other))));

@@ -227,11 +227,20 @@ impl Rows {
     }
 }
 
-/// The rows of JSON lines.
+/// The rows of JSON lines, or of one JSON array, whose elements count as lines.
 fn parse_lines(file: &str, bytes: &[u8]) -> Result<Vec<PlacedRow>, SuiteError> {
+    let place = |line: usize| Place::new(file, Some(line));
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        let not_rows = |e: serde_json::Error| SuiteError::Row {
+            place: place(e.line()),
+            detail: format!("not a JSON array of objects: {e}"),
+        };
+        let rows: Vec<Map<String, Value>> = serde_json::from_slice(bytes).map_err(not_rows)?;
+        return Ok(rows.into_iter().enumerate().map(|(index, fields)| (place(index + 1), fields)).collect());
+    }
     let lines = bytes.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
     let row = |(index, line): (usize, &[u8])| {
-        let place = Place::new(file, Some(index + 1));
+        let place = place(index + 1);
         match parse_row(line) {
             Ok(fields) => Ok((place, fields)),
             Err(detail) => Err(SuiteError::Row { place, detail }),

@@ -298,6 +298,12 @@ fn several_files_make_one_split() {
     assert_eq!(both.tasks[0].docs[2].place.file, two.display().to_string());
     assert_eq!(kwargs(&one.display().to_string()).unwrap().tasks[0].docs.len(), 2);
     assert!(kwargs("3").is_err() && kwargs("[]").is_err());
+    let rows: Vec<&str> = ROWS.lines().collect();
+    let array = files.put("a.json", &format!(" [{}]\n", rows.join(",\n")));
+    assert_eq!(kwargs(&array.display().to_string()).unwrap().tasks[0].docs.len(), 2);
+    files.put("a.json", "[{\"q\": 1},\n 3]");
+    let error = kwargs(&array.display().to_string()).unwrap_err().to_string();
+    assert!(error.contains("a.json:2: not a JSON array of objects"), "{error}");
 }
 
 /// lm-eval's `utils.process_docs` is a name that many tasks use for different functions.

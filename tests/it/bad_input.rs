@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::common::{day0, read_json, serial};
+use super::common::{Ran, cache, day0, ran, read_json, serial};
 
 /// A copy of the embedded model, to be damaged.
 fn model(dir: &Path) -> PathBuf {
@@ -178,4 +178,117 @@ fn gates_on_files_that_are_wrong() {
     std::fs::write(dir.path().join("x.json"), "{}").unwrap();
     let report = day0(dir.path(), ["gate", "run", "--run", "x.json"]).expect(3).json();
     assert_eq!(report["failure_class"], json!("USER_CONFIG_ERROR"));
+}
+
+#[test]
+fn infinity_in_the_weights() {
+    refused(4, &["MODEL_UNSUPPORTED", TENSOR, "inf"], |m| {
+        let (header, mut data) = shard(m);
+        let at = header[TENSOR]["data_offsets"][0].as_u64().unwrap() as usize + 10;
+        data[at..at + 2].copy_from_slice(&0xff80u16.to_le_bytes());
+        write_shard(m, &header, &data);
+    });
+}
+
+#[test]
+fn keys_that_occur_twice() {
+    refused(2, &["config.json", "'hidden_size' occurs twice", "line"], |m| {
+        let text = std::fs::read_to_string(m.join("config.json")).unwrap();
+        std::fs::write(m.join("config.json"), text.replacen('{', "{\"hidden_size\": 64,", 1)).unwrap();
+    });
+    refused(2, &["model.safetensors", TENSOR], |m| {
+        let bytes = std::fs::read(m.join("model.safetensors")).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let text = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
+        // Another tensor of the same shape takes the name; the JSON keeps its length.
+        let other = TENSOR.replace("layers.0", "layers.1");
+        let mut doubled = bytes[..8].to_vec();
+        doubled.extend(text.replace(&other, TENSOR).bytes());
+        doubled.extend(&bytes[8 + length..]);
+        std::fs::write(m.join("model.safetensors"), doubled).unwrap();
+    });
+}
+
+#[test]
+fn index_that_does_not_fit_its_shards() {
+    let write = |m: &Path, text: &str| std::fs::write(m.join("model.safetensors.index.json"), text).unwrap();
+    let whole = |m: &Path| {
+        let (header, _) = shard(m);
+        let names = header.as_object().unwrap().keys().filter(|k| *k != "__metadata__").cloned();
+        names.map(|n| (n, json!("model.safetensors"))).collect::<serde_json::Map<_, _>>()
+    };
+    refused(2, &["index.json", "occurs twice", "norm"], |m| {
+        let twice = r#"{"weight_map": {"norm": "model.safetensors", "norm": "model.safetensors"}}"#;
+        write(m, twice);
+    });
+    refused(2, &["model-00002-of-00002.safetensors", "hint:"], |m| {
+        let mut map = whole(m);
+        map.insert(TENSOR.to_owned(), json!("model-00002-of-00002.safetensors"));
+        write(m, &json!({"weight_map": map}).to_string());
+    });
+    refused(2, &["model.safetensors", TENSOR, "weight_map"], |m| {
+        let mut map = whole(m);
+        map.remove(TENSOR);
+        write(m, &json!({"weight_map": map}).to_string());
+    });
+}
+
+#[test]
+fn weights_that_contradict_the_config() {
+    refused(2, &["model.embed_tokens.weight", "[832, 256]", "[832, 512]", "hint:"], |m| {
+        edit_config(m, |config| config["hidden_size"] = json!(512));
+    });
+    refused(2, &["k_proj", "head_dim"], |m| {
+        edit_config(m, |config| config["num_key_value_heads"] = json!(4));
+    });
+}
+
+#[test]
+fn recipe_that_matches_nothing() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/fp8_dynamic.yaml"))
+            .unwrap();
+    std::fs::write(dir.path().join("none.yaml"), text.replace("[Linear]", "['re:.*no_such_layer$']"))
+        .unwrap();
+    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "none.yaml", "--out", "q"])
+        .expect(4)
+        .says("MODEL_UNSUPPORTED")
+        .says("matches none of the")
+        .says("--recipe");
+    assert!(!dir.path().join("q").exists());
+}
+
+/// Quantizes into a small file system of its own, mounted with `options`; `None` where the system allows no mounts.
+fn into_mount(options: &str) -> Option<Ran> {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("mount");
+    std::fs::create_dir(&target).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o {options} tmpfs mount || exit 99; exec \"$0\" quantize day0-tiny --recipe fp8 --out mount/q"
+    );
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["-rm", "sh", "-c", &script, env!("CARGO_BIN_EXE_day0")]);
+    unshare.current_dir(dir.path()).env("DAY0_CACHE", cache()).stdin(std::process::Stdio::null());
+    let finished =
+        unshare.output().ok().map(ran).filter(|r| r.code != Some(99) && !r.stderr.contains("unshare:"));
+    if finished.is_none() {
+        println!("skipped: this system lets nobody mount a file system");
+    }
+    finished
+}
+
+#[test]
+fn full_and_read_only_targets() {
+    let _turn = serial();
+    // The model is in the cache before a disk is full.
+    let dir = tempfile::tempdir().unwrap();
+    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8", "--out", "q", "--dry-run"]).expect(10);
+    if let Some(ran) = into_mount("size=1m") {
+        ran.expect(75).says("INFRA_TRANSIENT").says("mount/").says("hint:");
+    }
+    if let Some(ran) = into_mount("size=1m,ro") {
+        ran.expect(2).says("USER_CONFIG_ERROR").says("mount/");
+    }
 }

@@ -9,10 +9,14 @@
 mod bad_input;
 mod chain;
 mod common;
+mod compare;
 mod eval_resume;
 mod fake_engine;
+mod fuzz;
 mod resume;
+mod scan;
 mod serving;
 mod single_stage;
+mod streaming;
 mod tidy;
 mod train_tiny;

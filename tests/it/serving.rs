@@ -1,8 +1,10 @@
 //! `day0 serve` as a child process.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -31,6 +33,17 @@ impl Served {
     /// The first model of `/v1/models`.
     pub fn model_card(&self) -> Value {
         get(&format!("{}/v1/models", self.url))["data"][0].clone()
+    }
+
+    fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.url.trim_start_matches("http://")).unwrap()
+    }
+
+    /// Resident memory of the server.
+    fn rss_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
     }
 
     fn signal(&self, signal: i32) {
@@ -81,6 +94,56 @@ fn serves_health_models_and_completions_and_stops_cleanly() {
     assert!(answer["error"]["message"].is_string());
     server.signal(libc::SIGTERM);
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_stops_a_server_that_drains() {
+    let _turn = serial();
+    let mut server = Served::start("day0-tiny");
+    let mut stuck = server.connect();
+    stuck.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    server.signal(libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(server.child.try_wait().unwrap().is_none(), "it waits for the request in flight");
+    server.signal(libc::SIGTERM);
+    assert_eq!(server.child.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+}
+
+/// Idle, half a head, half a body; then prompts that cannot be: memory comes back.
+#[test]
+fn five_hundred_connections_and_huge_prompts_leave_nothing_behind() {
+    let _turn = serial();
+    let server = Served::start("day0-tiny");
+    let url = format!("{}/v1/completions", server.url);
+    let ok = || post(&url, &json!({"prompt": "The", "max_tokens": 4, "temperature": 0})).0;
+    let ids = vec![1; 1_000_000];
+    let storm = || {
+        let clients: Vec<TcpStream> = (0..500)
+            .map(|i| {
+                let mut client = server.connect();
+                let text = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{";
+                // The server may refuse the body and close.
+                let _ = client.write_all(&text.as_bytes()[..[0, 20, text.len()][i % 3]]);
+                client
+            })
+            .collect();
+        assert_eq!(reqwest::blocking::get(format!("{}/health", server.url)).unwrap().status(), 200);
+        drop(clients);
+        for _ in 0..3 {
+            let (status, answer) = post(&url, &json!({"prompt": ids, "max_tokens": 1}));
+            assert!(status == 400 || status == 503, "{answer}");
+        }
+    };
+    assert_eq!(ok(), 200);
+    storm();
+    let before = server.rss_mib();
+    for _ in 0..3 {
+        storm();
+    }
+    assert_eq!(ok(), 200);
+    let after = server.rss_mib();
+    assert!(after < before + 48, "{before} MiB became {after} MiB");
 }
 
 #[test]

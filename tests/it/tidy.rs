@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["base"],
     &["record"],
     &["checkpoint", "device"],
-    &["ops", "recipe"],
+    &["ops", "dense", "recipe"],
     &["model"],
     &["exec", "scan", "quantize", "engine"],
     &["serve", "suite"],

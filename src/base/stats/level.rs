@@ -30,6 +30,12 @@ impl Alpha {
         self.0
     }
 
+    /// The level divided among `parts` (at least one), whose errors then add up to it at most.
+    #[must_use]
+    pub fn part_of(self, parts: u32) -> Self {
+        Self(self.0 / f64::from(parts.max(1)))
+    }
+
     /// Upper normal quantile z₁₋α.
     pub fn z(self) -> f64 {
         -normal_quantile(self.0)

@@ -4,20 +4,26 @@
 //! Notation: n paired items; of 0/1 items, b are right only on the baseline and c right only on the candidate; the
 //! drop is δ = (b − c)/n, the flip rate ψ = (b + c)/n. Bounds are one-sided at level 1 − α on either side.
 
+mod betting;
 mod holm;
 mod level;
 mod mcnemar;
 mod power;
+mod proportion;
 mod ratio;
+mod strata;
 mod tango;
 
-pub use holm::holm;
+pub use betting::{Betting, Claim, WaveFlips, betting_bounds};
+pub use holm::{benjamini_hochberg, holm};
 pub use level::{
     Alpha, AlphaError, Bounds, Estimate, normal_cdf, normal_quantile, student_quantile, student_sf,
 };
 pub use mcnemar::{McNemar, mcnemar};
 pub use power::{POWER, minimal_detectable, needed_n, zero_flip_bound, zero_flip_n};
+pub use proportion::wilson;
 pub use ratio::Ratio;
+pub use strata::stratified;
 pub use tango::PairedCounts;
 
 #[cfg(test)]

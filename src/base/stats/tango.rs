@@ -161,6 +161,14 @@ mod tests {
         }
     }
 
+    /// Published as n 21, 1 against 7 pairs, 95 %: −0.517 to −0.026; the fourth decimals are those of the numerical
+    /// maximum likelihood of `golden/golden.py`.
+    #[test]
+    fn agrees_with_a_published_example() {
+        let found = bounds(21, 1, 7, 0.025);
+        assert!((found.lower + 0.5172).abs() < 5e-5 && (found.upper + 0.0260).abs() < 5e-5, "{found:?}");
+    }
+
     /// Fagerland, Lydersen, Laake, The Statistical Analysis of Contingency Tables, chapter 8; R contingencytables
     /// 3.0.0, test of chapter 8: complete response before and after consolidation therapy (Cavo et al. 2012), the
     /// table (59, 6, 16, 80): −0.0621 (95 % CI −0.1240 to −0.0054).

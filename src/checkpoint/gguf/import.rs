@@ -15,7 +15,8 @@ use serde_json::{Value as Json, json};
 use super::super::files::{CONFIG, SINGLE};
 use super::super::writer::{ShardWriter, TensorSpec};
 use super::error::{GgufError, GgufProblem};
-use super::llama::{LlamaConfig, PlannedTensor, RowOrder};
+use super::hparams::Hparams;
+use super::plan::{self, PlannedTensor, RowOrder};
 use super::reader::{self, Gguf, GgufTensor};
 use super::tokenizer::{self, ImportedTokenizer, SpecialIds};
 use crate::base::atomic::{self, AtomicFile, StagingDir};
@@ -62,8 +63,10 @@ pub struct ImportSummary {
     pub vocab_size: usize,
     /// Whether the embedding is the output layer too.
     pub tie_word_embeddings: bool,
-    /// Number of tensors by GGUF type.
+    /// Number of the file's tensors by GGUF type.
     pub source_types: BTreeMap<String, usize>,
+    /// What the file does not say, and what was taken for it.
+    pub notes: Vec<String>,
 }
 
 impl ImportDtype {
@@ -104,8 +107,8 @@ fn import_file(path: &Path, out: &Path, options: ImportOptions) -> Result<Import
     let map = unsafe { Mmap::map(&file) }.map_err(io(path))?;
     let gguf = reader::parse(&map)?;
     // Everything is checked before the first byte is written.
-    let config = LlamaConfig::read(&gguf, &map)?;
-    let plan = config.plan(&gguf)?;
+    let config = Hparams::read(&gguf, &map)?;
+    let plan = plan::plan(&config, &gguf)?;
     let tokenizer = tokenizer::read(&gguf.metadata, config.max_position_embeddings)?;
     if tokenizer.vocab_size != config.vocab_size {
         let expected = format!("{} tokens as rows of token_embd.weight", config.vocab_size);
@@ -125,11 +128,27 @@ fn import_file(path: &Path, out: &Path, options: ImportOptions) -> Result<Import
         weights_digest,
         vocab_size: config.vocab_size,
         tie_word_embeddings: config.tie_word_embeddings,
-        source_types: plan.iter().fold(BTreeMap::new(), |mut types, planned| {
-            *types.entry(gguf.tensors[&planned.source].block_type.name.to_owned()).or_default() += 1;
+        source_types: gguf.tensors.values().fold(BTreeMap::new(), |mut types, tensor| {
+            *types.entry(tensor.block_type.name.to_owned()).or_default() += 1;
             types
         }),
+        notes: notes(&config),
     })
+}
+
+/// What llama.cpp's files of an architecture leave out; llama.cpp itself computes with these.
+fn notes(config: &Hparams) -> Vec<String> {
+    let unsaid = match config.architecture.name {
+        "llama" => "a sliding window, which llama.cpp ignores: Mistral 7B v0.1 has one of 4096",
+        "qwen2" | "qwen3" => "a sliding window, which llama.cpp ignores: taken as unused",
+        "qwen2moe" | "qwen3moe" => "dense layers and norm_topk_prob: taken as llama.cpp's graph has them",
+        "gemma2" | "gemma3" => {
+            "query_pre_attn_scalar and which layers have a window: taken as llama.cpp's graph has them"
+        }
+        "smollm3" => "no_rope_layers: every fourth, as llama.cpp's graph has it",
+        _ => return Vec::new(),
+    };
+    vec![format!("{} files do not record {unsaid}", config.architecture.name)]
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> GgufProblem {
@@ -139,7 +158,7 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> GgufProblem {
 
 fn write_configs(
     dir: &Path,
-    config: &LlamaConfig,
+    config: &Hparams,
     tokenizer: &ImportedTokenizer,
     dtype: ImportDtype,
 ) -> Result<(), GgufProblem> {
@@ -205,15 +224,6 @@ impl Source<'_> {
         for planned in plan {
             let tensor = &self.gguf.tensors[&planned.source];
             self.write_tensor(&mut writer, planned, tensor, dtype, path)?;
-            // SAFETY: a read-only file mapping: released pages are read again from the file.
-            // Failure only means that the memory stays in use.
-            let _ = unsafe {
-                self.map.unchecked_advise_range(
-                    UncheckedAdvice::DontNeed,
-                    tensor.begin,
-                    tensor.end - tensor.begin,
-                )
-            };
             progress.inc(1);
         }
         let (file, digest, bytes) = writer.finish().map_err(io(path))?;
@@ -230,13 +240,21 @@ impl Source<'_> {
         dtype: ImportDtype,
         path: &Path,
     ) -> Result<(), GgufProblem> {
-        let data = &self.map[tensor.begin..tensor.end];
-        let row = tensor.row_elements();
-        // The number of rows that must be reordered together; blocks never span rows.
-        let unit_rows = match planned.rows {
-            RowOrder::Same => 1,
-            RowOrder::Rotary { head_dim } => head_dim,
+        // Parts are whole rows of blocks, one after the other.
+        let (part, parts) = planned.part;
+        let part_bytes = (tensor.end - tensor.begin) / parts;
+        let begin = tensor.begin + part * part_bytes;
+        let data = &self.map[begin..begin + part_bytes];
+        let (row, unit_rows) = match (planned.rows, planned.shape.as_slice()) {
+            (RowOrder::Same, _) => (tensor.row_elements(), 1),
+            // A bias is a column of rows of one element.
+            (RowOrder::Rotary { head_dim }, [_]) => (1, head_dim),
+            (RowOrder::Rotary { head_dim }, _) => (tensor.row_elements(), head_dim),
         };
+        if (row * unit_rows) % tensor.block_type.block_elements != 0 {
+            let found = format!("{} of rows of {row}", tensor.block_type.name);
+            return Err(GgufProblem::unsupported(&planned.source, "blocks within rows", found));
+        }
         let unit_bytes = data.len() / (planned.shape.iter().product::<usize>() / (row * unit_rows)).max(1);
         let piece_units = (PIECE_ELEMENTS / (row * unit_rows)).max(1);
         let tile_units = (TILE_ELEMENTS / (row * unit_rows)).max(1).next_multiple_of(piece_units);
@@ -245,7 +263,12 @@ impl Source<'_> {
             let pieces: Vec<Vec<u8>> = tile
                 .par_chunks(piece_units * unit_bytes)
                 .map(|piece| {
-                    let values = kind.to_f32(piece)?;
+                    let mut values = kind.to_f32(piece)?;
+                    if planned.offset != 0.0 {
+                        for value in &mut values {
+                            *value -= planned.offset;
+                        }
+                    }
                     Ok(dtype.encode(&reorder(values, row, planned.rows)))
                 })
                 .collect::<candle_core::Result<_>>()
@@ -254,6 +277,9 @@ impl Source<'_> {
                 writer.append(&planned.name, &piece).map_err(io(path))?;
             }
         }
+        // SAFETY: a read-only file mapping: released pages are read again from the file.
+        // Failure only means that the memory stays in use.
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, part_bytes) };
         if data.is_empty() {
             return Err(GgufProblem::tensor(
                 &planned.source,

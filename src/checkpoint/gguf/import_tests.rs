@@ -94,11 +94,14 @@ fn output_is_never_overwritten() {
 #[test]
 fn unsupported_models_are_named() {
     for (gguf, word) in [
-        (tiny().text("general.architecture", "qwen2"), "qwen2"),
-        (tiny().u32("llama.expert_count", 8), "llama.expert_count"),
+        (tiny().text("general.architecture", "mamba"), "mamba"),
+        (tiny().u32("llama.attention.sliding_window", 8), "llama.attention.sliding_window"),
+        (tiny().u32("llama.leading_dense_block_count", 1), "llama.leading_dense_block_count"),
+        (tiny().f32("llama.rope.scaling.yarn_log_multiplier", 0.1), "yarn_log_multiplier"),
         (tiny().u32("llama.rope.dimension_count", 2), "llama.rope.dimension_count"),
-        (tiny().text("llama.rope.scaling.type", "yarn"), "yarn"),
-        (tiny().f32_tensor("blk.0.attn_q.bias", &[8], 0.0), "blk.0.attn_q.bias"),
+        (tiny().text("llama.rope.scaling.type", "longrope"), "longrope"),
+        (tiny().f32_tensor("rope_factors_long.weight", &[2], 3.0), "llama.rope.scaling.type"),
+        (tiny().f32_tensor("blk.0.attn_q_norm.weight", &[4], 0.0), "blk.0.attn_q_norm.weight"),
         (tiny().f32_tensor("rope_freqs.weight", &[2], 3.0), "rope_freqs.weight"),
         (tiny().tensor("output.weight", &[8, 32], 20, vec![0; 18]), "IQ4_NL"),
         (tiny().text("tokenizer.ggml.pre", "viking"), "viking"),
@@ -113,6 +116,10 @@ fn unsupported_models_are_named() {
 #[test]
 fn malformed_models_are_named() {
     for (gguf, word) in [
+        // A bias of one module is one of all.
+        (tiny().f32_tensor("blk.0.attn_q.bias", &[8], 0.0), "blk.0.attn_k.bias"),
+        (tiny().u32("llama.expert_count", 8), "llama.expert_used_count"),
+        (tiny().text("llama.rope.scaling.type", "yarn"), "original_context_length"),
         (tiny().without("llama.block_count"), "llama.block_count"),
         (tiny().u32("llama.block_count", 2_000_000_000), "llama.block_count"),
         (tiny().u32("llama.attention.head_count", 0), "llama.attention.head_count"),
@@ -165,12 +172,12 @@ fn llama3_factors_are_recognised() {
             }
         })
         .collect();
-    let scaling = super::super::llama::llama3_scaling(&factors, 500_000.0).unwrap();
+    let scaling = super::super::rope::llama3_scaling(&factors, 500_000.0).unwrap();
     assert_eq!(scaling["rope_type"], "llama3");
     assert_eq!(scaling["factor"], 8.0);
     let mut other = factors;
     other[31] *= 1.01;
-    assert!(super::super::llama::llama3_scaling(&other, 500_000.0).is_err());
+    assert!(super::super::rope::llama3_scaling(&other, 500_000.0).is_err());
 }
 
 /// Golden: the file that shared/oracle/convert_smollm2.py writes for the same GGUF (gguf-py 0.19, torch 2.10,

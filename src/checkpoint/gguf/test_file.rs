@@ -71,6 +71,12 @@ impl TestGguf {
         self
     }
 
+    /// An F32 tensor of these values.
+    pub(crate) fn f32_values(self, name: &str, shape: &[usize], values: &[f32]) -> Self {
+        let data = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.tensor(name, shape, blocks::TYPES[0].id, data)
+    }
+
     /// An F32 tensor whose elements count up from `first`.
     pub(crate) fn f32_tensor(self, name: &str, shape: &[usize], first: f32) -> Self {
         let elements: usize = shape.iter().product();

@@ -40,17 +40,24 @@ fn requests() {
     assert!(engine.generate_greedy(&[1; MAX_LEN + 1], 1, &[], 0).is_err());
 }
 
-/// Loads a checkpoint after a change; returns class and message.
-fn load(
+/// Loads a checkpoint after a change.
+fn load_with(
     model: Model,
     change: impl FnOnce(&mut serde_json::Value, &mut Vec<super::fixture::Tensor>),
-) -> (FailureClass, String) {
+) -> Result<Engine, EngineError> {
     let dir = tempfile::tempdir().unwrap();
     let (mut config, mut tensors) = (model.config(), model.tensors(1));
     change(&mut config, &mut tensors);
     write(dir.path(), &config, &tensors);
-    let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let Err(error) = Engine::load(&checkpoint, &options(1, 64)) else { panic!("it loaded") };
+    Engine::load(&Checkpoint::open(dir.path()).unwrap(), &options(1, 64))
+}
+
+/// Loads a checkpoint after a change that it does not survive; returns class and message.
+fn load(
+    model: Model,
+    change: impl FnOnce(&mut serde_json::Value, &mut Vec<super::fixture::Tensor>),
+) -> (FailureClass, String) {
+    let Err(error) = load_with(model, change) else { panic!("it loaded") };
     (error.failure_class(), crate::record::failure::chain(&error))
 }
 
@@ -66,6 +73,18 @@ fn missing_and_extra_tensors_are_named() {
     });
     assert_eq!(class, FailureClass::ModelUnsupported);
     assert!(message.contains("q_norm"), "{message}");
+    // A head of its own, although the config says there is none: only a copy of the embedding is accepted.
+    let head = |change: f32| {
+        load_with(Model { tied: true, quantized: None }, |_, tensors| {
+            let mut head = tensors[0].clone();
+            head.0 = "lm_head.weight".into();
+            head.3[..4].copy_from_slice(&change.to_le_bytes());
+            tensors[0].3[..4].copy_from_slice(&1.0f32.to_le_bytes());
+            tensors.push(head);
+        })
+    };
+    assert!(head(1.0).is_ok());
+    assert!(head(2.0).is_err_and(|e| e.failure_class() == FailureClass::ModelUnsupported));
     // Untied by the config, but the head is not there.
     let tied = Model { tied: true, quantized: None };
     let (_, message) = load(tied, |config, _| config["tie_word_embeddings"] = json!(false));

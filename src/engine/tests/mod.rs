@@ -1,6 +1,11 @@
 //! Tests of the whole engine: bits that never depend on the batch, numbers that agree with transformers.
 
+mod architectures;
 mod bad_input;
 mod batch_invariance;
 mod fixture;
+mod generation;
+mod gguf;
+mod golden;
 mod reference;
+mod sampling;

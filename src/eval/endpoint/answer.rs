@@ -4,6 +4,7 @@
 //! chance level (llama.cpp issue 27174).
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -128,7 +129,11 @@ impl Choice {
         let logprobs = self.logprobs.as_ref().ok_or(Distrust::NoLogprobs)?;
         check_entry_count(logprobs, tokens.len())?;
         check_first_is_null(logprobs)?;
-        check_rest(logprobs, tokens.len())?;
+        // A server that was asked to score from the continuation on says nothing about the context.
+        let is_unscored = |entry: &Option<f64>| entry.is_none();
+        let context = logprobs.token_logprobs.get(1..context_len).unwrap_or_default();
+        let first = if context.iter().all(is_unscored) { context_len } else { 1 };
+        check_rest(logprobs, first..tokens.len())?;
         let top = logprobs.top_logprobs.as_ref().ok_or(Distrust::NoRanking)?;
         let mut result = ScoreResult {
             token_logprobs: Vec::with_capacity(tokens.len() - context_len),
@@ -159,13 +164,13 @@ pub(crate) fn check_first_is_null(logprobs: &Logprobs) -> Result<(), Distrust> {
     }
 }
 
-/// The prompt's other entries are log-probs: finite, not clamped, not positive, not all zero.
-pub(crate) fn check_rest(logprobs: &Logprobs, prompt_tokens: usize) -> Result<(), Distrust> {
-    let rest = logprobs.token_logprobs.get(1..prompt_tokens).unwrap_or_default();
+/// The prompt's entries at `positions` are log-probs: finite, not clamped, not positive, not all zero.
+pub(crate) fn check_rest(logprobs: &Logprobs, positions: Range<usize>) -> Result<(), Distrust> {
+    let rest = logprobs.token_logprobs.get(positions.clone()).unwrap_or_default();
     for (at, value) in rest.iter().enumerate() {
         if !value.is_some_and(is_logprob) {
             let value = value.map_or_else(|| "null".to_owned(), |v| v.to_string());
-            return Err(Distrust::Value { position: at + 1, value });
+            return Err(Distrust::Value { position: positions.start + at, value });
         }
     }
     if rest.len() >= ALL_ZERO_MIN_ENTRIES && rest.iter().all(|v| *v == Some(0.0)) {

@@ -48,6 +48,8 @@ pub struct EndpointClient {
     model: Option<String>,
     /// Whether the server has SGLang's own interface; found out with the model it serves.
     sglang: AtomicBool,
+    /// Whether it is day0's server, which scores a prompt from a given position on.
+    day0: AtomicBool,
     /// Whether the server accepts fields that OpenAI does not know (vLLM's `return_token_ids`, `ignore_eos`).
     extras: AtomicBool,
 }
@@ -60,6 +62,7 @@ impl EndpointClient {
             http,
             model: options.model.clone(),
             sglang: AtomicBool::new(false),
+            day0: AtomicBool::new(false),
             extras: AtomicBool::new(true),
         })
     }
@@ -101,6 +104,7 @@ impl EndpointClient {
         // SGLang owns its models by name; a gateway before it may not let its own interface through.
         let native = model["owned_by"] == "sglang" && self.http.get("/get_model_info", SMALL_TIMEOUT).is_ok();
         self.sglang.store(native, Ordering::Relaxed);
+        self.day0.store(model["owned_by"] == "day0", Ordering::Relaxed);
         let text = |field: &str| model[field].as_str().map(str::to_owned);
         let digest = |field: &str| serde_json::from_value(model[field].clone()).ok();
         Ok(ServedModel {
@@ -137,7 +141,9 @@ impl EndpointClient {
             let answers = self.sglang_generate(&prompts, &starts, 1)?;
             return Ok(answers.iter().zip(requests).map(|(a, r)| a.score(r)).collect());
         }
-        let choices = self.echo(model, &prompts)?;
+        let starts: Vec<usize> = requests.iter().map(|r| r.context_len).collect();
+        let choices =
+            self.echo_from(model, &prompts, Some(starts).filter(|_| self.day0.load(Ordering::Relaxed)))?;
         Ok(choices.iter().zip(requests).map(|(choice, request)| choice.score(request)).collect())
     }
 
@@ -164,10 +170,22 @@ impl EndpointClient {
             let answers = self.sglang_generate(prompts, &vec![0; prompts.len()], 1)?;
             return Ok(answers.into_iter().enumerate().map(|(i, a)| a.into_choice(i, true)).collect());
         }
+        self.echo_from(model, prompts, None)
+    }
+
+    /// The same of `/v1/completions`; with `starts`, only from these positions on.
+    fn echo_from(
+        &self,
+        model: &str,
+        prompts: &[&[u32]],
+        starts: Option<Vec<usize>>,
+    ) -> Result<Vec<Choice>, CallError> {
         // The fields and values of lm-eval's `local-completions`, seed included.
         let body = json!({"model": model, "prompt": prompts, "max_tokens": 1, "temperature": 0, "logprobs": 1,
                           "echo": true, "seed": 1234});
-        self.completions(body, &[("return_token_ids", json!(true))], prompts.len())
+        let mut extras = vec![("return_token_ids", json!(true))];
+        extras.extend(starts.map(|starts| ("logprob_start_len", json!(starts))));
+        self.completions(body, &extras, prompts.len())
     }
 
     /// `max_tokens` greedy tokens after `prompt`.
@@ -189,6 +207,11 @@ impl EndpointClient {
         let extras = [("return_token_ids", json!(true)), ("ignore_eos", json!(true))];
         let choices = self.completions(body, &extras, 1)?;
         choices.into_iter().next().ok_or_else(|| CallError::malformed("no choice in the answer"))
+    }
+
+    /// One streamed completion; `each` gets the chunks.
+    pub(crate) fn stream(&self, body: &Value, each: &mut dyn FnMut(&str)) -> Result<(), CallError> {
+        self.http.post_stream("/v1/completions", body, each)
     }
 
     /// Sends with `extras`; a server that refuses them is asked without from then on.

@@ -1,6 +1,6 @@
 //! HTTP calls with bounded time, bounded answers and retries.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -183,6 +183,34 @@ impl Http {
             }
             retry += 1;
         }
+    }
+
+    /// One POST without retries whose answer is handed out as it comes: `each` gets the data of its server-sent events
+    /// up to `[DONE]`.
+    pub fn post_stream(&self, path: &str, body: &Value, each: &mut dyn FnMut(&str)) -> Result<(), CallError> {
+        let request = self.client.post(format!("{}{path}", self.root)).timeout(self.timeout).json(body);
+        let request = match &self.key {
+            Some(key) => request.bearer_auth(key.reveal()),
+            None => request,
+        };
+        let failed =
+            |message: String| CallError { status: None, retryable: false, message, retry_after: None };
+        let answer = request.send().map_err(|e| failed(chain(&e.without_url())))?;
+        let status = answer.status().as_u16();
+        let mut lines = BufReader::new(answer.take(MAX_ANSWER_BYTES)).lines();
+        if status != 200 {
+            let text: Vec<String> = lines.map_while(Result::ok).collect();
+            let message = error_message(status, text.join("\n").as_bytes());
+            return Err(CallError { status: Some(status), ..failed(message) });
+        }
+        while let Some(line) = lines.next().transpose().map_err(|e| failed(chain(&e)))? {
+            match line.strip_prefix("data:").map(str::trim_start) {
+                Some("[DONE]") => return Ok(()),
+                Some(data) => each(data),
+                None => {}
+            }
+        }
+        Err(CallError::malformed("the stream ended without [DONE]"))
     }
 
     fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, CallError> {

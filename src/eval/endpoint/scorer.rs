@@ -64,13 +64,21 @@ impl EndpointScorer {
     }
 
     /// Makes [`Scorer::confirm`] compare what the endpoint says of itself and the scores of fixed prompts with those
-    /// at the start, `start`.
+    /// at the start: `start`, or a reading taken now.
     pub fn watching(
         mut self,
         prompts: Vec<Vec<u32>>,
-        start: FingerprintReading,
+        start: Option<FingerprintReading>,
     ) -> Result<Self, EndpointError> {
         let served = self.client.served_model()?;
+        let now = || {
+            let reading = read_fingerprint(&self.client, &self.model, &prompts);
+            let url = self.client.root().to_owned();
+            let unreachable =
+                |e: CallError| EndpointError::Unreachable { url, status: e.status, message: e.message };
+            reading.map(|(start, _)| start).map_err(unreachable)
+        };
+        let start = start.map_or_else(now, Ok)?;
         self.watch = Some(Watch { served, prompts, start });
         Ok(self)
     }

@@ -8,9 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::stand_in::{Call, Reply, StandIn};
-use super::{
-    ApiKey, EndpointClient, EndpointError, EndpointOptions, EndpointScorer, RetryPolicy, read_fingerprint,
-};
+use super::{ApiKey, EndpointClient, EndpointError, EndpointOptions, EndpointScorer, RetryPolicy};
 use crate::eval::Scorer;
 use crate::record::eval::ItemError;
 use crate::record::score::{ScoreRequest, ScoreResult};
@@ -461,10 +459,8 @@ fn a_server_that_restarts_with_another_checkpoint_is_noticed() {
         Reply::Json(200, answer)
     });
     let options = options(&server.url);
-    let client = EndpointClient::new(&options).unwrap();
-    let prompts = vec![vec![1, 2, 3]];
-    let (start, _) = read_fingerprint(&client, "m", &prompts).unwrap();
-    let scorer = EndpointScorer::connect(&options, None).unwrap().watching(prompts, start).unwrap();
+    let scorer =
+        EndpointScorer::connect(&options, None).unwrap().watching(vec![vec![1, 2, 3]], None).unwrap();
     scorer.confirm().unwrap();
     let error = scorer.confirm().unwrap_err();
     assert!(!error.transient && error.message.contains("another checkpoint answers"), "{error:?}");

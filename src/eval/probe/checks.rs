@@ -129,7 +129,7 @@ fn judge(choice: &Choice, request: &ScoreRequest, greedy: Result<(), String>) ->
     let mut ok = |check: Result<(), String>| check.map_err(|problem| problems.push(problem)).is_ok();
     let entry_count_ok = ok(check_entry_count(&logprobs, n).map_err(|e| e.to_string()));
     let first_is_null = ok(check_first_is_null(&logprobs).map_err(|e| e.to_string()));
-    let rest_finite = ok(check_rest(&logprobs, n).map_err(|e| e.to_string()));
+    let rest_finite = ok(check_rest(&logprobs, 1..n).map_err(|e| e.to_string()));
     let greedy_consistent = ok(greedy);
     SelfTest {
         entry_count_ok,

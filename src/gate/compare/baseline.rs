@@ -4,7 +4,7 @@ use super::evidence::TaskEvidence;
 use super::options::CompareOptions;
 use super::policy::is_limited;
 use super::sample::choices;
-use crate::base::stats::Alpha;
+use crate::base::stats::{Alpha, wilson};
 use crate::gate::decimal::{Decimal, exceeds};
 use crate::gate::findings::Collector;
 use crate::record::eval::TaskRecord;
@@ -50,7 +50,20 @@ pub(super) fn above_chance(
     })
 }
 
-/// Compares the baseline with its published score; a limited run is too noisy for more than a note.
+/// Whether a share measured on a part of the split is shown to be off: its Wilson interval, too, is out of tolerance.
+fn shown_off(evidence: &TaskEvidence, published: f64) -> bool {
+    let whole = !is_limited(evidence) && evidence.not_needed == 0;
+    let n = evidence.n as u64;
+    let is_share = evidence.psi.is_some();
+    whole
+        || is_share && {
+            let bounds = wilson(evidence.baseline * evidence.n as f64, n, Alpha::FIVE_PERCENT);
+            bounds.lower > published + PUBLISHED_TOLERANCE || bounds.upper < published - PUBLISHED_TOLERANCE
+        }
+}
+
+/// Compares the baseline with its published score. On a part of the split the sampling error must be exceeded, too;
+/// otherwise it is a note.
 pub(super) fn published(name: &str, evidence: &TaskEvidence, published: f64) -> Option<Finding> {
     let (high, low) = if evidence.baseline > published {
         (evidence.baseline, published)
@@ -68,7 +81,7 @@ pub(super) fn published(name: &str, evidence: &TaskEvidence, published: f64) -> 
         )
         .observed(format!("{} {:.4} measured on the baseline", evidence.metric, evidence.baseline))
         .expected(format!("{published} ± {PUBLISHED_TOLERANCE} as published"));
-        if is_limited(evidence) { finding.as_note() } else { finding }
+        if shown_off(evidence, published) { finding } else { finding.as_note() }
     })
 }
 

@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::options::{Margin, Tier};
-use super::sample::{Sample, choices};
+use super::sample::{Interval, Sample, choices};
+use super::sequential::{Decision, Look, StopRule, waves};
 use crate::base::stats::{
-    Alpha, PairedCounts, mcnemar, minimal_detectable, needed_n, zero_flip_bound, zero_flip_n,
+    Alpha, Estimate, PairedCounts, Ratio, WaveFlips, betting_bounds, mcnemar, minimal_detectable, needed_n,
+    zero_flip_bound, zero_flip_n,
 };
-use crate::record::eval::{ItemRecord, TaskRecord};
+use crate::record::eval::{ItemRecord, NoiseFloor, TaskRecord};
 
 /// Flipped items listed in a report; the counts are always complete.
 const LISTED_FLIPS: usize = 200;
@@ -38,6 +40,8 @@ pub enum Method {
     PairedT,
     /// The wider of the paired t and the cluster-robust interval.
     PairedTOrCluster,
+    /// The margins that betting does not reject, valid at every look: of a task that stopped early.
+    Betting,
     /// There are too few items, or the baseline is zero.
     None,
 }
@@ -86,6 +90,8 @@ pub struct TaskEvidence {
     pub drop_fraction: Option<f64>,
     /// Standard error of the drop fraction.
     pub stderr: Option<f64>,
+    /// One-sided level of each bound.
+    pub level: Alpha,
     /// One-sided lower bound of the drop fraction; `None` where the data bound nothing.
     pub lower: Option<f64>,
     /// One-sided upper bound of the drop fraction.
@@ -98,8 +104,12 @@ pub struct TaskEvidence {
     pub n: usize,
     /// Items of the full split.
     pub full_split: usize,
-    /// Why fewer were visited; empty for the full split.
+    /// Why fewer were planned; empty for the full split.
     pub limited_by: String,
+    /// Planned items that were not visited because the task was decided before.
+    pub not_needed: usize,
+    /// The path: one entry a look; empty for a fixed set of items.
+    pub looks: Vec<Look>,
     /// Items right only on the baseline (0/1 metrics).
     pub flips_b: Option<u64>,
     /// Items right only on the candidate (0/1 metrics).
@@ -114,12 +124,21 @@ pub struct TaskEvidence {
     pub n_needed: Option<u64>,
     /// Items that would show "within the margin" with power 0.8 if there is no drop.
     pub n_needed_no_drop: Option<u64>,
-    /// p-value of "the drop is at most the margin".
+    /// Upper bound of the fixed-n interval, below which a gain is implausible.
+    pub gain_upper: Option<f64>,
+    /// p-value of "the drop is at most the margin"; where a task had looks, of the betting test and the interval
+    /// together.
     pub p_value: Option<f64>,
     /// The same after Holm's correction across the tasks of the tier.
     pub p_adjusted: Option<f64>,
     /// Mean KL divergence in nats of the candidate's choice distribution from the baseline's.
     pub choice_kl: Option<f64>,
+    /// Mean change of the margin between the right choice and the best other, in nats; negative is worse.
+    pub gold_margin_shift: Option<f64>,
+    /// Standard error of that shift.
+    pub gold_margin_stderr: Option<f64>,
+    /// What rescoring the baseline on other kernels changed, where it was measured.
+    pub noise: Option<NoiseFloor>,
     /// What the policy says.
     pub verdict: TaskVerdict,
     /// `verdict` as upstream's key: whether the task is within the margin.
@@ -128,33 +147,84 @@ pub struct TaskEvidence {
     pub flips: Vec<Flip>,
 }
 
+/// How a task was judged while it was scored.
+pub(super) struct Path {
+    rule: StopRule,
+    looks: Vec<Look>,
+    waves: Vec<WaveFlips>,
+}
+
+impl Path {
+    /// The path of a task that had looks under `rule`.
+    pub fn of(rule: Option<&StopRule>, baseline: &TaskRecord, candidate: &TaskRecord) -> Option<Self> {
+        let (rule, waves) = (*rule?, waves(baseline, candidate)?);
+        let flips = waves.iter().map(|w| WaveFlips { n: w.n, lost: w.lost, gained: w.gained });
+        Some(Self { rule, looks: rule.replay(&waves), waves: flips.collect() })
+    }
+}
+
+/// What a task is judged by.
+pub(super) struct Terms {
+    pub margin: Margin,
+    pub tier: Tier,
+    /// One-sided level of the whole test.
+    pub alpha: Alpha,
+    /// How it was visited, if it had looks.
+    pub path: Option<Path>,
+}
+
+impl Terms {
+    /// Level of the fixed-n interval: a part where looks spend the other.
+    fn level(&self) -> Alpha {
+        self.path.as_ref().map_or(self.alpha, |path| path.rule.part())
+    }
+
+    /// Bounds of the drop fraction.
+    fn interval(&self, sample: &Sample, stopped: bool) -> Interval {
+        match &self.path {
+            Some(path) if stopped => Interval {
+                bounds: betting_bounds(&path.waves, self.level().value()),
+                method: Method::Betting,
+                unreliable: String::new(),
+            },
+            _ => sample.interval(self.level()),
+        }
+    }
+
+    /// p-value of "the drop is at most the margin".
+    fn p_at_most(&self, sample: &Sample, stopped: bool) -> Option<f64> {
+        let interval = sample.p_at_most(self.margin.value());
+        let Some(path) = &self.path else { return interval };
+        let betting = path.looks.last().map_or(1.0, |look| (-look.ln_e_worse).exp());
+        // A task that stopped early has no last look to test with the interval.
+        let best = interval.filter(|_| !stopped).map_or(betting, |p| p.min(betting));
+        Some(path.rule.p_worse(best))
+    }
+}
+
 impl TaskEvidence {
     /// The evidence of a task whose items are the same on both arms; not yet judged.
-    pub(super) fn new(
-        baseline: &TaskRecord,
-        candidate: &TaskRecord,
-        sample: &Sample,
-        margin: Margin,
-        tier: Tier,
-        alpha: Alpha,
-    ) -> Self {
+    pub(super) fn new(baseline: &TaskRecord, candidate: &TaskRecord, sample: &Sample, terms: &Terms) -> Self {
         let metric = &baseline.primary_metric;
-        let interval = sample.interval(alpha);
+        let stopped = baseline.not_needed() > 0;
+        let (margin, level) = (terms.margin, terms.level());
+        let interval = terms.interval(sample, stopped);
         let finite = |value: f64| value.is_finite().then_some(value);
         let estimate = sample.estimate();
         let drop_fraction = estimate.and_then(|e| finite(e.value));
         let stderr = estimate.and_then(|e| finite(e.stderr));
         let counts = sample.counts;
+        let shift = gold_margin_shift(baseline, candidate);
         let plan = |distance: f64| {
             let variance = stderr?.powi(2) * sample.n as f64;
-            let floor = if counts.is_some() { zero_flip_n(margin.value(), alpha)? } else { 2 };
-            Some(needed_n(variance, distance, alpha)?.max(floor))
+            let floor = if counts.is_some() { zero_flip_n(margin.value(), level)? } else { 2 };
+            Some(needed_n(variance, distance, level)?.max(floor))
         };
         Self {
             metric: metric.name.clone(),
             higher_is_better: metric.higher_is_better,
             scale: metric.scale,
-            tier,
+            tier: terms.tier,
             margin,
             baseline: sample.baseline,
             candidate: sample.candidate,
@@ -162,6 +232,7 @@ impl TaskEvidence {
             drop: sample.drop(),
             drop_fraction,
             stderr,
+            level,
             lower: finite(interval.bounds.lower),
             upper: finite(interval.bounds.upper),
             method: interval.method,
@@ -169,23 +240,38 @@ impl TaskEvidence {
             n: sample.n,
             full_split: baseline.full_split,
             limited_by: baseline.limited_by.clone(),
+            not_needed: baseline.not_needed(),
+            looks: terms.path.as_ref().map_or_else(Vec::new, |path| path.looks.clone()),
             flips_b: counts.map(PairedCounts::b),
             flips_c: counts.map(PairedCounts::c),
             psi: counts.map(PairedCounts::flip_rate),
             mcnemar_p: counts.map(|c| mcnemar(c.b(), c.c()).mid_p_worse),
             mde: stderr.map(|stderr| {
-                let floor = if counts.is_some() { zero_flip_bound(sample.n, alpha) } else { 0.0 };
-                minimal_detectable(stderr, alpha).max(floor)
+                let floor = if counts.is_some() { zero_flip_bound(sample.n, level) } else { 0.0 };
+                minimal_detectable(stderr, level).max(floor)
             }),
             n_needed: drop_fraction.and_then(|drop| plan(margin.value() - drop)),
             n_needed_no_drop: plan(margin.value()),
-            p_value: sample.p_at_most(margin.value()),
+            gain_upper: finite(sample.interval(level).bounds.upper),
+            p_value: terms.p_at_most(sample, stopped),
             p_adjusted: None,
             choice_kl: choice_kl(baseline, candidate),
+            gold_margin_shift: shift.map(|e| e.value),
+            gold_margin_stderr: shift.map(|e| e.stderr),
+            noise: None,
             verdict: TaskVerdict::Undecided,
             within_threshold: false,
             flips: if counts.is_some() { flips(baseline, candidate) } else { Vec::new() },
         }
+    }
+
+    /// Whether a look shows the drop to be within the margin.
+    pub(super) fn within_by_betting(&self) -> bool {
+        let by_look = self.looks.last().is_some_and(|look| {
+            look.decision == Some(Decision::Within)
+                || (self.not_needed == 0 && look.ln_e_within >= -self.level.value().ln())
+        });
+        by_look && self.unreliable.is_empty()
     }
 
     /// Sets the verdict.
@@ -231,6 +317,19 @@ fn choice_kl(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<f64> {
         .collect();
     let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
     mean.is_finite().then_some(mean)
+}
+
+/// Mean over items of the change in ln p(right choice) − ln p(best other choice); `None` where fewer than two items
+/// have one right choice among several.
+fn gold_margin_shift(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<Estimate> {
+    let margin = |item: &ItemRecord| {
+        let (gold, all) = (item.gold?, choices(item));
+        let others = all.iter().enumerate().filter(|(i, _)| *i != gold).map(|(_, l)| *l);
+        Some(all.get(gold)? - others.reduce(f64::max)?)
+    };
+    let pairs = baseline.items.iter().zip(&candidate.items);
+    let shifts: Vec<f64> = pairs.filter_map(|(a, b)| Some(margin(b)? - margin(a)?)).collect();
+    Ratio::mean(&shifts, None).map(|ratio| ratio.estimate())
 }
 
 fn log_softmax(values: &[f64]) -> Vec<f64> {

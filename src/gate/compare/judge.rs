@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::evidence::TaskEvidence;
+use super::evidence::{Path, TaskEvidence, Terms};
 use super::options::{self, CompareOptions, Policy, Tier};
 use super::policy::{certify, threshold};
 use super::sample::Sample;
+use super::sequential::{self, StopRule};
 use super::wording::task_findings;
 use super::{baseline, proof};
 use crate::gate::findings::Collector;
@@ -18,16 +19,22 @@ use crate::record::{FailureClass, GateName, GateReport};
 /// Decides on two arms.
 pub fn compare(baseline: &EvalRecord, candidate: &EvalRecord, options: &CompareOptions) -> GateReport {
     let mut out = Collector::new(GateName::Compare);
-    run::collect(&mut out, baseline, "baseline.run.");
-    run::collect(&mut out, candidate, "candidate.run.");
+    run::collect(&mut out, baseline, "baseline.run.", options.imported);
+    run::collect(&mut out, candidate, "candidate.run.", options.imported);
+    let first = out.findings.len();
     proof::collect(&mut out, baseline, candidate);
+    if options.across_engines {
+        proof::excuse_engines(&mut out.findings[first..]);
+    }
+    let rules = rules(baseline, options);
+    visits(&mut out, &rules, baseline, candidate);
     options::check(&mut out, options, baseline);
     record_checks(&mut out);
     if out.findings.iter().any(|f| f.decides() && f.failure_class != FailureClass::InsufficientEvidence) {
         plain_scores(&mut out, baseline, candidate);
         return out.report("");
     }
-    let mut tasks = evidence(&mut out, baseline, candidate, options);
+    let mut tasks = evidence(&mut out, baseline, candidate, options, &rules);
     if options.policy == Policy::Certify {
         certify(tasks.values_mut(), options.alpha);
     }
@@ -49,6 +56,30 @@ pub fn compare(baseline: &EvalRecord, candidate: &EvalRecord, options: &CompareO
     }
     let margin = if options.policy == Policy::Certify { "shown to be within" } else { "within" };
     out.report(format!("all {} task(s) {margin} the margin", tasks.len()))
+}
+
+/// Under which rule each task could stop early.
+fn rules(baseline: &EvalRecord, options: &CompareOptions) -> BTreeMap<String, StopRule> {
+    options.stop_rules(baseline.tasks.iter().map(|(name, task)| (name.as_str(), &task.primary_metric, false)))
+}
+
+/// A task may leave items out only when a look decided it.
+fn visits(
+    out: &mut Collector,
+    rules: &BTreeMap<String, StopRule>,
+    baseline: &EvalRecord,
+    candidate: &EvalRecord,
+) {
+    for (name, task) in &baseline.tasks {
+        let other = candidate.tasks.get(name);
+        if let Some((observed, expected)) =
+            other.and_then(|other| sequential::fault(rules.get(name), task, other))
+        {
+            let check = "comparability.visit";
+            let finding = out.finding(check, FailureClass::SampleAccountingFailed, name);
+            out.add(finding.observed(observed).expected(expected));
+        }
+    }
 }
 
 /// What the checks before any judgement saw.
@@ -81,6 +112,7 @@ fn evidence<'a>(
     baseline: &'a EvalRecord,
     candidate: &EvalRecord,
     options: &CompareOptions,
+    rules: &BTreeMap<String, StopRule>,
 ) -> BTreeMap<&'a str, TaskEvidence> {
     let mut tasks = BTreeMap::new();
     for (name, task) in &baseline.tasks {
@@ -94,8 +126,11 @@ fn evidence<'a>(
             );
             continue;
         };
-        let tier = options.tier(name);
-        let mut evidence = TaskEvidence::new(task, other, &sample, margin, tier, options.alpha);
+        let rule = rules.get(name).filter(|_| task.visit.is_some() && sample.exchangeable());
+        let path = Path::of(rule, task, other);
+        let terms = Terms { margin, tier: options.tier(name), alpha: options.alpha, path };
+        let mut evidence = TaskEvidence::new(task, other, &sample, &terms);
+        evidence.noise = options.noise.get(name).cloned();
         if options.policy == Policy::Threshold {
             threshold(&mut evidence, &sample);
         }

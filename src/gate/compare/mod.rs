@@ -11,6 +11,9 @@ mod options;
 mod policy;
 mod proof;
 mod sample;
+mod sequential;
+#[cfg(test)]
+mod sequential_tests;
 #[cfg(test)]
 mod tests;
 mod wording;
@@ -18,3 +21,4 @@ mod wording;
 pub use evidence::{Flip, Method, TaskEvidence, TaskVerdict};
 pub use judge::compare;
 pub use options::{CompareOptions, Margin, Policy, TaskOptions, Tier};
+pub use sequential::{Decision, Follower, Look, StopRule, WaveCounts};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::stats::Alpha;
 use crate::gate::findings::Collector;
 use crate::record::FailureClass;
-use crate::record::eval::{EvalRecord, MetricInfo};
+use crate::record::eval::{EvalRecord, MetricInfo, NoiseFloor};
 
 /// How a drop is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -85,6 +85,12 @@ pub struct CompareOptions {
     pub margin: Option<Margin>,
     /// Margins and tiers by task; a task that is not named is required.
     pub tasks: BTreeMap<String, TaskOptions>,
+    /// Whether a run comes from another harness, which may score without log-likelihoods.
+    pub imported: bool,
+    /// Whether engines, devices, kernel paths and tokenizers may differ: a note then, not a fault.
+    pub across_engines: bool,
+    /// What rescoring the baseline on other kernels changed, by task.
+    pub noise: BTreeMap<String, NoiseFloor>,
     /// Published scores of the baseline by task, in the unit of the task's primary metric (0.57, not 57, of 1).
     pub published: BTreeMap<String, f64>,
 }
@@ -96,6 +102,9 @@ impl Default for CompareOptions {
             alpha: Alpha::FIVE_PERCENT,
             margin: None,
             tasks: BTreeMap::new(),
+            imported: false,
+            across_engines: false,
+            noise: BTreeMap::new(),
             published: BTreeMap::new(),
         }
     }

@@ -18,9 +18,10 @@ fn gain_limit(task: &TaskEvidence) -> f64 {
     }
 }
 
-/// Certify: only what the interval shows.
+/// Certify: only what is shown.
 ///
-/// Upper bound of the drop < margin: within. Lower bound > margin, also after Holm's correction across the tasks of
+/// A task that had looks is within or a regression as soon as one of them shows it; the fixed-n interval decides at the
+/// last planned item, at half the level. Upper bound of the drop < margin: within. Lower bound > margin, also after Holm's correction across the tasks of
 /// the same tier: regression. Gain shown to be above [`IMPLAUSIBLE_GAIN`]: implausible. Else undecided. ACCEPT needs
 /// every required task within, each at level α: an intersection-union test, which needs no correction.
 pub(super) fn certify<'a>(tasks: impl IntoIterator<Item = &'a mut TaskEvidence>, alpha: Alpha) {
@@ -43,10 +44,13 @@ fn certified(task: &TaskEvidence, p_adjusted: f64, alpha: Alpha) -> TaskVerdict 
         return TaskVerdict::Undecided;
     };
     let margin = task.margin.value();
+    let stopped = task.not_needed > 0;
+    // p-values of tasks with looks join two tests; the interval alone need not show what the betting does.
+    let shown_worse = lower > margin || !task.looks.is_empty();
     match () {
-        () if upper < -gain_limit(task) => TaskVerdict::ImplausibleGain,
-        () if upper < margin => TaskVerdict::Within,
-        () if lower > margin && p_adjusted <= alpha.value() => TaskVerdict::Regression,
+        () if task.gain_upper.is_some_and(|upper| upper < -gain_limit(task)) => TaskVerdict::ImplausibleGain,
+        () if task.within_by_betting() || (!stopped && upper < margin) => TaskVerdict::Within,
+        () if shown_worse && p_adjusted <= alpha.value() => TaskVerdict::Regression,
         () => TaskVerdict::Undecided,
     }
 }
@@ -69,7 +73,7 @@ pub(super) fn threshold(task: &mut TaskEvidence, sample: &Sample) {
     task.judge(verdict);
 }
 
-/// Whether fewer items were visited than the split has.
+/// Whether fewer items were planned than the split has.
 pub(super) fn is_limited(task: &TaskEvidence) -> bool {
-    !task.limited_by.is_empty() || task.n < task.full_split
+    !task.limited_by.is_empty() || task.n + task.not_needed < task.full_split
 }

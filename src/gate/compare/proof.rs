@@ -24,6 +24,15 @@ pub(super) fn collect(out: &mut Collector, baseline: &EvalRecord, candidate: &Ev
     }
 }
 
+/// Turns the differences between engines into notes: the runs are compared although other programs made them.
+pub(super) fn excuse_engines(findings: &mut [Finding]) {
+    let excused =
+        ["engine", "device", "kernel_path", "tokenizer"].map(|check| format!("comparability.{check}"));
+    for finding in findings.iter_mut().filter(|f| excused.contains(&f.check)) {
+        *finding = finding.clone().as_note();
+    }
+}
+
 fn missing(task: &str, arm: &str) -> Finding {
     Finding::new(GateName::Compare, "comparability.tasks", FailureClass::SampleAccountingFailed, task)
         .observed(format!("not evaluated on the {arm}"))

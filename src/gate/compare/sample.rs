@@ -164,6 +164,11 @@ impl Sample {
         if self.higher_is_better { -1.0 } else { 1.0 }
     }
 
+    /// Whether the items are counts in no clusters: any order of visit is as good as any other.
+    pub fn exchangeable(&self) -> bool {
+        self.counts.is_some() && self.clustered.is_none()
+    }
+
     fn unreliable(&self) -> String {
         match () {
             () if self.too_few_documents() => {

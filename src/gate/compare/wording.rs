@@ -12,6 +12,9 @@ const FLIP_ALARM: f64 = 0.10;
 /// Mean KL in nats of the choice distributions above which a task is worth a look. The value is day0's.
 const CHOICE_KL_ALARM: f64 = 0.10;
 
+/// Standard errors by which the margin of the right choice may fall before it is worth a look. The value is day0's.
+const SHIFT_ALARM: f64 = 3.0;
+
 /// Findings of one judged task: its verdict and its alarms.
 pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> Vec<Finding> {
     let finding = |check: &str, class| Finding::new(GateName::Compare, check, class, name);
@@ -42,6 +45,10 @@ pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> 
                 .expected(margin),
         ),
     }
+    if task.not_needed > 0 {
+        let observed = format!("decided after {} of {} items", task.n, task.n + task.not_needed);
+        findings.push(finding("evidence", FailureClass::InsufficientEvidence).observed(observed).as_note());
+    }
     if is_limited(task) && task.verdict == TaskVerdict::Within {
         let observed = format!("judged on {} of {} items ({})", task.n, task.full_split, task.limited_by);
         findings.push(finding("evidence", FailureClass::InsufficientEvidence).observed(observed).as_note());
@@ -54,6 +61,24 @@ pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> 
                 alarm.observed(format!("{what} {value:.4}")).expected(format!("at most {ceiling}")).as_note(),
             );
         }
+    }
+    if let (Some(shift), Some(stderr)) = (task.gold_margin_shift, task.gold_margin_stderr)
+        && task.verdict == TaskVerdict::Within
+        && shift < -SHIFT_ALARM * stderr
+    {
+        let alarm = finding("alarm", FailureClass::AccuracyRegression);
+        let observed = format!(
+            "the margin of the right choice fell by {:.4} ± {stderr:.4} nats although the score did not",
+            -shift
+        );
+        findings.push(alarm.observed(observed).as_note());
+    }
+    if let Some(noise) = &task.noise {
+        let observed = format!(
+            "{} of {} items flip when the baseline is scored again on {}, mean |Δ ln p| {:.2e}, largest {:.2e}",
+            noise.flips, noise.items, noise.kernel_path, noise.mean_abs_dll, noise.max_abs_dll
+        );
+        findings.push(finding("noise", FailureClass::AccuracyRegression).observed(observed).as_note());
     }
     findings
 }

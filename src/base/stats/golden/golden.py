@@ -13,6 +13,7 @@ from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.proportion import proportion_confint
 
 
 def tango_statistic(n, b, c, m):
@@ -118,6 +119,34 @@ def holm():
     return [dict(p=p, adjusted=multipletests(p, method="holm")[1].tolist()) for p in lists]
 
 
+def benjamini_hochberg():
+    rng = np.random.default_rng(8)
+    lists = [[0.01, 0.04, 0.03, 0.005], [0.2], [0.5, 0.6, 0.04], rng.uniform(0, 0.1, 12).tolist(), [0.02, 0.02, 0.02]]
+    return [dict(p=p, adjusted=multipletests(p, method="fdr_bh")[1].tolist()) for p in lists]
+
+
+def wilson():
+    cases = []
+    for right, n in [(81, 263), (15, 148), (0, 20), (1, 29), (29, 29), (2376, 10042)]:
+        for alpha in (0.05, 0.025):
+            lower, upper = proportion_confint(right, n, alpha=2 * alpha, method="wilson")
+            cases.append(dict(right=right, n=n, alpha=alpha, lower=float(lower), upper=float(upper)))
+    return cases
+
+
+def strata():
+    rng = np.random.default_rng(9)
+    cases = []
+    for sizes in ([100, 40, 260], [7, 11]):
+        samples = [rng.normal(0.01 * i, 0.1, n) for i, n in enumerate(sizes)]
+        share = np.array(sizes) / sum(sizes)
+        variance = sum(w**2 * np.var(x, ddof=1) / len(x) for w, x in zip(share, samples))
+        cases.append(dict(sizes=sizes, means=[float(x.mean()) for x in samples],
+                          stderrs=[float(stats.sem(x)) for x in samples],
+                          value=float(np.concatenate(samples).mean()), stderr=float(np.sqrt(variance))))
+    return cases
+
+
 def power():
     cases = []
     for alpha in (0.05, 0.025):
@@ -137,6 +166,7 @@ def quantiles():
     return cases
 
 
-groups = dict(tango=tango(), mcnemar=mcnemar_cases(), ratio=ratio(), holm=holm(), power=power(), quantiles=quantiles())
+groups = dict(tango=tango(), mcnemar=mcnemar_cases(), ratio=ratio(), holm=holm(), power=power(), quantiles=quantiles(),
+              benjamini_hochberg=benjamini_hochberg(), wilson=wilson(), strata=strata())
 text = json.dumps(groups, indent=0, default=float)
 Path(__file__).with_name("golden.json").write_text(text + "\n")

@@ -1,0 +1,265 @@
+//! How fast a server generates and scores: clients that send one request after the other, and percentiles of what they
+//! waited for.
+//!
+//! TTFT is the time from sending a request to the first text of its stream; TPOT the time from there to the last,
+//! divided by the tokens after the first (both as vLLM's `bench serve` defines them).
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Scorer;
+use super::endpoint::{EndpointClient, EndpointError, EndpointOptions};
+use crate::record::score::ScoreRequest;
+
+/// Generation load.
+#[derive(Debug, Clone)]
+pub struct ServeLoad {
+    /// Requests in all.
+    pub requests: usize,
+    /// Clients at once.
+    pub concurrency: usize,
+    /// Words of a prompt; every prompt is another.
+    pub prompt_words: usize,
+    /// Tokens asked for; the end token does not end them.
+    pub max_tokens: usize,
+}
+
+/// Percentiles of a sample, by the nearest rank.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 90 of 100.
+    pub p90: f64,
+    /// 99 of 100.
+    pub p99: f64,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BenchReport {
+    /// Requests answered.
+    pub completed: usize,
+    /// Requests that failed, and the first reason.
+    pub failed: usize,
+    /// Why the first of them did.
+    pub first_failure: Option<String>,
+    /// Clients at once.
+    pub concurrency: usize,
+    /// From the first request to the last answer.
+    pub duration_seconds: f64,
+    /// Input tokens of the answered requests.
+    pub prompt_tokens: usize,
+    /// Tokens generated, or scored.
+    pub output_tokens: usize,
+    /// Requests per second.
+    pub requests_per_second: f64,
+    /// Input tokens per second.
+    pub prompt_tokens_per_second: f64,
+    /// Generated or scored tokens per second.
+    pub output_tokens_per_second: f64,
+    /// Time of a whole request.
+    pub latency_ms: Option<Percentiles>,
+    /// Time to the first text.
+    pub ttft_ms: Option<Percentiles>,
+    /// Time for each token after the first.
+    pub tpot_ms: Option<Percentiles>,
+}
+
+/// What one request took.
+#[derive(Debug, Clone, Default)]
+struct Sample {
+    prompt_tokens: usize,
+    output_tokens: usize,
+    requests: usize,
+    latency: Duration,
+    ttft: Option<Duration>,
+    tpot: Option<Duration>,
+}
+
+/// Streams completions from any OpenAI-compatible endpoint.
+pub fn serve(options: &EndpointOptions, load: &ServeLoad) -> Result<BenchReport, EndpointError> {
+    let client = EndpointClient::new(options)?;
+    let model = client.served_model()?.id;
+    Ok(run(load.requests, load.concurrency, &|i| {
+        let body = json!({
+            "model": model, "prompt": prompt(i, load.prompt_words), "max_tokens": load.max_tokens,
+            "temperature": 0, "stream": true, "stream_options": {"include_usage": true}, "ignore_eos": true,
+        });
+        stream_one(&client, &body)
+    }))
+}
+
+/// Scores requests, `batch_size` in a call.
+pub fn score(
+    scorer: &dyn Scorer,
+    requests: &[ScoreRequest],
+    batch_size: usize,
+    concurrency: usize,
+) -> BenchReport {
+    let batches: Vec<&[ScoreRequest]> = requests.chunks(batch_size.max(1)).collect();
+    run(batches.len(), concurrency, &|i| {
+        let (batch, start) = (batches[i], Instant::now());
+        let results = scorer.score(batch, &|_| ());
+        let latency = start.elapsed();
+        let mut sample = Sample { requests: batch.len(), latency, ..Sample::default() };
+        for (request, result) in batch.iter().zip(results) {
+            sample.prompt_tokens += request.tokens.len();
+            sample.output_tokens += result.map_err(|e| e.message)?.token_logprobs.len();
+        }
+        Ok(sample)
+    })
+}
+
+/// `count` calls by `concurrency` threads.
+fn run(
+    count: usize,
+    concurrency: usize,
+    call: &(dyn Fn(usize) -> Result<Sample, String> + Sync),
+) -> BenchReport {
+    let (next, outcomes, start) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Instant::now());
+    std::thread::scope(|scope| {
+        for _ in 0..concurrency.clamp(1, count.max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= count {
+                        return;
+                    }
+                    let outcome = call(i);
+                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+                }
+            });
+        }
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    report(outcomes.into_inner().unwrap_or_else(PoisonError::into_inner), concurrency, seconds)
+}
+
+fn report(outcomes: Vec<Result<Sample, String>>, concurrency: usize, seconds: f64) -> BenchReport {
+    let first_failure = outcomes.iter().find_map(|o| o.as_ref().err().cloned());
+    let failed = outcomes.iter().filter(|o| o.is_err()).count();
+    let samples: Vec<Sample> = outcomes.into_iter().flatten().collect();
+    let sum = |of: fn(&Sample) -> usize| samples.iter().map(of).sum::<usize>();
+    let (completed, prompt_tokens, output_tokens) =
+        (sum(|s| s.requests), sum(|s| s.prompt_tokens), sum(|s| s.output_tokens));
+    let rate = |n: usize| n as f64 / seconds.max(1e-9);
+    BenchReport {
+        completed,
+        failed,
+        first_failure,
+        concurrency,
+        duration_seconds: seconds,
+        prompt_tokens,
+        output_tokens,
+        requests_per_second: rate(completed),
+        prompt_tokens_per_second: rate(prompt_tokens),
+        output_tokens_per_second: rate(output_tokens),
+        latency_ms: percentiles(samples.iter().map(|s| s.latency)),
+        ttft_ms: percentiles(samples.iter().filter_map(|s| s.ttft)),
+        tpot_ms: percentiles(samples.iter().filter_map(|s| s.tpot)),
+    }
+}
+
+/// In milliseconds; `None` of nothing.
+fn percentiles(times: impl Iterator<Item = Duration>) -> Option<Percentiles> {
+    let mut ms: Vec<f64> = times.map(|t| t.as_secs_f64() * 1e3).collect();
+    ms.sort_by(f64::total_cmp);
+    let rank = |of_100: usize| ms.get((ms.len() * of_100).div_ceil(100).saturating_sub(1)).copied();
+    Some(Percentiles {
+        mean: ms.iter().sum::<f64>() / ms.len() as f64,
+        p50: rank(50)?,
+        p90: rank(90)?,
+        p99: rank(99)?,
+    })
+}
+
+fn stream_one(client: &EndpointClient, body: &Value) -> Result<Sample, String> {
+    let (start, mut first, mut last, mut chunks) = (Instant::now(), None, None, 0);
+    let (mut usage, mut error) = (Value::Null, None);
+    let outcome = client.stream(body, &mut |data| {
+        let Ok(chunk) = serde_json::from_str::<Value>(data) else { return };
+        if let Some(message) = chunk["error"]["message"].as_str() {
+            error.get_or_insert_with(|| message.to_owned());
+        }
+        if chunk["usage"].is_object() {
+            usage = chunk["usage"].clone();
+        }
+        if chunk["choices"][0]["text"].as_str().is_some_and(|t| !t.is_empty()) {
+            chunks += 1;
+            first.get_or_insert_with(Instant::now);
+            last = Some(Instant::now());
+        }
+    });
+    outcome.map_err(|e| e.message)?;
+    if let Some(message) = error {
+        return Err(message);
+    }
+    let tokens = |field: &str| usage[field].as_u64().map(|n| n as usize);
+    let output_tokens = tokens("completion_tokens").unwrap_or(chunks);
+    let between = first.zip(last).filter(|_| output_tokens > 1);
+    Ok(Sample {
+        prompt_tokens: tokens("prompt_tokens").unwrap_or(0),
+        output_tokens,
+        requests: 1,
+        latency: start.elapsed(),
+        ttft: first.map(|at: Instant| at - start),
+        tpot: between.map(|(first, last)| (last - first) / (output_tokens as u32 - 1)),
+    })
+}
+
+/// Words in an order of its own for each number: no two prompts share their beginning.
+fn prompt(number: usize, words: usize) -> String {
+    const WORDS: [&str; 16] = [
+        "time", "river", "house", "green", "walked", "slowly", "under", "seven", "music", "stone", "paper",
+        "light", "never", "answer", "garden", "night",
+    ];
+    let mut state = number as u64;
+    let mut text = format!("{number}:");
+    for _ in 0..words {
+        // Knuth's MMIX generator.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        text.push(' ');
+        text.push_str(WORDS[(state >> 60) as usize]);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::serve::fake::{ByteCodec, FakeEngine};
+    use crate::serve::{Server, ServerOptions};
+
+    #[test]
+    fn nearest_ranks() {
+        let of = |n: u64| percentiles((1..=n).map(Duration::from_millis)).unwrap();
+        assert_eq!(of(100), Percentiles { mean: 50.5, p50: 50.0, p90: 90.0, p99: 99.0 });
+        assert_eq!(of(1), Percentiles { mean: 1.0, p50: 1.0, p90: 1.0, p99: 1.0 });
+        assert!(percentiles(std::iter::empty()).is_none());
+    }
+
+    #[test]
+    fn counts_what_was_generated() {
+        let engine = Arc::new(FakeEngine { max_len: 512, ..FakeEngine::default() });
+        let server = Server::start(engine, Arc::new(ByteCodec), ServerOptions::local("fake")).unwrap();
+        let load = ServeLoad { requests: 5, concurrency: 2, prompt_words: 3, max_tokens: 9 };
+        let report = serve(&EndpointOptions::new(&server.url()), &load).unwrap();
+        assert_eq!((report.completed, report.failed, report.output_tokens), (5, 0, 45));
+        assert!(report.ttft_ms.is_some() && report.latency_ms.is_some());
+
+        let too_long = ServeLoad { max_tokens: 5000, ..load };
+        let report = serve(&EndpointOptions::new(&server.url()), &too_long).unwrap();
+        assert_eq!((report.completed, report.failed), (0, 5));
+        assert!(report.first_failure.unwrap().contains("maximum context length"));
+    }
+}

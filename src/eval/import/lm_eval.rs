@@ -1,0 +1,247 @@
+//! lm-eval's results and samples, and the samples that day0 writes in the same format.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::f64::consts::LN_2;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{ImportError, entries, lines};
+use crate::base::digest::{Digest, DigestBuilder};
+use crate::base::{json, python};
+use crate::record::eval::{EvalRecord, ItemRecord, Metric, MetricInfo, TaskRecord, TaskStatus};
+
+/// Metrics that decide where nobody names one, in order of preference.
+const PREFERRED: [&str; 4] = ["acc", "exact_match", "bits_per_byte", "word_perplexity"];
+
+/// Texts of one item, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemText {
+    /// Context of the first request; the whole text of a rolling one.
+    pub prompt: String,
+    /// Continuations in request order.
+    pub choices: Vec<String>,
+    /// The right answer as the sample file has it.
+    pub target: String,
+}
+
+/// Reads all tasks of a results file.
+pub(super) fn read(
+    dir: &Path,
+    results: &Path,
+    metric_of: &dyn Fn(&str) -> Option<String>,
+) -> Result<EvalRecord, ImportError> {
+    let value: Value = json::read(results)?;
+    let mut tasks = BTreeMap::new();
+    for name in value["configs"].as_object().into_iter().flatten().map(|(name, _)| name) {
+        let Some(samples) = samples_of(dir, name)? else { continue };
+        tasks.insert(name.clone(), task(name, &value, &samples, metric_of(name))?);
+    }
+    if tasks.is_empty() {
+        return Err(ImportError::NoItems(dir.to_path_buf()));
+    }
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let engine = match value["day0_version"].as_str() {
+        Some(_) => text(&value["model_source"]),
+        None => format!("lm-eval {} {}", text(&value["lm_eval_version"]), text(&value["config"]["model"])),
+    };
+    let config = &value["config"];
+    let model = serde_json::json!([config["model_args"], config["model_sha"], value["model_name"]]);
+    Ok(super::record(engine, &text(&config["device"]), &model, tasks))
+}
+
+/// The newest samples file of a task: `samples_<task>.jsonl` or `samples_<task>_<date>.jsonl`.
+fn samples_of(dir: &Path, task: &str) -> Result<Option<PathBuf>, ImportError> {
+    let is_samples = |path: &PathBuf| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let rest = name.strip_prefix("samples_").and_then(|r| r.strip_prefix(task));
+        rest.and_then(|r| r.strip_suffix(".jsonl"))
+            // A date begins with the year; `_norm` would be another task.
+            .is_some_and(|r| r.is_empty() || r.strip_prefix("_2").is_some_and(|d| d.contains('T')))
+    };
+    Ok(entries(dir)?.into_iter().rfind(is_samples))
+}
+
+fn task(
+    name: &str,
+    results: &Value,
+    samples: &Path,
+    metric: Option<String>,
+) -> Result<TaskRecord, ImportError> {
+    let metrics = metrics(&results["results"][name], &results["higher_is_better"][name]);
+    let known = |wanted: &str| metrics.contains_key(wanted).then(|| wanted.to_owned());
+    let primary = metric
+        .and_then(|m| known(&m))
+        .or_else(|| PREFERRED.iter().find_map(|m| known(m)))
+        .or_else(|| metrics.keys().next().cloned())
+        .unwrap_or_default();
+    let mut items = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (line, sample) in lines(samples)? {
+        let wrong = |what: String| ImportError::Line { path: samples.to_path_buf(), line, what };
+        let item = item(&sample, &primary).map_err(wrong)?;
+        // One line for each filter of a document; the first is the one that results name without a suffix.
+        if seen.insert(item.doc_id) {
+            items.push(item);
+        }
+    }
+    items.sort_by_key(|item| item.doc_id);
+    let counts = &results["n-samples"][name];
+    let count = |key: &str| counts[key].as_u64().map_or(items.len(), |n| n as usize);
+    let (full_split, expected) = (count("original"), count("effective"));
+    let version = python::str(&results["versions"][name]);
+    let higher = metrics.get(&primary).is_none_or(|m| m.higher_is_better);
+    Ok(TaskRecord {
+        task: name.to_owned(),
+        task_digest: Digest::of(format!("{name} {version} {}", results["n-shot"][name]).as_bytes()),
+        version,
+        status: TaskStatus::Success,
+        expected,
+        full_split,
+        limited_by: if expected < full_split { format!("--limit {expected}") } else { String::new() },
+        items,
+        primary_metric: MetricInfo {
+            higher_is_better: higher,
+            scale: (higher && !primary.contains("perplexity")).then_some(1.0),
+            name: primary,
+        },
+        metrics,
+        visit: None,
+    })
+}
+
+/// `{"acc,none": value, "acc_stderr,none": value or "N/A"}`.
+fn metrics(results: &Value, higher: &Value) -> BTreeMap<String, Metric> {
+    let entries = results.as_object().into_iter().flatten();
+    let metric = |(key, value): (&String, &Value)| {
+        let (name, filter) = key.split_once(',')?;
+        let value = value.as_f64().filter(|_| !name.ends_with("_stderr"))?;
+        let stderr = results[format!("{name}_stderr,{filter}")].as_f64();
+        let higher_is_better = higher[name].as_bool().unwrap_or(true);
+        Some((name.to_owned(), Metric { value, stderr, higher_is_better }))
+    };
+    entries.filter_map(metric).collect()
+}
+
+fn item(sample: &Value, primary: &str) -> Result<ItemRecord, String> {
+    let doc_id = sample["doc_id"].as_u64().ok_or("doc_id is not a number")? as usize;
+    let requests = requests(sample);
+    let mut prompts = DigestBuilder::default();
+    for (context, continuation) in &requests {
+        prompts.field(context.as_bytes()).field(continuation.as_bytes());
+    }
+    let (loglikelihoods, is_greedy) = answers(&sample["filtered_resps"])?;
+    let mut values = BTreeMap::new();
+    let mut weight = 1.0;
+    let names = sample["metrics"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    for name in names.chain([primary]) {
+        let Some((value, units)) = metric_value(name, &sample[name]) else { continue };
+        values.insert(name.to_owned(), value);
+        if name == primary {
+            weight = units;
+        }
+    }
+    if !values.contains_key(primary) {
+        return Err(format!("no value of {primary}"));
+    }
+    Ok(ItemRecord {
+        doc_id,
+        prompt_digest: prompts.finish(),
+        token_digest: Digest::of(b"unknown"),
+        loglikelihoods,
+        is_greedy,
+        values,
+        weight,
+        gold: sample["target"].as_str().and_then(|t| t.parse().ok()).filter(|i| *i < requests.len()),
+        cluster: None,
+        error: None,
+    })
+}
+
+/// Context and continuation of each request: `{"gen_args_0": {"arg_0": …, "arg_1": …}}`, or lists in older versions. A
+/// rolling request has only a text.
+fn requests(sample: &Value) -> Vec<(String, String)> {
+    let list: Vec<&Value> = match &sample["arguments"] {
+        Value::Object(map) => (0..map.len()).filter_map(|i| map.get(&format!("gen_args_{i}"))).collect(),
+        Value::Array(list) => list.iter().collect(),
+        _ => Vec::new(),
+    };
+    let text = |request: &Value, index: usize| {
+        let value = request.get(format!("arg_{index}")).or_else(|| request.get(index));
+        value.and_then(Value::as_str).map(str::to_owned)
+    };
+    let pair = |request: &Value| match (text(request, 0), text(request, 1)) {
+        (Some(context), Some(continuation)) => (context, continuation),
+        (whole, _) => (String::new(), whole.unwrap_or_default()),
+    };
+    list.into_iter().map(pair).collect()
+}
+
+/// Log-likelihoods and greedy flags of `[["-1.5", "False"], …]`, or of `["-1.5"]` for a rolling request; none where the
+/// answers are texts.
+fn answers(responses: &Value) -> Result<(Vec<f64>, Vec<bool>), String> {
+    let number = |v: &Value| v.as_f64().or_else(|| v.as_str()?.parse().ok());
+    let (mut loglikelihoods, mut is_greedy) = (Vec::new(), Vec::new());
+    for response in responses.as_array().into_iter().flatten() {
+        let (ll, greedy) = match response {
+            Value::Array(pair) => (pair.first().unwrap_or(&Value::Null), pair.get(1)),
+            single => (single, None),
+        };
+        match number(ll) {
+            Some(ll) => loglikelihoods.push(ll),
+            None if loglikelihoods.is_empty() && ll.is_string() => return Ok((Vec::new(), Vec::new())),
+            None => return Err(format!("filtered_resps: {ll} is not a log-likelihood")),
+        }
+        is_greedy.push(greedy.is_some_and(|g| g.as_bool() == Some(true) || g.as_str() == Some("True")));
+    }
+    Ok((loglikelihoods, is_greedy))
+}
+
+/// A metric on one document in day0's terms, with its weight: `[ll, units]` is a log-likelihood over bytes or words.
+fn metric_value(name: &str, value: &Value) -> Option<(f64, f64)> {
+    if let Some(single) = value.as_f64() {
+        return Some((if name == "perplexity" { -single } else { single }, 1.0));
+    }
+    if let Some(flag) = value.as_bool() {
+        return Some((f64::from(u8::from(flag)), 1.0));
+    }
+    let (ll, units) = (value.get(0)?.as_f64()?, value.get(1)?.as_f64().filter(|u| *u > 0.0)?);
+    let per_unit = -ll / units;
+    Some((if name == "bits_per_byte" { per_unit / LN_2 } else { per_unit }, units))
+}
+
+/// Removes what other harnesses do not say, so that it is no difference between their record and this one.
+pub fn blank_what_others_lack(record: &mut EvalRecord) {
+    record.identity.tokenizer_digest = None;
+    "unknown".clone_into(&mut record.identity.kernel_path);
+    for task in record.tasks.values_mut() {
+        task.task_digest = Digest::of(task.task.as_bytes());
+        task.items.iter_mut().for_each(|item| item.token_digest = Digest::of(b"unknown"));
+    }
+}
+
+/// Texts of the documents `doc_ids` of a task, from the samples file in `dir`; empty where there is none.
+pub fn item_texts(
+    dir: &Path,
+    task: &str,
+    doc_ids: &BTreeSet<usize>,
+) -> Result<BTreeMap<usize, ItemText>, ImportError> {
+    let Some(samples) = samples_of(dir, task)? else { return Ok(BTreeMap::new()) };
+    let mut texts = BTreeMap::new();
+    for (_, sample) in lines(&samples)? {
+        let Some(doc_id) = sample["doc_id"].as_u64().map(|id| id as usize) else { continue };
+        if !doc_ids.contains(&doc_id) || texts.contains_key(&doc_id) {
+            continue;
+        }
+        let requests = requests(&sample);
+        let prompt = match requests.first() {
+            Some((context, continuation)) if context.is_empty() => continuation.clone(),
+            Some((context, _)) => context.clone(),
+            None => String::new(),
+        };
+        let choices = requests.into_iter().map(|(_, continuation)| continuation).collect();
+        texts.insert(doc_id, ItemText { prompt, choices, target: python::str(&sample["target"]) });
+    }
+    Ok(texts)
+}

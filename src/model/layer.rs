@@ -1,0 +1,163 @@
+//! One decoder layer as loaded: x ← x + post(attention(pre(x))), x ← x + post(mlp(pre(x))), each norm where the
+//! architecture has it.
+
+use super::architecture::{BlockNorms, QkNorm};
+use super::config::{LayerConfig, ModelConfig};
+use super::error::ModelError;
+use super::experts::ExpertBlock;
+use super::linear::LinearGroup;
+use super::weights::Weights;
+use crate::ops::gated::{Activation, gated};
+use crate::ops::kernel_path::KernelPath;
+
+/// A layer's weights.
+pub(super) struct Layer {
+    pub config: LayerConfig,
+    pub attention_norms: Norms,
+    pub qkv: LinearGroup,
+    /// Weights of the norms of queries and of keys.
+    pub qk_norms: Option<[Vec<f32>; 2]>,
+    pub output: LinearGroup,
+    pub mlp_norms: Norms,
+    pub mlp: Mlp,
+}
+
+/// Weights of the norms around a block: \[hidden\] each.
+pub(super) struct Norms {
+    pub pre: Option<Vec<f32>>,
+    pub post: Option<Vec<f32>>,
+}
+
+/// What stands in the MLP's place.
+pub(super) enum Mlp {
+    Dense(GatedMlp),
+    Experts(Box<ExpertBlock>),
+}
+
+/// down(act(gate(x)) · up(x)).
+pub(super) struct GatedMlp {
+    pub gate_up: LinearGroup,
+    pub down: LinearGroup,
+}
+
+impl Layer {
+    pub fn load(weights: &Weights<'_>, config: &ModelConfig, index: usize) -> Result<Self, ModelError> {
+        let name = |module: &str| format!("model.layers.{index}.{module}");
+        let architecture = config.architecture;
+        let (hidden, layer) = (config.hidden_size, config.layers[index]);
+        let q = config.num_attention_heads * config.head_dim;
+        let kv = config.num_key_value_heads * config.head_dim;
+        let [qkv_bias, output_bias, _] = config.biases;
+        let norm = |module: &str, width: usize| norm_weight(weights, config, &name(module), width);
+        let norms = |names: BlockNorms| -> Result<Norms, ModelError> {
+            let load = |module: Option<&str>| module.map(|m| norm(m, hidden)).transpose();
+            Ok(Norms { pre: load(names.pre)?, post: load(names.post)? })
+        };
+        let qkv = if architecture.fused {
+            vec![(name("self_attn.qkv_proj"), q + 2 * kv)]
+        } else {
+            [("q", q), ("k", kv), ("v", kv)]
+                .map(|(part, n)| (name(&format!("self_attn.{part}_proj")), n))
+                .to_vec()
+        };
+        let widths = architecture.qk_norm.map(|span| match span {
+            QkNorm::Head => [config.head_dim; 2],
+            QkNorm::Token => [q, kv],
+        });
+        let qk_norms = widths.map(|[of_queries, of_keys]| {
+            Ok::<_, ModelError>([norm("self_attn.q_norm", of_queries)?, norm("self_attn.k_norm", of_keys)?])
+        });
+        let mlp = match (&config.experts, &architecture.experts) {
+            (Some(experts), Some(names)) if layer.experts => {
+                Mlp::Experts(Box::new(ExpertBlock::load(weights, config, experts, names, index)?))
+            }
+            _ => Mlp::Dense(GatedMlp::load(weights, config, &name("mlp"), config.intermediate_size)?),
+        };
+        Ok(Self {
+            config: layer,
+            attention_norms: norms(architecture.attention_norms)?,
+            qkv: LinearGroup::load(weights, &qkv, hidden, qkv_bias)?,
+            qk_norms: qk_norms.transpose()?,
+            output: LinearGroup::load(weights, &[(name("self_attn.o_proj"), hidden)], q, output_bias)?,
+            mlp_norms: norms(architecture.mlp_norms)?,
+            mlp,
+        })
+    }
+
+    /// Its linear modules, grouped.
+    pub fn linears(&self) -> Vec<&LinearGroup> {
+        let mut groups = vec![&self.qkv, &self.output];
+        match &self.mlp {
+            Mlp::Dense(mlp) => groups.extend([&mlp.gate_up, &mlp.down]),
+            Mlp::Experts(block) => groups.extend(block.linears()),
+        }
+        groups
+    }
+}
+
+impl GatedMlp {
+    /// Loads `<parent>.gate_proj` and so on, as the architecture names them, of this inner width.
+    pub fn load(
+        weights: &Weights<'_>,
+        config: &ModelConfig,
+        parent: &str,
+        inner: usize,
+    ) -> Result<Self, ModelError> {
+        let hidden = config.hidden_size;
+        let [.., bias] = config.biases;
+        let gate_up = if config.architecture.fused {
+            vec![(format!("{parent}.gate_up_proj"), 2 * inner)]
+        } else {
+            vec![(format!("{parent}.gate_proj"), inner), (format!("{parent}.up_proj"), inner)]
+        };
+        Ok(Self {
+            gate_up: LinearGroup::load(weights, &gate_up, hidden, bias)?,
+            down: LinearGroup::load(weights, &[(format!("{parent}.down_proj"), hidden)], inner, bias)?,
+        })
+    }
+
+    /// Inner width.
+    pub fn inner(&self) -> usize {
+        self.down.k()
+    }
+
+    /// y \[rows, hidden\] from x \[rows, hidden\].
+    pub fn forward(&self, x: &[f32], rows: usize, work: &mut MlpWork<'_>, y: &mut [f32]) {
+        let (path, inner) = (work.path, self.inner());
+        self.gate_up.forward(path, x, rows, work.quantized, work.gate_up);
+        let gated_rows = &mut work.gated[..rows * inner];
+        gated(path, work.activation, &work.gate_up[..2 * rows * inner], inner, gated_rows);
+        self.down.forward(path, work.gated, rows, work.quantized, y);
+    }
+}
+
+/// How an MLP is computed, and room for its intermediate results.
+pub(super) struct MlpWork<'a> {
+    /// Kernels.
+    pub path: KernelPath,
+    /// Activation of the gate.
+    pub activation: Activation,
+    /// \[rows, 2·inner\].
+    pub gate_up: &'a mut [f32],
+    /// \[rows, inner\].
+    pub gated: &'a mut [f32],
+    /// The quantized input of a linear group.
+    pub quantized: &'a mut [f32],
+}
+
+/// A norm's weight as it multiplies.
+pub(super) fn norm_weight(
+    weights: &Weights<'_>,
+    config: &ModelConfig,
+    module: &str,
+    width: usize,
+) -> Result<Vec<f32>, ModelError> {
+    let mut weight = weights.tensor(&format!("{module}.weight"), &[width])?;
+    let offset = config.architecture.norm_offset;
+    if offset != 0.0 {
+        for w in &mut weight {
+            *w += offset;
+        }
+    }
+    Ok(weight)
+}

@@ -1,0 +1,124 @@
+//! How fast this machine quantizes: a sample of the model's own weights goes through the whole pipeline, to the file
+//! system of the target.
+//!
+//! The sample has one module of each scheme, cut to its first rows. Its time is that of tiles, scales, digests, writing
+//! and syncing together, which no formula knows beforehand; reading is measured apart, where the source lies.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{QuantizeError, QuantizePlan};
+use crate::base::json;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::files::{CONFIG, SINGLE};
+use crate::checkpoint::writer::{ShardWriter, TensorSpec};
+use crate::recipe::assignment::AssignedModule;
+use crate::record::Failure;
+use crate::record::preflight::TimeEstimate;
+
+/// Bytes of rows taken of each scheme: long enough to be timed, short enough not to be waited for.
+const SAMPLE_BYTES: usize = 24 << 20;
+/// Rounding rows up to this keeps blocks whole.
+const ROWS: usize = 128;
+
+/// Measures and extrapolates; `None` where there is nothing to take a sample of.
+pub(super) fn estimate(plan: &QuantizePlan, target: &Path) -> Result<Option<TimeEstimate>, Failure> {
+    let dir = existing_parent(target);
+    let failed = |error: std::io::Error| Failure::io(dir.display(), &error);
+    let scratch = tempfile::Builder::new().prefix(".day0-sample-").tempdir_in(&dir).map_err(failed)?;
+    let source = scratch.path().join("source");
+    let output = scratch.path().join("output");
+    for dir in [&source, &output] {
+        std::fs::create_dir(dir).map_err(failed)?;
+    }
+    let read = read_sample(plan)?;
+    if read.bytes == 0 {
+        return Ok(None);
+    }
+    write_sample(plan, &read, &source)?;
+    let opened = Arc::new(Checkpoint::open(&source)?);
+    let small = QuantizePlan::new(opened, plan.recipe().clone(), plan.arithmetic())?;
+    let start = Instant::now();
+    small.write_shard(0, &output, &|_| {})?;
+    let pipeline = read.bytes as f64 / start.elapsed().as_secs_f64();
+    let source_bytes = plan.source_tensor_bytes() as f64;
+    let (reading, working) = (source_bytes / read.bytes_per_s, source_bytes / pipeline);
+    Ok(Some(TimeEstimate {
+        sample_bytes: read.bytes,
+        read_bytes_per_s: read.bytes_per_s,
+        pipeline_bytes_per_s: pipeline,
+        seconds_low: reading.max(working),
+        seconds_high: reading + working,
+    }))
+}
+
+/// The first rows of one module of each scheme.
+struct Sample<'a> {
+    modules: Vec<(&'a AssignedModule, usize, Vec<u8>)>,
+    bytes: u64,
+    bytes_per_s: f64,
+}
+
+fn read_sample(plan: &QuantizePlan) -> Result<Sample<'_>, QuantizeError> {
+    // The largest module of each scheme.
+    let mut largest: BTreeMap<String, &AssignedModule> = BTreeMap::new();
+    for module in plan.modules() {
+        let size = |m: &AssignedModule| m.shape[0] * m.shape[1];
+        let found = largest.entry(module.layout.precision()).or_insert(module);
+        if size(module) > size(found) {
+            *found = module;
+        }
+    }
+    let mut sample = Sample { modules: Vec::new(), bytes: 0, bytes_per_s: 0.0 };
+    let start = Instant::now();
+    for module in largest.into_values() {
+        let [n, k] = module.shape;
+        let row_bytes = k * module.dtype.size();
+        let rows = (SAMPLE_BYTES / row_bytes.max(1)).next_multiple_of(ROWS).min(n);
+        let Some(tensor) = plan.source.get(&module.weight()) else { continue };
+        let mut data = Vec::new();
+        plan.source.read(tensor, 0..(rows * row_bytes) as u64, &mut data)?;
+        sample.bytes += data.len() as u64;
+        sample.modules.push((module, rows, data));
+    }
+    sample.bytes_per_s = sample.bytes as f64 / start.elapsed().as_secs_f64().max(1e-9);
+    Ok(sample)
+}
+
+/// A checkpoint of the sampled rows under their own names.
+fn write_sample(plan: &QuantizePlan, sample: &Sample<'_>, dir: &Path) -> Result<(), Failure> {
+    let path = dir.join(SINGLE);
+    let failed = |error: std::io::Error| Failure::io(path.display(), &error);
+    let specs: Vec<TensorSpec> = sample
+        .modules
+        .iter()
+        .map(|(module, rows, _)| TensorSpec {
+            name: module.weight(),
+            dtype: module.dtype.dtype(),
+            shape: vec![*rows, module.shape[1]],
+        })
+        .collect();
+    let file = File::create(&path).map_err(failed)?;
+    let mut writer = ShardWriter::new(file, &specs, &BTreeMap::new()).map_err(failed)?;
+    for (module, _, data) in &sample.modules {
+        writer.write_tensor(&module.weight(), data).map_err(failed)?;
+    }
+    writer.finish().map_err(failed)?;
+    json::write(&dir.join(CONFIG), plan.source.config())?;
+    Ok(())
+}
+
+/// The target's parent, or the nearest directory above that exists.
+fn existing_parent(target: &Path) -> PathBuf {
+    let mut dir = target.parent();
+    while let Some(parent) = dir {
+        if parent.is_dir() {
+            return parent.to_path_buf();
+        }
+        dir = parent.parent();
+    }
+    PathBuf::from(".")
+}

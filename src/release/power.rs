@@ -1,0 +1,147 @@
+//! What a comparison will probably show and cost, by simulating the very rule that judges it.
+
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::waves::TaskWaves;
+use crate::gate::{Decision, StopRule, WaveCounts};
+
+/// An assumed truth about a task of independent 0/1 items.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scenario {
+    /// Items of the plan.
+    pub items: usize,
+    /// Share of items that change either way.
+    pub flip_rate: f64,
+    /// True drop; at most `flip_rate` in size.
+    pub drop: f64,
+    /// The rule.
+    pub rule: StopRule,
+    /// Whether the task may stop early.
+    pub early_stop: bool,
+}
+
+/// How simulated tasks ended.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Share shown to be within the margin.
+    pub within: f64,
+    /// Share called a regression.
+    pub regression: f64,
+    /// Median number of items visited.
+    pub items_median: usize,
+    /// Nine of ten tasks visit at most this many items.
+    pub items_p90: usize,
+}
+
+/// Simulates `tasks` tasks; the same seed gives the same outcome.
+pub fn simulate(scenario: &Scenario, tasks: usize, seed: u64) -> Outcome {
+    let waves = TaskWaves::new(scenario.items, scenario.early_stop.then_some(scenario.rule));
+    let ended: Vec<(Option<Decision>, usize)> = (0..tasks)
+        .into_par_iter()
+        .map(|task| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(task as u64);
+            one_task(scenario, &waves, &mut rng)
+        })
+        .collect();
+    let share = |decision| {
+        ended.iter().filter(|(found, _)| *found == Some(decision)).count() as f64 / tasks.max(1) as f64
+    };
+    let mut items: Vec<usize> = ended.iter().map(|(_, items)| *items).collect();
+    items.sort_unstable();
+    let quantile = |q: usize| items.get((items.len() * q / 100).min(items.len().saturating_sub(1)));
+    Outcome {
+        within: share(Decision::Within),
+        regression: share(Decision::Regression),
+        items_median: quantile(50).copied().unwrap_or_default(),
+        items_p90: quantile(90).copied().unwrap_or_default(),
+    }
+}
+
+fn one_task(scenario: &Scenario, waves: &TaskWaves, rng: &mut ChaCha8Rng) -> (Option<Decision>, usize) {
+    let lost = f64::midpoint(scenario.flip_rate, scenario.drop);
+    let mut follower = scenario.rule.follow();
+    let mut last = None;
+    for wave in 0..waves.ends.len() {
+        let look = follower.look(&draw(waves.items(wave).len(), lost, scenario.flip_rate, rng));
+        if waves.rule.is_some() {
+            if look.decision.is_some() {
+                return (look.decision, waves.ends[wave]);
+            }
+            last = Some(look);
+        }
+    }
+    let decision = follower.counts().and_then(|counts| scenario.rule.at_the_end(counts, last.as_ref()));
+    (decision, scenario.items)
+}
+
+fn draw(n: usize, lost: f64, flips: f64, rng: &mut ChaCha8Rng) -> WaveCounts {
+    let mut counts = WaveCounts { n: n as u64, lost: 0, gained: 0, right: 0, guessed: None };
+    for _ in 0..n {
+        let draw: f64 = rng.random();
+        counts.lost += u64::from(draw < lost);
+        counts.gained += u64::from((lost..flips).contains(&draw));
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::stats::Alpha;
+
+    /// Simulated tasks: enough for a standard error of half a percent at 5 %.
+    const TASKS: usize = 2000;
+
+    fn scenario(items: usize, flip_rate: f64, drop: f64) -> Scenario {
+        let rule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1 };
+        Scenario { items, flip_rate, drop, rule, early_stop: true }
+    }
+
+    /// A drop of exactly the margin is the worst that must not be accepted.
+    #[test]
+    fn a_drop_of_the_margin_is_accepted_in_at_most_five_percent() {
+        let rates = [0.02, 0.04, 0.06, 0.08, 0.10];
+        let accepted: Vec<f64> = rates
+            .iter()
+            .map(|rate| simulate(&scenario(2376, *rate, 0.01), TASKS / rates.len(), 1).within)
+            .collect();
+        let mean = accepted.iter().sum::<f64>() / rates.len() as f64;
+        assert!(mean <= 0.05, "{accepted:?}");
+        let long = simulate(&scenario(10_042, 0.02, 0.01), TASKS, 2);
+        assert!(long.within <= 0.05, "{long:?}");
+    }
+
+    /// The bound of the betting test is about ln(40)·2ψ/m² = 1,475 items.
+    #[test]
+    fn no_drop_is_accepted_early() {
+        let found = simulate(&scenario(10_042, 0.02, 0.0), TASKS, 3);
+        assert!(found.items_median <= 1800 && found.within > 0.99, "{found:?}");
+    }
+
+    #[test]
+    fn five_points_are_called_early() {
+        for rate in [0.06, 0.08, 0.10] {
+            let found = simulate(&scenario(10_042, rate, 0.05), TASKS, 4);
+            assert!(found.items_median <= 450 && found.regression > 0.99, "{rate}: {found:?}");
+        }
+    }
+
+    /// A drop below the margin is not called a regression more often than the level allows.
+    #[test]
+    fn a_drop_of_the_margin_is_called_a_regression_in_at_most_five_percent() {
+        let found = simulate(&scenario(2376, 0.05, 0.01), TASKS, 5);
+        assert!(found.regression <= 0.05, "{found:?}");
+    }
+
+    #[test]
+    fn without_early_stopping_all_items_are_visited() {
+        let all = Scenario { early_stop: false, ..scenario(2376, 0.02, 0.0) };
+        let found = simulate(&all, 200, 6);
+        assert_eq!((found.items_median, found.items_p90), (2376, 2376));
+        assert!(found.within > 0.9, "{found:?}");
+    }
+}

@@ -1,0 +1,221 @@
+//! The engine's thread. Between two calls of the engine requests come and go: prompts that wait to be scored are
+//! scored together, so that they share what they have in common; whatever is being generated advances by one step.
+
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::active::{Active, ScoreItem};
+use super::backend::{Backend, BackendError, Generation};
+use super::job::{Event, Failed, Job};
+use super::metrics::Metrics;
+use super::text::TextCodec;
+use crate::engine::{Generated, PromptQuery};
+
+/// Prompt tokens scored in one call; a client that goes away frees the engine after at most so many.
+const SCORED_TOKENS: usize = 16 * 1024;
+/// The same while others wait for their next token.
+const SCORED_TOKENS_BESIDE_GENERATION: usize = 1024;
+
+/// What the thread shares with the server.
+#[derive(Debug, Default)]
+pub(super) struct Flags {
+    /// The engine panicked.
+    pub broken: AtomicBool,
+    /// No new requests.
+    pub draining: AtomicBool,
+    /// End at once.
+    pub abandon: AtomicBool,
+}
+
+/// Starts the thread; it ends when every sender is gone and all work is done, or soon after `abandon` is set.
+pub(super) fn spawn(
+    backend: Arc<dyn Backend>,
+    text: Arc<dyn TextCodec>,
+    jobs: mpsc::Receiver<Job>,
+    metrics: Arc<Metrics>,
+    flags: Arc<Flags>,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("day0-engine".to_owned()).spawn(move || {
+        let backend = &*backend;
+        let mut worker = Worker {
+            backend,
+            text: &*text,
+            metrics: &metrics,
+            generation: backend.generation(),
+            active: BTreeMap::new(),
+            names: HashMap::new(),
+            next_name: 0,
+        };
+        worker.run(jobs, &flags);
+    })
+}
+
+struct Worker<'a> {
+    backend: &'a dyn Backend,
+    text: &'a dyn TextCodec,
+    metrics: &'a Metrics,
+    generation: Box<dyn Generation + 'a>,
+    /// Requests in order of arrival.
+    active: BTreeMap<u64, Active>,
+    /// What the generation calls a prompt → request and prompt.
+    names: HashMap<u64, (u64, usize)>,
+    next_name: u64,
+}
+
+impl Worker<'_> {
+    fn run(&mut self, mut jobs: mpsc::Receiver<Job>, flags: &Flags) {
+        loop {
+            if self.active.is_empty() {
+                let Some(job) = jobs.blocking_recv() else { return };
+                self.accept(job);
+            }
+            while let Ok(job) = jobs.try_recv() {
+                self.accept(job);
+            }
+            if flags.abandon.load(Ordering::Relaxed) {
+                return;
+            }
+            self.drop_unwanted();
+            let turn = catch_unwind(AssertUnwindSafe(|| self.turn()));
+            let failed = match turn {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => {
+                    flags.broken.store(true, Ordering::Relaxed);
+                    Some("the engine panicked; see the log".to_owned())
+                }
+            };
+            if let Some(message) = failed {
+                self.fail_all(&message);
+            }
+            self.active.retain(|_, active| !active.is_done());
+            self.measure(jobs.len());
+        }
+    }
+
+    fn accept(&mut self, job: Job) {
+        self.metrics.queue_seconds.time(job.received.elapsed());
+        self.metrics.prompt_tokens.add(job.request.prompts.iter().map(|p| p.ids.len()).sum());
+        self.next_name += 1;
+        self.active.insert(self.next_name, Active::new(job));
+    }
+
+    /// Requests whose client is gone or whose time is over.
+    fn drop_unwanted(&mut self) {
+        let now = Instant::now();
+        let gone: Vec<u64> =
+            self.active.iter().filter(|(_, a)| a.is_unwanted(now)).map(|(k, _)| *k).collect();
+        for key in gone {
+            let Some(active) = self.active.remove(&key) else { continue };
+            if active.job.events.is_closed() {
+                self.metrics.requests_cancelled.add(1);
+            }
+            // Nobody may be there to read it.
+            let _ = active.job.events.send(Event::Failed(Failed::TimedOut));
+            self.forget(key);
+        }
+    }
+
+    /// Ends what is being generated for a request.
+    fn forget(&mut self, key: u64) {
+        let generation = &mut self.generation;
+        self.names.retain(|name, (of, _)| {
+            if *of == key {
+                generation.cancel(*name, None);
+            }
+            *of != key
+        });
+    }
+
+    /// The engine failed in the middle of a batch: whoever was in it has no answer.
+    fn fail_all(&mut self, message: &str) {
+        for active in std::mem::take(&mut self.active).into_values() {
+            let _ = active.job.events.send(Event::Failed(Failed::Engine(message.to_owned())));
+        }
+        self.names.clear();
+        self.generation = self.backend.generation();
+    }
+
+    fn turn(&mut self) -> Result<(), BackendError> {
+        self.score()?;
+        self.start_generating()?;
+        if !self.names.is_empty() {
+            let generated = self.generation.step()?;
+            if !generated.is_empty() {
+                self.metrics.batch_size.observe(generated.len() as f64);
+            }
+            for token in generated {
+                self.deliver(token);
+            }
+        }
+        Ok(())
+    }
+
+    /// Scores waiting prompts, those of the oldest requests first.
+    fn score(&mut self) -> Result<(), BackendError> {
+        let most = if self.names.is_empty() { SCORED_TOKENS } else { SCORED_TOKENS_BESIDE_GENERATION };
+        let mut items: Vec<ScoreItem> = Vec::new();
+        let mut tokens = 0;
+        for active in self.active.values_mut() {
+            while let Some(len) = active.next_unscored_len().filter(|len| tokens == 0 || tokens + len <= most)
+            {
+                tokens += len;
+                items.extend(active.take_unscored());
+            }
+        }
+        if items.is_empty() {
+            return Ok(());
+        }
+        self.metrics.batch_size.observe(items.len() as f64);
+        let queries: Vec<PromptQuery> = items.iter().map(ScoreItem::query).collect();
+        let (text, metrics) = (self.text, self.metrics);
+        let stats = self.backend.score_prompts(&queries, &mut |at, entries| {
+            items[at].answer(entries, text, metrics);
+        })?;
+        metrics.prefix_cache_queries.add(stats.inputs);
+        metrics.prefix_cache_hits.add(stats.inputs.saturating_sub(stats.computed));
+        Ok(())
+    }
+
+    /// Lets prompts that are scored, or need not be, join the generation.
+    fn start_generating(&mut self) -> Result<(), BackendError> {
+        for (key, active) in &mut self.active {
+            while let Some((prompt, request)) = active.next_to_generate() {
+                self.next_name += 1;
+                self.names.insert(self.next_name, (*key, prompt));
+                self.generation.add(self.next_name, request)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, generated: Generated) {
+        self.metrics.generation_tokens.add(1);
+        let name = generated.request;
+        let Some((key, prompt)) = self.names.get(&name).copied() else { return };
+        let Some(active) = self.active.get_mut(&key) else { return };
+        let local = generated.choice;
+        let ended = active.deliver(prompt, generated, self.text, self.metrics);
+        if ended.by_text {
+            self.generation.cancel(name, Some(local));
+        }
+        if ended.prompt {
+            self.names.remove(&name);
+        }
+    }
+
+    fn measure(&self, queued: usize) {
+        let load = self.generation.load();
+        self.metrics.requests_running.set(self.active.len());
+        self.metrics.requests_waiting.set(queued);
+        self.metrics.sequences_running.set(load.running);
+        self.metrics.sequences_waiting.set(load.waiting);
+        self.metrics.kv_cache_bytes.set(load.kv_cache_bytes);
+    }
+}

@@ -16,7 +16,7 @@ use crate::dense::DenseSource;
 use crate::dense::test_checkpoint;
 use crate::ops::float_dtype::FloatDtype;
 use crate::recipe::load;
-use crate::record::scan::ScanRecord;
+use crate::record::scan::{DiffKind, ScanRecord};
 use crate::record::{Classified, FailureClass, Provenance};
 use crate::scan::scan;
 
@@ -48,7 +48,11 @@ fn scanned(out: &Path, source: &Path, recipe: &str) -> ScanRecord {
 #[track_caller]
 fn assert_clean(record: &ScanRecord) {
     assert!(record.defects.is_empty(), "{:?}", record.defects);
-    assert!(record.metadata_diffs.is_empty(), "{:?}", record.metadata_diffs);
+    assert!(
+        record.metadata_diffs.iter().all(|d| d.kind == DiffKind::Expected),
+        "{:?}",
+        record.metadata_diffs
+    );
     assert!(
         record.coverage.unexpected_unquantized.is_empty() && record.coverage.declaration_mismatch.is_empty()
     );

@@ -289,6 +289,6 @@ fn full_and_read_only_targets() {
         ran.expect(75).says("INFRA_TRANSIENT").says("mount/").says("hint:");
     }
     if let Some(ran) = into_mount("size=1m,ro") {
-        ran.expect(2).says("USER_CONFIG_ERROR").says("mount/");
+        ran.expect(2).says("Read-only file system").says("mount/");
     }
 }

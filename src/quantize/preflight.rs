@@ -70,7 +70,11 @@ pub fn preflight(
 fn planned_work(plan: &QuantizePlan, options: PreflightOptions<'_>) -> Result<PlannedWork, Failure> {
     let devices = options.devices.unwrap_or(1);
     let problems = cutting_problems(plan, devices);
-    let time = options.target.map(|target| sample::estimate(plan, target)).transpose()?.flatten();
+    let time = options
+        .target
+        .map(|target| sample::estimate(plan, target, sample::SAMPLE_BYTES))
+        .transpose()?
+        .flatten();
     let cutting_problems = problems.iter().map(|p| CuttingProblem {
         module: p.module.clone(),
         observed: p.observed.clone(),

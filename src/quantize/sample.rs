@@ -20,12 +20,16 @@ use crate::record::Failure;
 use crate::record::preflight::TimeEstimate;
 
 /// Bytes of rows taken of each scheme: long enough to be timed, short enough not to be waited for.
-const SAMPLE_BYTES: usize = 24 << 20;
+pub(super) const SAMPLE_BYTES: usize = 24 << 20;
 /// Rounding rows up to this keeps blocks whole.
 const ROWS: usize = 128;
 
-/// Measures and extrapolates; `None` where there is nothing to take a sample of.
-pub(super) fn estimate(plan: &QuantizePlan, target: &Path) -> Result<Option<TimeEstimate>, Failure> {
+/// Measures with about `sample_bytes` of each scheme and extrapolates; `None` where there is nothing to take a sample of.
+pub(super) fn estimate(
+    plan: &QuantizePlan,
+    target: &Path,
+    sample_bytes: usize,
+) -> Result<Option<TimeEstimate>, Failure> {
     let dir = existing_parent(target);
     let failed = |error: std::io::Error| Failure::io(dir.display(), &error);
     let scratch = tempfile::Builder::new().prefix(".day0-sample-").tempdir_in(&dir).map_err(failed)?;
@@ -34,7 +38,7 @@ pub(super) fn estimate(plan: &QuantizePlan, target: &Path) -> Result<Option<Time
     for dir in [&source, &output] {
         std::fs::create_dir(dir).map_err(failed)?;
     }
-    let read = read_sample(plan)?;
+    let read = read_sample(plan, sample_bytes)?;
     if read.bytes == 0 {
         return Ok(None);
     }
@@ -62,7 +66,7 @@ struct Sample<'a> {
     bytes_per_s: f64,
 }
 
-fn read_sample(plan: &QuantizePlan) -> Result<Sample<'_>, QuantizeError> {
+fn read_sample(plan: &QuantizePlan, sample_bytes: usize) -> Result<Sample<'_>, QuantizeError> {
     // The largest module of each scheme.
     let mut largest: BTreeMap<String, &AssignedModule> = BTreeMap::new();
     for module in plan.modules() {
@@ -77,7 +81,7 @@ fn read_sample(plan: &QuantizePlan) -> Result<Sample<'_>, QuantizeError> {
     for module in largest.into_values() {
         let [n, k] = module.shape;
         let row_bytes = k * module.dtype.size();
-        let rows = (SAMPLE_BYTES / row_bytes.max(1)).next_multiple_of(ROWS).min(n);
+        let rows = (sample_bytes / row_bytes.max(1)).max(1).next_multiple_of(ROWS).min(n);
         let Some(tensor) = plan.source.get(&module.weight()) else { continue };
         let mut data = Vec::new();
         plan.source.read(tensor, 0..(rows * row_bytes) as u64, &mut data)?;
@@ -107,7 +111,12 @@ fn write_sample(plan: &QuantizePlan, sample: &Sample<'_>, dir: &Path) -> Result<
         writer.write_tensor(&module.weight(), data).map_err(failed)?;
     }
     writer.finish().map_err(failed)?;
-    json::write(&dir.join(CONFIG), plan.source.config())?;
+    // Cut weights are not those of the model any more: no sizes are declared that they would contradict.
+    let mut config = plan.source.config().clone();
+    if let Some(keys) = config.as_object_mut() {
+        keys.remove("model_type");
+    }
+    json::write(&dir.join(CONFIG), &config)?;
     Ok(())
 }
 
@@ -121,4 +130,27 @@ fn existing_parent(target: &Path) -> PathBuf {
         dir = parent.parent();
     }
     PathBuf::from(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::source;
+    use crate::quantize::Arithmetic;
+    use crate::recipe;
+
+    #[test]
+    fn weights_are_cut_to_their_first_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = source::resolve("day0-tiny", dir.path()).unwrap();
+        let checkpoint = Arc::new(Checkpoint::open(&model.dir).unwrap());
+        for name in ["fp8_dynamic", "fp8_block", "w4a16", "nvfp4a16", "mxfp4a16"] {
+            let plan =
+                QuantizePlan::new(Arc::clone(&checkpoint), recipe::load(name).unwrap(), Arithmetic::F32);
+            let found = estimate(&plan.unwrap(), &dir.path().join("out"), 1).unwrap().unwrap();
+            // 128 rows of the widest weight, which has 640 columns of 2 bytes.
+            assert!((1..=128 * 640 * 2).contains(&found.sample_bytes), "{name}: {found:?}");
+            assert!(found.seconds_low > 0.0 && found.seconds_high >= found.seconds_low, "{name}: {found:?}");
+        }
+    }
 }

@@ -332,6 +332,11 @@ fn header_scan(arguments: &Arguments) -> Value {
     json!({ "tensors": tensors.len(), "shards": 200, "seconds": seconds })
 }
 
+/// The last part of a path; anything else as it is.
+fn file_name(argument: &str) -> String {
+    argument.rsplit('/').next().unwrap_or(argument).to_owned()
+}
+
 fn machine(arguments: &Arguments) -> Value {
     let run = |program: &str, args: &[&str]| {
         Command::new(program)
@@ -343,6 +348,6 @@ fn machine(arguments: &Arguments) -> Value {
     json!({
         "name": arguments.machine, "date": clock::now_iso8601(), "uname": run("uname", &["-srm"]),
         "cpu": run("sh", &["-c", "grep -m1 'model name' /proc/cpuinfo; nproc"]), "load": run("cat", &["/proc/loadavg"]),
-        "commit": run("git", &["rev-parse", "HEAD"]), "command": std::env::args().collect::<Vec<_>>(),
+        "commit": run("git", &["rev-parse", "HEAD"]), "command": std::env::args().map(|a| file_name(&a)).collect::<Vec<_>>(),
     })
 }

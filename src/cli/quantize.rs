@@ -123,6 +123,8 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         }
         verified.push((output.target.clone(), record, scanned));
     }
+    // Until here the same command goes on where it was stopped.
+    std::fs::remove_file(&ledger_path).map_err(|e| Failure::io(ledger_path.display(), &e))?;
     report(&verified, settings)?;
     Ok(code)
 }
@@ -238,7 +240,7 @@ fn check_space(job: &QuantizeJob<'_>, out: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Runs the job with a ledger beside the target, which is gone when all checkpoints are complete.
+/// Runs the job with a ledger beside the target, which is removed once everything is verified.
 fn execute(job: &QuantizeJob<'_>, ledger_path: &Path) -> Result<Vec<QuantizeRecord>, Failure> {
     let ledger = Ledger::open(ledger_path)?.without_sync();
     let mut graph = Graph::default();
@@ -250,7 +252,6 @@ fn execute(job: &QuantizeJob<'_>, ledger_path: &Path) -> Result<Vec<QuantizeReco
         (0..job.outputs.len()).map(|i| summary.output(&quantize_units::finish_name(i))).collect();
     let records =
         records.ok_or_else(|| Failure::new(FailureClass::Unknown, "the quantizer left no record"))?;
-    std::fs::remove_file(ledger_path).map_err(|e| Failure::io(ledger_path.display(), &e))?;
     Ok(records)
 }
 

@@ -183,6 +183,7 @@ impl StagingDir {
 
     /// As [`Self::commit`], for files that need not survive a crash of the system.
     pub fn commit_without_sync(self) -> io::Result<()> {
+        remove_leftovers(&self.staging)?;
         std::fs::rename(&self.staging, &self.target)
     }
 

@@ -100,11 +100,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     if arguments.dry_run {
         return dry_run(&checkpoint, &recipes, arithmetic, arguments, settings);
     }
-    preflight_all(&checkpoint, &recipes, arithmetic, arguments)?;
-    let plans = recipes
-        .iter()
-        .map(|recipe| QuantizePlan::new(Arc::clone(&checkpoint), recipe.clone(), arithmetic))
-        .collect::<Result<Vec<_>, _>>()?;
+    let plans = preflight_all(&checkpoint, &recipes, arithmetic, arguments)?;
     let start = Instant::now();
     let job = QuantizeJob {
         outputs: outputs(arguments, &plans, &checkpoint)?,
@@ -129,27 +125,30 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     Ok(code)
 }
 
-/// Says beforehand what nobody should have to find out afterwards, and refuses what cannot be made.
+/// Says beforehand what nobody should have to find out afterwards, and refuses what cannot be made. A plan for each
+/// recipe.
 fn preflight_all(
     checkpoint: &Arc<Checkpoint>,
     recipes: &[Recipe],
     arithmetic: Arithmetic,
     arguments: &Arguments,
-) -> Result<(), Failure> {
+) -> Result<Vec<QuantizePlan>, Failure> {
     // A short run is over before its time is measured.
     let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
     let is_long = infos.map(TensorInfo::num_bytes).sum::<u64>() >= LONG_RUN_BYTES;
     let target = is_long.then_some(arguments.out.as_path());
     let devices = arguments.tp.map(usize::from);
+    let mut plans = Vec::new();
     for recipe in recipes {
         let options = PreflightOptions { devices, target };
-        let before = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
+        let (before, plan) = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
         if let Some(failure) = before.impossible {
             return Err(failure);
         }
         super::preflight::note(&before);
+        plans.extend(plan);
     }
-    Ok(())
+    Ok(plans)
 }
 
 /// Replays the loaders' rules on what was written. Reads headers and the values of scales.
@@ -178,14 +177,9 @@ fn dry_run(
     for recipe in recipes {
         let devices = arguments.tp.map(usize::from);
         let options = PreflightOptions { devices, target: Some(arguments.out.as_path()) };
-        let record = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
+        let (record, plan) = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
         if !settings.json {
-            let every = if progress::is_verbose() && record.plan.is_some() {
-                Some(QuantizePlan::new(Arc::clone(checkpoint), recipe.clone(), arithmetic)?)
-            } else {
-                None
-            };
-            super::preflight::print(&record, every.as_ref());
+            super::preflight::print(&record, plan.as_ref().filter(|_| progress::is_verbose()));
         }
         records.push(record);
     }
@@ -205,8 +199,9 @@ fn outputs<'a>(
     checkpoint: &Checkpoint,
 ) -> Result<Vec<QuantizeOutput<'a>>, Failure> {
     let mut outputs: Vec<QuantizeOutput<'a>> = Vec::new();
+    let (source, program) = (checkpoint.digest()?, program_digest()?);
     for plan in plans {
-        let key = keys::candidate(&checkpoint.digest()?, &plan.recipe().digest, &program_digest()?);
+        let key = keys::candidate(&source, &plan.recipe().digest, &program);
         let key = keys::derived(&format!("arithmetic-{:?}", arguments.arithmetic), &key);
         let target = match plans.len() {
             1 => arguments.out.clone(),
@@ -250,9 +245,7 @@ fn execute(job: &QuantizeJob<'_>, ledger_path: &Path) -> Result<Vec<QuantizeReco
     let summary = super::run_graph(&executor, &graph)?;
     let records: Option<Vec<QuantizeRecord>> =
         (0..job.outputs.len()).map(|i| summary.output(&quantize_units::finish_name(i))).collect();
-    let records =
-        records.ok_or_else(|| Failure::new(FailureClass::Unknown, "the quantizer left no record"))?;
-    Ok(records)
+    records.ok_or_else(|| Failure::new(FailureClass::Unknown, "the quantizer left no record"))
 }
 
 /// How fast it was: bytes of the source a second, waiting for storage not counted.

@@ -286,7 +286,7 @@ impl Generator<'_> {
 
     /// Whether an input of `len` tokens rotates all positions differently than a short one.
     fn is_long(&self, len: usize) -> bool {
-        self.engine.config().longest_short_input().is_some_and(|short| len > short)
+        self.engine.config().is_long_input(len)
     }
 
     /// Long and short inputs, which no batch may mix, take turns where there are both.

@@ -136,8 +136,7 @@ impl Engine {
         each: &mut (dyn FnMut(usize, usize, &HeadRow, u32, f32) + Send),
     ) -> usize {
         // Long inputs of some models rotate all positions differently and share nothing with short ones.
-        let longest_short = self.config().longest_short_input().unwrap_or(usize::MAX);
-        let is_long = |i: &usize| requests[*i].input().len() > longest_short;
+        let is_long = |i: &usize| self.config().is_long_input(requests[*i].input().len());
         let (long, short): (Vec<usize>, Vec<usize>) = (0..requests.len()).partition(is_long);
         let (mut done, mut computed) = (0, 0);
         self.pool.install(|| {

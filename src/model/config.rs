@@ -196,6 +196,11 @@ impl ModelConfig {
     pub fn longest_short_input(&self) -> Option<usize> {
         self.ropes.iter().find_map(Rope::longest_short_input)
     }
+
+    /// Whether an input of `len` tokens is longer than [`Self::longest_short_input`].
+    pub fn is_long_input(&self, len: usize) -> bool {
+        self.longest_short_input().is_some_and(|short| len > short)
+    }
 }
 
 fn architecture(fields: &Fields<'_>) -> Result<&'static Architecture, ConfigError> {

@@ -35,13 +35,13 @@ pub struct PreflightOptions<'a> {
 }
 
 /// Looks at everything. An error means that not even the question makes sense (an unreadable source, a target that
-/// cannot be written); what is impossible is recorded.
+/// cannot be written); what is impossible is recorded. The plan comes with it, where there is one.
 pub fn preflight(
     source: &Arc<Checkpoint>,
     recipe: &Recipe,
     arithmetic: Arithmetic,
     options: PreflightOptions<'_>,
-) -> Result<PreflightRecord, Failure> {
+) -> Result<(PreflightRecord, Option<QuantizePlan>), Failure> {
     let mut record = PreflightRecord {
         schema_version: SCHEMA_VERSION,
         source: source.dir().display().to_string(),
@@ -55,6 +55,7 @@ pub fn preflight(
             let work = planned_work(&plan, options)?;
             record.impossible = cutting_failure(&plan, options.devices, &work.cutting_problems);
             record.plan = Some(work);
+            Ok((record, Some(plan)))
         }
         Err(error) => {
             let failure = Failure::from(error);
@@ -62,9 +63,9 @@ pub fn preflight(
                 return Err(failure);
             }
             record.impossible = Some(failure);
+            Ok((record, None))
         }
     }
-    Ok(record)
 }
 
 fn planned_work(plan: &QuantizePlan, options: PreflightOptions<'_>) -> Result<PlannedWork, Failure> {

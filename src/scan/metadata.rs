@@ -12,9 +12,10 @@ use crate::checkpoint::files::{self, CONFIG, INDEX};
 use crate::checkpoint::modelopt;
 use crate::record::scan::{DiffKind, MetadataDiff};
 
+/// The key under which a declared quantization is reported.
+const DECLARATION: &str = "quantization_config";
 /// Keys that may differ: the quantization itself and what tools stamp into files.
-const MAY_DIFFER: [&str; 4] =
-    ["quantization_config", "compression_config", "transformers_version", "_name_or_path"];
+const MAY_DIFFER: [&str; 4] = [DECLARATION, "compression_config", "transformers_version", "_name_or_path"];
 /// The chat template as a file, and as a key of `tokenizer_config.json`.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TEMPLATE_KEY: &str = "chat_template";
@@ -38,7 +39,7 @@ pub(super) fn compare(source: &Checkpoint, output: &Checkpoint) -> Result<Vec<Me
     let config = |checkpoint: &Checkpoint| {
         let mut keys = normalized(&without_declaration(checkpoint.config()));
         if let Some((declared, _)) = checkpoint.declared_quantization() {
-            keys.insert(MAY_DIFFER[0].to_owned(), declared.clone());
+            keys.insert(DECLARATION.to_owned(), declared.clone());
         }
         keys
     };

@@ -12,7 +12,7 @@
 
 use super::kernel_path::{Isa, KernelPath};
 use super::quantize_weight::{Preset, RowJob, Tile};
-use super::row_codecs::{Codec, Quotient, Source};
+use super::row_codecs::{Bits, Codec, Quotient, Raw, Source};
 use super::weight_layout::{Element, Packing, ScaleKind};
 use super::{e8m0, fp4, fp6, int_pack, qparams};
 
@@ -82,7 +82,7 @@ fn rows<S: Source, C: Codec, Q: Quotient>(
     out: &mut Tile,
 ) -> bool {
     let k = job.k.max(1);
-    let elements = S::elements(bytes);
+    let elements = S::Raw::elements(bytes);
     let row_bytes = job.row_code_bytes.max(1);
     let count = k.div_ceil(job.columns);
     let mut groups = Groups { amax: vec![0.0; count], scale: vec![0.0; count], zero_point: vec![0.0; count] };
@@ -129,7 +129,7 @@ fn find_amax<S: Source>(band: &[S::Raw], k: usize, columns: usize, amax: &mut [f
             for (group, amax) in amax.iter_mut().enumerate() {
                 let columns = group * columns..((group + 1) * columns).min(k);
                 let rows = band.chunks_exact(k).map(|row| &row[columns.clone()]);
-                *amax = S::amax(largest_by::<S>(rows, S::magnitude));
+                *amax = S::amax(largest_by::<S>(rows, S::Raw::magnitude));
             }
         }
     }
@@ -149,18 +149,18 @@ fn find_amax_of<S: Source, const COLUMNS: usize>(row: &[S::Raw], amax: &mut [f32
 }
 
 #[inline(always)]
-fn largest<S: Source>(elements: &[S::Raw]) -> S::Bits {
-    largest_by::<S>(std::iter::once(elements), S::magnitude)
+fn largest<S: Source>(elements: &[S::Raw]) -> Bits<S> {
+    largest_by::<S>(std::iter::once(elements), S::Raw::magnitude)
 }
 
 /// The largest key of the elements of some rows, at least 0. One loop for keys and one for lanes: both are vectorized.
 #[inline(always)]
 fn largest_by<'e, S: Source>(
     rows: impl Iterator<Item = &'e [S::Raw]>,
-    key: impl Fn(S::Raw) -> S::Bits,
-) -> S::Bits {
-    let mut lanes = [S::Bits::default(); LANES];
-    let mut largest = S::Bits::default();
+    key: impl Fn(S::Raw) -> Bits<S>,
+) -> Bits<S> {
+    let mut lanes = [Bits::<S>::default(); LANES];
+    let mut largest = Bits::<S>::default();
     for row in rows {
         let (blocks, rest) = row.as_chunks::<LANES>();
         for block in blocks {
@@ -200,7 +200,7 @@ fn find_scales<S: Source>(job: &RowJob, groups: &mut Groups, stored: &mut Vec<u8
         }
         _ => {
             stored.resize(start + groups.amax.len() * size_of::<S::Raw>(), 0);
-            for ((amax, scale), raw) in scales.zip(S::elements_mut(&mut stored[start..])) {
+            for ((amax, scale), raw) in scales.zip(S::Raw::elements_mut(&mut stored[start..])) {
                 *scale = qparams::symmetric_scale(*amax, job.layout.element, S::DTYPE);
                 *raw = S::raw(*scale);
             }
@@ -222,14 +222,15 @@ fn find_asymmetric<S: Source>(
         let columns = group * job.columns..((group + 1) * job.columns).min(k);
         let rows = || band.chunks_exact(k).map(|row| &row[columns.clone()]);
         // Flipping all bits turns the order around.
-        *min = S::from_ordered(!largest_by::<S>(rows(), |raw| !S::ordered(raw)));
-        *max = S::from_ordered(largest_by::<S>(rows(), S::ordered));
+        *min = S::value(S::Raw::from_ordered(!largest_by::<S>(rows(), |raw| !raw.ordered())));
+        *max = S::value(S::Raw::from_ordered(largest_by::<S>(rows(), S::Raw::ordered)));
     }
     let (scale_start, zero_start) = (stored.len(), zero_points.len());
     stored.resize(scale_start + groups.scale.len() * size_of::<S::Raw>(), 0);
     zero_points.resize(zero_start + groups.scale.len(), 0);
     let both = groups.scale.iter_mut().zip(&mut groups.zero_point);
-    let places = S::elements_mut(&mut stored[scale_start..]).iter_mut().zip(&mut zero_points[zero_start..]);
+    let places =
+        S::Raw::elements_mut(&mut stored[scale_start..]).iter_mut().zip(&mut zero_points[zero_start..]);
     for ((scale, zero_point), (raw, stored_zero_point)) in both.zip(places) {
         (*scale, *stored_zero_point) =
             qparams::asymmetric_qparams(*scale, *zero_point, job.layout.element, S::DTYPE);

@@ -8,31 +8,76 @@ use super::qparams::ROUNDING_MAGIC;
 use super::weight_layout::Element;
 use super::{fp4, fp6, fp8};
 
-/// A float type as its little-endian bytes lie in a file. Elements are finite by the time they are decoded.
+/// The little-endian bytes of one float, which order as magnitudes and as values whatever their exponent's width.
+pub(super) trait Raw: Copy + 'static {
+    /// The bits as a signed integer.
+    type Bits: Copy + Ord + Default + std::ops::Not<Output = Self::Bits>;
+
+    /// The elements of a row.
+    fn elements(bytes: &[u8]) -> &[Self];
+    /// The same, to be written.
+    fn elements_mut(bytes: &mut [u8]) -> &mut [Self];
+    /// The bits without the sign, ordered as magnitudes are.
+    fn magnitude(self) -> Self::Bits;
+    /// The bits, changed so that they are ordered as values are: those below the sign are flipped where it is set.
+    fn ordered(self) -> Self::Bits;
+    /// What was turned into `bits`.
+    fn from_ordered(bits: Self::Bits) -> Self;
+}
+
+macro_rules! raw {
+    ($bytes:literal, $bits:ty) => {
+        impl Raw for [u8; $bytes] {
+            type Bits = $bits;
+
+            #[inline(always)]
+            fn elements(bytes: &[u8]) -> &[Self] {
+                bytes.as_chunks().0
+            }
+
+            #[inline(always)]
+            fn elements_mut(bytes: &mut [u8]) -> &mut [Self] {
+                bytes.as_chunks_mut().0
+            }
+
+            #[inline(always)]
+            fn magnitude(self) -> $bits {
+                <$bits>::from_le_bytes(self) & <$bits>::MAX
+            }
+
+            #[inline(always)]
+            fn ordered(self) -> $bits {
+                let bits = <$bits>::from_le_bytes(self);
+                bits ^ ((bits >> (<$bits>::BITS - 1)) & <$bits>::MAX)
+            }
+
+            #[inline(always)]
+            fn from_ordered(bits: $bits) -> Self {
+                (bits ^ ((bits >> (<$bits>::BITS - 1)) & <$bits>::MAX)).to_le_bytes()
+            }
+        }
+    };
+}
+
+raw!(2, i16);
+raw!(4, i32);
+
+/// Bits of an element.
+pub(super) type Bits<S> = <<S as Source>::Raw as Raw>::Bits;
+
+/// A float type as its bytes lie in a file. Elements are finite by the time they are decoded.
 pub(super) trait Source: Copy {
     /// One element's bytes.
-    type Raw: Copy + 'static;
-    /// The bits of an element as a signed integer.
-    type Bits: Copy + Ord + Default + std::ops::Not<Output = Self::Bits>;
+    type Raw: Raw;
     /// The type.
     const DTYPE: FloatDtype;
 
-    /// The elements of a row.
-    fn elements(bytes: &[u8]) -> &[Self::Raw];
-    /// The same, to be written.
-    fn elements_mut(bytes: &mut [u8]) -> &mut [Self::Raw];
     /// The value.
     fn value(raw: Self::Raw) -> f32;
     /// The bytes of a value of this type.
     fn raw(value: f32) -> Self::Raw;
-    /// The bits without the sign, ordered as magnitudes are.
-    fn magnitude(raw: Self::Raw) -> Self::Bits;
     /// The value of a magnitude; infinite or NaN if the element was.
-    fn amax(magnitude: Self::Bits) -> f32;
-    /// The bits, changed so that they are ordered as values are: those below the sign are flipped where it is set.
-    fn ordered(raw: Self::Raw) -> Self::Bits;
-    /// The value that was turned into `bits`.
-    fn from_ordered(bits: Self::Bits) -> f32;
+    fn amax(magnitude: Bits<Self>) -> f32;
 }
 
 /// bfloat16.
@@ -41,18 +86,7 @@ pub(super) struct Bf16;
 
 impl Source for Bf16 {
     type Raw = [u8; 2];
-    type Bits = i16;
     const DTYPE: FloatDtype = FloatDtype::Bf16;
-
-    #[inline(always)]
-    fn elements(bytes: &[u8]) -> &[[u8; 2]] {
-        bytes.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn elements_mut(bytes: &mut [u8]) -> &mut [[u8; 2]] {
-        bytes.as_chunks_mut().0
-    }
 
     #[inline(always)]
     fn value(raw: [u8; 2]) -> f32 {
@@ -65,24 +99,8 @@ impl Source for Bf16 {
     }
 
     #[inline(always)]
-    fn magnitude(raw: [u8; 2]) -> i16 {
-        i16::from_le_bytes(raw) & i16::MAX
-    }
-
-    #[inline(always)]
     fn amax(magnitude: i16) -> f32 {
         f32::from_bits((magnitude as u32) << 16)
-    }
-
-    #[inline(always)]
-    fn ordered(raw: [u8; 2]) -> i16 {
-        let bits = i16::from_le_bytes(raw);
-        bits ^ ((bits >> 15) & i16::MAX)
-    }
-
-    #[inline(always)]
-    fn from_ordered(bits: i16) -> f32 {
-        Self::value((bits ^ ((bits >> 15) & i16::MAX)).to_le_bytes())
     }
 }
 
@@ -92,18 +110,7 @@ pub(super) struct F16;
 
 impl Source for F16 {
     type Raw = [u8; 2];
-    type Bits = i16;
     const DTYPE: FloatDtype = FloatDtype::F16;
-
-    #[inline(always)]
-    fn elements(bytes: &[u8]) -> &[[u8; 2]] {
-        bytes.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn elements_mut(bytes: &mut [u8]) -> &mut [[u8; 2]] {
-        bytes.as_chunks_mut().0
-    }
 
     /// Exponent and mantissa moved into place make 2⁻¹¹² of the value, subnormals included; the product is exact.
     #[inline(always)]
@@ -120,24 +127,8 @@ impl Source for F16 {
     }
 
     #[inline(always)]
-    fn magnitude(raw: [u8; 2]) -> i16 {
-        i16::from_le_bytes(raw) & i16::MAX
-    }
-
-    #[inline(always)]
     fn amax(magnitude: i16) -> f32 {
         half::f16::from_bits(magnitude as u16).to_f32()
-    }
-
-    #[inline(always)]
-    fn ordered(raw: [u8; 2]) -> i16 {
-        let bits = i16::from_le_bytes(raw);
-        bits ^ ((bits >> 15) & i16::MAX)
-    }
-
-    #[inline(always)]
-    fn from_ordered(bits: i16) -> f32 {
-        Self::value((bits ^ ((bits >> 15) & i16::MAX)).to_le_bytes())
     }
 }
 
@@ -147,18 +138,7 @@ pub(super) struct F32;
 
 impl Source for F32 {
     type Raw = [u8; 4];
-    type Bits = i32;
     const DTYPE: FloatDtype = FloatDtype::F32;
-
-    #[inline(always)]
-    fn elements(bytes: &[u8]) -> &[[u8; 4]] {
-        bytes.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn elements_mut(bytes: &mut [u8]) -> &mut [[u8; 4]] {
-        bytes.as_chunks_mut().0
-    }
 
     #[inline(always)]
     fn value(raw: [u8; 4]) -> f32 {
@@ -171,24 +151,8 @@ impl Source for F32 {
     }
 
     #[inline(always)]
-    fn magnitude(raw: [u8; 4]) -> i32 {
-        i32::from_le_bytes(raw) & i32::MAX
-    }
-
-    #[inline(always)]
     fn amax(magnitude: i32) -> f32 {
         f32::from_bits(magnitude as u32)
-    }
-
-    #[inline(always)]
-    fn ordered(raw: [u8; 4]) -> i32 {
-        let bits = i32::from_le_bytes(raw);
-        bits ^ ((bits >> 31) & i32::MAX)
-    }
-
-    #[inline(always)]
-    fn from_ordered(bits: i32) -> f32 {
-        Self::value((bits ^ ((bits >> 31) & i32::MAX)).to_le_bytes())
     }
 }
 

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::{Extension, Json};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::admission::Client;
@@ -14,6 +15,18 @@ use super::error::ApiError;
 use super::params::check_model;
 use super::request::parse_json;
 use super::routes::{App, blocking};
+
+/// Admits the client, reads and parses its request, and answers it on a thread that may block.
+async fn answer<R: DeserializeOwned>(
+    app: &Arc<App>,
+    client: Option<Extension<Client>>,
+    body: Body,
+    work: impl FnOnce(&App, R) -> Result<Json<Value>, ApiError> + Send + 'static,
+) -> Result<Json<Value>, ApiError> {
+    let _ticket = app.admission.admit(client.map(|c| c.0))?;
+    let body = app.admission.read(body).await?;
+    blocking(app, move |app| work(app, parse_json(&body.bytes)?)).await?
+}
 
 #[derive(Deserialize)]
 struct TokenizeRequest {
@@ -30,10 +43,7 @@ pub(super) async fn tokenize(
     client: Option<Extension<Client>>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let _ticket = app.admission.admit(client.map(|c| c.0))?;
-    let body = app.admission.read(body).await?;
-    blocking(&app, move |app| {
-        let request: TokenizeRequest = parse_json(&body.bytes)?;
+    answer(&app, client, body, |app, request: TokenizeRequest| {
         check_model(request.model.as_deref(), &app.model_name)?;
         let ids = match (request.prompt, request.messages) {
             (Some(prompt), None) => app
@@ -50,7 +60,7 @@ pub(super) async fn tokenize(
         let max_len = app.backend.max_len();
         Ok(Json(json!({"count": ids.len(), "max_model_len": max_len, "tokens": ids, "token_strs": strs})))
     })
-    .await?
+    .await
 }
 
 #[derive(Deserialize)]
@@ -64,17 +74,14 @@ pub(super) async fn detokenize(
     client: Option<Extension<Client>>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let _ticket = app.admission.admit(client.map(|c| c.0))?;
-    let body = app.admission.read(body).await?;
-    blocking(&app, move |app| {
-        let request: DetokenizeRequest = parse_json(&body.bytes)?;
+    answer(&app, client, body, |app, request: DetokenizeRequest| {
         check_model(request.model.as_deref(), &app.model_name)?;
         if let Some(id) = request.tokens.iter().find(|id| **id as usize >= app.backend.vocab_size()) {
             return Err(ApiError::bad("tokens", format!("Token id {id} is out of vocabulary.")));
         }
         Ok(Json(json!({"prompt": app.text.decode(&request.tokens)})))
     })
-    .await?
+    .await
 }
 
 /// What lm-eval's remote tokenizer asks for.

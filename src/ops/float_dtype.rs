@@ -91,6 +91,38 @@ impl FloatDtype {
         }
     }
 
+    /// Values (already of this type) as little-endian bytes; `bytes` holds `values.len()` of them.
+    #[inline(always)]
+    pub fn encode(self, values: &[f32], bytes: &mut [u8]) {
+        match self {
+            Self::Bf16 => {
+                for (x, b) in values.iter().zip(bytes.as_chunks_mut::<2>().0) {
+                    *b = ((x.to_bits() >> 16) as u16).to_le_bytes();
+                }
+            }
+            Self::F16 => {
+                for (x, b) in values.iter().zip(bytes.as_chunks_mut::<2>().0) {
+                    *b = f16::from_f32(*x).to_le_bytes();
+                }
+            }
+            Self::F32 => {
+                for (x, b) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {
+                    *b = x.to_le_bytes();
+                }
+            }
+        }
+    }
+
+    /// The value of one element's bits, of which 16-bit types have the low 16.
+    #[inline(always)]
+    pub fn value_of_bits(self, bits: i32) -> f32 {
+        match self {
+            Self::Bf16 => f32::from_bits((bits as u32) << 16),
+            Self::F16 => f16::from_bits(bits as u16).to_f32(),
+            Self::F32 => f32::from_bits(bits as u32),
+        }
+    }
+
     /// The largest magnitude of little-endian elements; infinite or NaN when any element is.
     pub fn amax(self, bytes: &[u8]) -> f32 {
         /// The largest of the elements without their sign bits; the order of bits is the order of magnitudes.
@@ -145,6 +177,9 @@ mod tests {
     }
                    let mut decoded = vec![0.0; values.len()];
                    dtype.decode(&bytes, &mut decoded);
+                   let mut encoded = vec![0; bytes.len()];
+                   dtype.encode(&decoded, &mut encoded);
+                   prop_assert_eq!(&encoded, &bytes);
                    let expected = decoded.iter().fold(0f32, |a, x| a.max(x.abs()));
                    prop_assert_eq!(dtype.amax(&bytes), expected);
                }

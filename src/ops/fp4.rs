@@ -5,10 +5,13 @@
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
-use super::minifloat::round_magnitude;
+use super::minifloat::Minifloat;
 
 /// Largest value.
 pub const MAX: f32 = 6.0;
+
+/// Rounding to it.
+pub(super) const FORMAT: Minifloat = Minifloat::new(4, 1, 0, MAX, false);
 
 /// The magnitudes in the order of their codes.
 pub const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
@@ -19,12 +22,7 @@ pub const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 /// `cast_to_fp4` multiplies by `sign(x)`. There is no NaN: callers refuse it before.
 #[inline(always)]
 pub fn e2m1_code_and_value(x: f32) -> (u8, f32) {
-    let magnitude = (x.to_bits() & 0x7fff_ffff) as i32;
-    let clamped = magnitude.min(MAX.to_bits() as i32) as u32;
-    // 1 is the smallest normal value.
-    let (code, value) = round_magnitude::<1, 127>(clamped);
-    let negative = u32::from(x < 0.0);
-    ((code | (negative << 3)) as u8, f32::from_bits(value.to_bits() | (negative << 31)))
+    FORMAT.code_and_value(x)
 }
 
 /// The code nearest to `x`; see [`e2m1_code_and_value`].

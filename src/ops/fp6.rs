@@ -6,21 +6,19 @@
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
-use super::minifloat::round_magnitude;
+use super::minifloat::Minifloat;
 
 /// Largest value.
 pub const MAX: f32 = 7.5;
+
+/// Rounding to it.
+pub(super) const FORMAT: Minifloat = Minifloat::new(6, 3, 0, MAX, false);
 
 /// The code nearest to `x` and its value; ties to even, magnitudes beyond 7.5 saturate. Negative values that round to
 /// zero keep their sign, negative zero does not, as in [`super::fp4`]. There is no NaN: callers refuse it before.
 #[inline(always)]
 pub fn e2m3_code_and_value(x: f32) -> (u8, f32) {
-    let magnitude = (x.to_bits() & 0x7fff_ffff) as i32;
-    let clamped = magnitude.min(MAX.to_bits() as i32) as u32;
-    // 1 is the smallest normal value.
-    let (code, value) = round_magnitude::<3, 127>(clamped);
-    let negative = u32::from(x < 0.0);
-    ((code | (negative << 5)) as u8, f32::from_bits(value.to_bits() | (negative << 31)))
+    FORMAT.code_and_value(x)
 }
 
 /// The value of the low six bits of `code`.

@@ -6,10 +6,13 @@
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
-use super::minifloat::round_magnitude;
+use super::minifloat::Minifloat;
 
 /// Largest finite value.
 pub const MAX: f32 = 448.0;
+
+/// Rounding to it; 2⁻⁶ is the smallest normal value.
+pub(super) const FORMAT: Minifloat = Minifloat::new(8, 3, -6, MAX, true);
 
 /// Difference of the exponent biases of f32 (127) and E4M3 (7), in units of a code's last place.
 const REBIAS: u32 = 120 << 3;
@@ -17,20 +20,9 @@ const REBIAS: u32 = 120 << 3;
 /// The code nearest to `x` and its value; ties to even, magnitudes beyond 448 (infinities too) saturate, NaN stays.
 #[inline(always)]
 pub fn e4m3_code_and_value(x: f32) -> (u8, f32) {
-    let (code, value) = e4m3_code_and_value_of_number(x);
+    let (code, value) = FORMAT.code_and_value(x);
     let is_nan = (x.to_bits() & 0x7fff_ffff) as i32 > f32::INFINITY.to_bits() as i32;
     (if is_nan { code | 0x7f } else { code }, if is_nan { f32::NAN.copysign(x) } else { value })
-}
-
-/// [`e4m3_code_and_value`] where NaN cannot occur.
-#[inline(always)]
-pub(super) fn e4m3_code_and_value_of_number(x: f32) -> (u8, f32) {
-    let bits = x.to_bits();
-    let sign = bits & 0x8000_0000;
-    let clamped = ((bits ^ sign) as i32).min(MAX.to_bits() as i32) as u32;
-    // 2⁻⁶ is the smallest normal value.
-    let (code, value) = round_magnitude::<3, { 127 - 6 }>(clamped);
-    ((code | (sign >> 24)) as u8, f32::from_bits(value.to_bits() | sign))
 }
 
 /// The code nearest to `x`; see [`e4m3_code_and_value`].

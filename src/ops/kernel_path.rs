@@ -62,31 +62,40 @@ impl KernelPath {
     }
 }
 
-/// Compiles `body::<FMA>(args)` once for each path and dispatches on a leading `path: KernelPath` argument. The body
+/// Compiles `body::<FMA, …>(args)` once for each path and dispatches on a leading `path: KernelPath` argument. The body
 /// is an `#[inline(always)]` function; `FMA` tells whether fused multiply-add is one instruction.
 macro_rules! per_path {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident $(<$($generic:ident: $bound:path),+>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
+            = $body:ident
+    ) => {
         $(#[$meta])*
-        $vis fn $name(path: $crate::ops::kernel_path::KernelPath, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$($generic: $bound),+>)? (
+            path: $crate::ops::kernel_path::KernelPath,
+            $($arg: $ty),*
+        ) $(-> $ret)? {
             use $crate::ops::kernel_path::Isa;
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? {
-                $body::<true>($($arg),*)
+            fn avx512 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                $body::<true $($(, $generic)+)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? {
-                $body::<true>($($arg),*)
+            fn avx2 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                $body::<true $($(, $generic)+)?>($($arg),*)
             }
             match path.0 {
                 // SAFETY: a `KernelPath` of this kind exists only where its features were detected.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512($($arg),*) },
+                Isa::Avx512 => unsafe { avx512 $(::<$($generic),+>)? ($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { avx2($($arg),*) },
-                Isa::Portable => $body::<{ cfg!(target_feature = "fma") || cfg!(target_arch = "aarch64") }>($($arg),*),
+                Isa::Avx2 => unsafe { avx2 $(::<$($generic),+>)? ($($arg),*) },
+                Isa::Portable => {
+                    $body::<{ cfg!(target_feature = "fma") || cfg!(target_arch = "aarch64") } $($(, $generic)+)?>($($arg),*)
+                }
             }
         }
     };

@@ -28,5 +28,6 @@ pub mod qparams;
 mod quantize_rows;
 pub mod quantize_weight;
 mod row_codecs;
+mod row_kernels;
 pub mod scalar_scale;
 pub mod weight_layout;

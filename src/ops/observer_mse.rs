@@ -14,14 +14,15 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::float_dtype::FloatDtype;
-use super::quantize_rows::pack;
+use super::kernel_path::KernelPath;
 use super::quantize_weight::{
     Arithmetic, Collected, Preset, QuantizeWeightError, Quantized, RowJob, TILES_PER_BATCH, Tile, Weight,
     amax, finish, job_of, tiles,
 };
-use super::row_codecs::{Codec, E2m1, E2m3, E4m3, Int};
+use super::row_codecs::{Codec, Int};
+use super::row_kernels::pack;
 use super::weight_layout::{Element, ScaleKind, WeightLayout};
-use super::{e8m0, qparams};
+use super::{e8m0, fp4, fp6, fp8, qparams};
 
 /// Candidates: maxshrink · grid.
 const STEPS: u8 = 20;
@@ -45,9 +46,9 @@ pub fn quantize_weight(
         Element::Int(_) => {
             Search { job, arithmetic, codec: Int::<true>::new(layout.element) }.quantize(weight, sink)
         }
-        Element::E4m3 => Search { job, arithmetic, codec: E4m3 }.quantize(weight, sink),
-        Element::E2m3 => Search { job, arithmetic, codec: E2m3 }.quantize(weight, sink),
-        Element::E2m1 => Search { job, arithmetic, codec: E2m1 }.quantize(weight, sink),
+        Element::E4m3 => Search { job, arithmetic, codec: fp8::FORMAT }.quantize(weight, sink),
+        Element::E2m3 => Search { job, arithmetic, codec: fp6::FORMAT }.quantize(weight, sink),
+        Element::E2m1 => Search { job, arithmetic, codec: fp4::FORMAT }.quantize(weight, sink),
     }
 }
 
@@ -59,7 +60,8 @@ pub fn shared_amax(
 ) -> Result<f32, QuantizeWeightError> {
     // NaN and infinity are refused by name before any search.
     amax(weight)?;
-    let search = Search { job: job_of(weight.shape, weight.dtype, layout, 0.0), arithmetic, codec: E2m1 };
+    let search =
+        Search { job: job_of(weight.shape, weight.dtype, layout, 0.0), arithmetic, codec: fp4::FORMAT };
     let steps = search.best_steps(weight);
     let mut largest = 0f32;
     for (tile, steps) in search.with_steps(weight, &steps) {
@@ -288,11 +290,8 @@ impl<C: Codec + Sync> Search<C> {
                 }
             }
         });
-        let row_bytes = self.job.row_code_bytes.max(1);
-        out.codes.resize(codes.len() / k.max(1) * row_bytes, 0);
-        for (row, packed) in codes.chunks_exact(k.max(1)).zip(out.codes.chunks_exact_mut(row_bytes)) {
-            pack(&self.job, row, packed);
-        }
+        out.codes.resize(codes.len() / k.max(1) * self.job.row_code_bytes, 0);
+        pack(KernelPath::detect(), &self.job, &codes, &mut out.codes);
         out
     }
 }

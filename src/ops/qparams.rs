@@ -58,7 +58,7 @@ pub fn nvfp4_global_scale(amax: f32, dtype: FloatDtype) -> f32 {
 #[inline(always)]
 pub fn nvfp4_local_scale(amax: f32, global_scale: f32, dtype: FloatDtype) -> (u8, f32) {
     let scaled = global_scale * dtype.round(amax / crate::ops::fp4::MAX);
-    let (code, value) = fp8::e4m3_code_and_value_of_number(scaled);
+    let (code, value) = fp8::FORMAT.code_and_value(scaled);
     let (code, value) = if code == 0 { E4M3_EPSILON } else { (code, value) };
     (code, value / global_scale)
 }

@@ -13,8 +13,7 @@ use safetensors::Dtype;
 
 use super::float_dtype::FloatDtype;
 use super::kernel_path::KernelPath;
-use super::quantize_rows::{Coding, quantize_rows};
-use super::row_codecs::{self, Codec, E2m1, E2m3, E4m3, Exact, Int, Rounded, Source};
+use super::quantize_rows::quantize_rows;
 use super::weight_layout::{Element, ScaleKind, WeightLayout};
 use super::{int_pack, qparams};
 use crate::checkpoint::quant_args::Strategy;
@@ -190,7 +189,7 @@ impl WeightQuantizer {
 
     /// Bytes of one row of the source.
     pub fn row_bytes(&self) -> usize {
-        self.job.k * self.job.dtype.size()
+        self.job.row_bytes()
     }
 
     /// Quantizes the whole rows of one tile, which begins at `first_row`.
@@ -202,7 +201,7 @@ impl WeightQuantizer {
     ) -> Result<(), QuantizeWeightError> {
         out.scales.clear();
         out.zero_points.clear();
-        if quantize_tile(self.path, &self.job, self.arithmetic, bytes, out) {
+        if quantize_rows(self.path, &self.job, self.arithmetic, bytes, out) {
             return Ok(());
         }
         let weight = Weight { data: bytes, dtype: self.job.dtype, shape: self.shape };
@@ -217,7 +216,7 @@ impl WeightQuantizer {
 
 /// The rows of each tile of a weight with N rows: whole bands.
 pub(super) fn tiles(job: &RowJob, n: usize) -> Vec<Range<usize>> {
-    let rows = tile_rows(job.k * job.dtype.size(), job.band);
+    let rows = tile_rows(job.row_bytes(), job.band);
     (0..n).step_by(rows).map(|start| start..(start + rows).min(n)).collect()
 }
 
@@ -290,57 +289,10 @@ pub(super) struct RowJob {
     pub preset: Preset,
 }
 
-/// Chooses the monomorphic loop; `false` when an element is not finite.
-pub(super) fn quantize_tile(
-    path: KernelPath,
-    job: &RowJob,
-    arithmetic: Arithmetic,
-    bytes: &[u8],
-    out: &mut Tile,
-) -> bool {
-    /// The element type is known.
-    fn of<S: Source>(
-        path: KernelPath,
-        job: &RowJob,
-        arithmetic: Arithmetic,
-        bytes: &[u8],
-        out: &mut Tile,
-    ) -> bool {
-        // NVFP4 divides by an f32 and MX formats by a power of two: there the quotient is never rounded.
-        let exact = arithmetic == Arithmetic::F32
-            || job.dtype == FloatDtype::F32
-            || job.layout.scale != ScaleKind::Float;
-        match (job.layout.element, job.layout.symmetric) {
-            (Element::E2m1, _) => {
-                quantize_rows::<S, _, _>(path, job, Coding { codec: E2m1, quotient: Exact }, bytes, out)
-            }
-            (Element::E2m3, _) => {
-                quantize_rows::<S, _, _>(path, job, Coding { codec: E2m3, quotient: Exact }, bytes, out)
-            }
-            (Element::E4m3, _) => by_quotient::<S, _>(path, job, E4m3, exact, bytes, out),
-            (int, true) => by_quotient::<S, _>(path, job, Int::<false>::new(int), exact, bytes, out),
-            (int, false) => by_quotient::<S, _>(path, job, Int::<true>::new(int), exact, bytes, out),
-        }
-    }
-    /// The codec is known too.
-    fn by_quotient<S: Source, C: Codec>(
-        path: KernelPath,
-        job: &RowJob,
-        codec: C,
-        exact: bool,
-        bytes: &[u8],
-        out: &mut Tile,
-    ) -> bool {
-        if exact {
-            quantize_rows::<S, C, _>(path, job, Coding { codec, quotient: Exact }, bytes, out)
-        } else {
-            quantize_rows::<S, C, _>(path, job, Coding { codec, quotient: Rounded }, bytes, out)
-        }
-    }
-    match job.dtype {
-        FloatDtype::Bf16 => of::<row_codecs::Bf16>(path, job, arithmetic, bytes, out),
-        FloatDtype::F16 => of::<row_codecs::F16>(path, job, arithmetic, bytes, out),
-        FloatDtype::F32 => of::<row_codecs::F32>(path, job, arithmetic, bytes, out),
+impl RowJob {
+    /// Bytes of one row of the source.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.k * self.dtype.size()
     }
 }
 

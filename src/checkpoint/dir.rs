@@ -158,6 +158,16 @@ impl Checkpoint {
         })
     }
 
+    /// Decodes values of a floating-point tensor from element `first` on into `out`; errors name file and tensor.
+    pub fn require_f32_at(&self, name: &str, first: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
+        let path = || self.location(name).map(|l| l.path).unwrap_or_default();
+        self.require(name)?.read_f32(first, out).map_err(|source| CheckpointError::Tensor {
+            path: path(),
+            tensor: name.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
     /// Dtype, shape and offsets without touching the data.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.find(name).map(|(_, info)| info)

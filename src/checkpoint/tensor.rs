@@ -33,6 +33,20 @@ impl TensorView<'_> {
         })
     }
 
+    /// Decodes values from element `first` on into `out`, as [`Self::to_f32`] does.
+    pub fn read_f32(&self, first: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
+        let size = self.dtype.bitsize() / 8;
+        let data = &self.data[first * size..(first + out.len()) * size];
+        match self.dtype {
+            Dtype::F32 => fill(data, out, f32::from_le_bytes),
+            Dtype::BF16 => fill(data, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => fill(data, out, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => fill(data, out, |b: [u8; 8]| f64::from_le_bytes(b) as f32),
+            found => return Err(CheckpointError::NotFloat { found, shape: self.shape.clone() }),
+        }
+        Ok(())
+    }
+
     /// The values as i64, for shapes and zero points; only integer dtypes.
     pub fn to_i64(&self) -> Result<Vec<i64>, CheckpointError> {
         Ok(match self.dtype {
@@ -51,6 +65,12 @@ impl TensorView<'_> {
     }
 }
 
+fn fill<const SIZE: usize>(data: &[u8], out: &mut [f32], convert: impl Fn([u8; SIZE]) -> f32) {
+    for (x, bytes) in out.iter_mut().zip(data.as_chunks::<SIZE>().0) {
+        *x = convert(*bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +85,10 @@ mod tests {
         assert_eq!(view(Dtype::BF16, &bf16::from_f32(-2.5).to_le_bytes()).to_f32().unwrap(), [-2.5]);
         assert_eq!(view(Dtype::F16, &f16::from_f32(0.25).to_le_bytes()).to_f32().unwrap(), [0.25]);
         assert_eq!(view(Dtype::F64, &3.0f64.to_le_bytes()).to_f32().unwrap(), [3.0]);
+        let three: Vec<u8> = [1.0, 2.0, 3.0].iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
+        let mut last = [0.0; 2];
+        view(Dtype::BF16, &three).read_f32(1, &mut last).unwrap();
+        assert_eq!(last, [2.0, 3.0]);
         assert_eq!(view(Dtype::I64, &(-7i64).to_le_bytes()).to_i64().unwrap(), [-7]);
         assert_eq!(view(Dtype::I8, &[0xff]).to_i64().unwrap(), [-1]);
         assert!(view(Dtype::U8, &[1]).to_f32().is_err());

@@ -14,6 +14,7 @@ use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::{EvalOptions, Scorer};
 use crate::model::tokenizer::Tokenizer;
+use crate::ops::kernel_path::ComputeDtype;
 use crate::record::score::ScoreRequest;
 use crate::record::{Failure, FailureClass};
 use crate::release::prepare;
@@ -76,6 +77,9 @@ struct Score {
     /// Only the first N items of each task.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// What linear layers multiply; bf16 is faster.
+    #[arg(long, value_parser = super::dtype_parser(), default_value = "f32")]
+    dtype: ComputeDtype,
     /// Requests at once, over an endpoint.
     #[arg(long, value_name = "N", default_value_t = 64)]
     concurrency: usize,
@@ -126,7 +130,9 @@ fn score(arguments: &Score, settings: &Settings) -> Result<BenchReport, Failure>
         Box::new(EndpointScorer::connect(&options, None)?)
     } else {
         let checkpoint = Checkpoint::open(&model.dir)?;
-        let engine = Engine::load(&checkpoint, &EngineOptions::new(settings.threads.clone()))?;
+        let options =
+            EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
+        let engine = Engine::load(&checkpoint, &options)?;
         Box::new(LocalScorer::new(Arc::new(engine)))
     };
     let options = EvalOptions { limit: arguments.limit, ..EvalOptions::new(scorer.max_len()) };

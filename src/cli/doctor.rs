@@ -10,6 +10,7 @@ use crate::base::threads::Threads;
 use crate::base::units::human_bytes;
 use crate::device::{self, DeviceReport};
 use crate::engine;
+use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
 use crate::record::provenance::{GIT_HASH, TOOL_VERSION};
 
@@ -70,7 +71,7 @@ fn gather(settings: &Settings) -> Report {
     Report {
         version: TOOL_VERSION.to_owned(),
         git_hash: GIT_HASH.to_owned(),
-        kernel_path: engine::kernel_path().to_owned(),
+        kernel_path: engine::kernel_path(ComputeDtype::F32).to_owned(),
         threads: settings.threads.clone(),
         device: device::report(),
         cache_writable: std::fs::create_dir_all(&cache_dir).is_ok()

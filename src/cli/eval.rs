@@ -20,6 +20,7 @@ use crate::eval::{self, EvalOptions, OutputInfo, PreparedTask, Scorer};
 use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::gate;
 use crate::model::tokenizer::Tokenizer;
+use crate::ops::kernel_path::ComputeDtype;
 use crate::record::eval::{EvalRecord, Metric};
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::release::score_units::{EvalJob, OpenJournal};
@@ -70,6 +71,9 @@ pub(super) struct Arguments {
     /// Directory of local evaluation data.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// What linear layers multiply; bf16 is faster.
+    #[arg(long, value_parser = super::dtype_parser(), default_value = "f32", conflicts_with = "endpoint")]
+    dtype: ComputeDtype,
     /// New tokens of one forward pass of the built-in engine.
     #[arg(long, value_name = "N", conflicts_with = "endpoint", value_parser = clap::value_parser!(u64).range(1..))]
     batch_tokens: Option<u64>,
@@ -102,7 +106,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         announce(task, arguments.show_prompts);
     }
     let engine = match &arguments.endpoint {
-        None => ArmEngine::Local,
+        None => ArmEngine::Local { dtype: arguments.dtype },
         Some(url) => ArmEngine::Endpoint { url: url.clone(), api_key: None },
     };
     let digest = checkpoint.digest()?;
@@ -153,7 +157,8 @@ fn scorer(
     provenance: &Provenance,
 ) -> Result<(Arc<dyn Scorer>, Option<Digest>), Failure> {
     let Some(url) = &arguments.endpoint else {
-        let mut options = EngineOptions::new(settings.threads.clone());
+        let mut options =
+            EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
         options.max_batched_tokens =
             arguments.batch_tokens.map_or(options.max_batched_tokens, |n| n as usize);
         let engine = Engine::load(checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());

@@ -29,6 +29,7 @@ use crate::base::progress::{self, Verbosity};
 use crate::base::threads::{self, Threads};
 use crate::exec::{Executor, Graph, RunSummary};
 use crate::gate::Policy;
+use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
 use crate::record::engine::EngineSupport;
 use crate::record::scan::TensorError;
@@ -200,6 +201,14 @@ fn policy_parser() -> impl TypedValueParser<Value = Policy> {
     PossibleValuesParser::new(["certify", "threshold"]).map(|name| match name.as_str() {
         "threshold" => Policy::Threshold,
         _ => Policy::Certify,
+    })
+}
+
+/// `f32` or `bf16`.
+fn dtype_parser() -> impl TypedValueParser<Value = ComputeDtype> {
+    PossibleValuesParser::new(["f32", "bf16"]).map(|name| match name.as_str() {
+        "bf16" => ComputeDtype::Bf16,
+        _ => ComputeDtype::F32,
     })
 }
 

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Settings, output};
 use crate::base::progress;
+use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
 use crate::record::verdict::exit_code;
 use crate::release::config::{ConfigFile, EngineConfig, Policy};
@@ -37,8 +38,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Continue a run.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "endpoint", "no_early_stop", "noise_floor"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "dtype", "endpoint", "no_early_stop", "noise_floor"])]
     resume: Option<PathBuf>,
+    /// What the built-in engine's linear layers multiply; bf16 is faster [default: f32].
+    #[arg(long, value_parser = super::dtype_parser())]
+    dtype: Option<ComputeDtype>,
     /// OpenAI-compatible endpoint that serves the candidate.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -109,6 +113,7 @@ fn typed_config(arguments: &Arguments) -> Result<ConfigFile, Failure> {
         data: arguments.data.clone(),
         policy: arguments.policy,
         limit: arguments.limit,
+        dtype: arguments.dtype,
         noise_floor: arguments.noise_floor.then_some(true),
         early_stop: arguments.no_early_stop.then_some(false),
         engine: arguments

@@ -11,6 +11,7 @@ use crate::base::{env_vars, interrupt, progress};
 use crate::checkpoint::{Checkpoint, source};
 use crate::engine::{Engine, EngineOptions};
 use crate::model::tokenizer::Tokenizer;
+use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
 use crate::serve::{Server, ServerOptions};
 
@@ -39,6 +40,9 @@ pub(super) struct Arguments {
     /// How long a shutdown waits for requests in flight.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_timeout: u32,
+    /// What linear layers multiply; bf16 is faster.
+    #[arg(long, value_parser = super::dtype_parser(), default_value = "f32")]
+    dtype: ComputeDtype,
     /// Origin whose pages may read answers; may be given several times, * means all.
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
@@ -49,8 +53,8 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
     let model = source::resolve(&arguments.model, &env_vars::cache_dir())?;
     let checkpoint = Checkpoint::open(&model.dir)?;
     let tokenizer = Arc::new(Tokenizer::load(&model.dir)?);
-    let engine = Engine::load(&checkpoint, &EngineOptions::new(settings.threads.clone()))?
-        .with_tokenizer_digest(tokenizer.digest().clone());
+    let options = EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
+    let engine = Engine::load(&checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
     let options = ServerOptions {
         host: arguments.host,
         port: arguments.port,

@@ -4,6 +4,7 @@ pub mod error;
 mod generator;
 mod pages;
 mod plan;
+mod prefix_cache;
 mod run;
 mod sampling;
 mod score;

@@ -3,8 +3,11 @@
 //! Requests are visited in lexicographic order of their inputs, so that each shares its longest common prefix with its
 //! predecessor. Its new rows branch off the predecessor's path, which thereby becomes the tree's current path; a
 //! request whose input is its predecessor's gets its answer from the same row. Where a batch ends inside a shared
-//! prefix, the prefix's keys and values stay in the cache for the next batch.
+//! prefix, the prefix's keys and values stay in the cache ([`super::prefix_cache`]) for the next batch, and so does the
+//! context of the last request of a call for the next call.
 
+use super::pages::{PAGE, Page, segments};
+use super::prefix_cache::PrefixCache;
 use crate::model::{RaggedBatch, Stored};
 use crate::ops::attention::{Segment, Sequence, Source, tiles_for};
 
@@ -40,6 +43,8 @@ pub(super) struct PlannedBatch {
     pub slots: Vec<(usize, usize)>,
     /// Requests answered by this batch.
     pub requests: usize,
+    /// Pages of the cache that it reads.
+    held: Vec<Page>,
 }
 
 /// Hands out the requests in batches.
@@ -47,8 +52,10 @@ pub(super) struct Planner<'a> {
     requests: &'a [PlanRequest<'a>],
     order: Vec<usize>,
     next: usize,
-    /// Leading tokens of the next request that the cache holds.
-    cached: usize,
+    /// Whether these are inputs of the long kind.
+    long: bool,
+    /// Pages of the cache that hold the beginning of the next request.
+    held: Vec<Page>,
 }
 
 /// A piece of the current path.
@@ -63,29 +70,31 @@ struct Piece {
 struct Filling {
     batch: RaggedBatch,
     path: Vec<Piece>,
+    /// Pages that the path began with.
+    pages: Vec<Page>,
+    /// Pages that the batch reads.
+    held: Vec<Page>,
     tiles: usize,
     /// (row, target, request, which of its scored tokens).
     wanted: Vec<(usize, u32, usize, usize)>,
 }
 
 impl<'a> Planner<'a> {
-    pub fn new(requests: &'a [PlanRequest<'a>]) -> Self {
+    pub fn new(requests: &'a [PlanRequest<'a>], long: bool) -> Self {
         let mut order: Vec<usize> = (0..requests.len()).collect();
         order.sort_by_key(|i| (requests[*i].input(), *i));
-        Self { requests, order, next: 0, cached: 0 }
+        Self { requests, order, next: 0, long, held: Vec::new() }
     }
 
-    /// The next batch: as many requests as fit `max_rows` new rows, at least one.
-    pub fn next_batch(&mut self, max_rows: usize) -> Option<PlannedBatch> {
+    /// The next batch: as many requests as fit `max_rows` new rows, at least one. Pages that it reads stay in the cache
+    /// until [`Self::done`].
+    pub fn next_batch(&mut self, max_rows: usize, cache: &mut PrefixCache) -> Option<PlannedBatch> {
         let begin = self.next;
         let mut filling = Filling::default();
-        if self.cached > 0 {
-            let segment = Segment { source: Source::Cache, first_tile: 0, first_row: 0, len: self.cached };
-            filling.path.push(Piece { segment, start: 0 });
-        }
+        filling.hold(std::mem::take(&mut self.held));
         while let Some(index) = self.order.get(self.next).copied() {
             let request = self.requests[index];
-            let mut shared = self.cached;
+            let mut shared = filling.cached();
             if self.next > begin {
                 shared = common_prefix(self.requests[self.order[self.next - 1]].input(), request.input());
                 // The cache has keys and values, but no hidden states to score from.
@@ -93,30 +102,62 @@ impl<'a> Planner<'a> {
                     shared = request.first_scored();
                 }
             }
-            let new = request.input().len() - shared;
+            let found = cache.find(self.long, &request.input()[..request.first_scored()]);
+            let is_better = found.len() * PAGE > shared;
+            let new = request.input().len() - shared.max(found.len() * PAGE);
             if self.next > begin && filling.batch.tokens.len() + new > max_rows {
+                cache.release(&found);
                 break;
+            }
+            if is_better {
+                shared = found.len() * PAGE;
+                filling.hold(found);
+            } else {
+                cache.release(&found);
             }
             filling.add(index, request, shared);
             self.next += 1;
         }
         if self.next == begin {
+            cache.release(&filling.held);
             return None;
         }
-        self.cached = 0;
-        if let Some(following) = self.order.get(self.next) {
-            let (last, following) = (self.requests[self.order[self.next - 1]], self.requests[*following]);
-            self.cached = common_prefix(last.input(), following.input()).min(following.first_scored());
-        }
-        filling.batch.stored = filling.keep(self.cached);
+        let last = self.requests[self.order[self.next - 1]];
+        let following = self.order.get(self.next).map(|i| self.requests[*i]);
+        // Without a next request there may be one in a later call.
+        let kept = following.map_or(last.first_scored(), |following| {
+            common_prefix(last.input(), following.input()).min(following.first_scored())
+        });
+        let (held, stored) = filling.keep(&last.input()[..kept], self.long, cache);
+        self.held = held;
+        filling.batch.stored = stored;
+        filling.batch.long = self.long;
         Some(filling.finish(self.next - begin))
+    }
+
+    /// The batch was computed: pages that only it read may go.
+    pub fn done(planned: &PlannedBatch, cache: &mut PrefixCache) {
+        cache.release(&planned.held);
     }
 }
 
 impl Filling {
+    /// The path begins with these pages of the cache.
+    fn hold(&mut self, pages: Vec<Page>) {
+        self.path.clear();
+        let mut start = 0;
+        for segment in segments(&pages) {
+            self.path.push(Piece { segment, start });
+            start += segment.len;
+        }
+        self.held.extend_from_slice(&pages);
+        self.pages = pages;
+    }
+
     /// How much of the path lies in the cache.
     fn cached(&self) -> usize {
-        self.path.first().filter(|p| p.segment.source == Source::Cache).map_or(0, |p| p.segment.len)
+        let cached = self.path.iter().take_while(|p| p.segment.source == Source::Cache);
+        cached.map(|p| p.segment.len).sum()
     }
 
     /// Branches off the current path after `shared` tokens.
@@ -161,14 +202,25 @@ impl Filling {
         }
     }
 
-    /// Rows of the path's first `len` positions that the cache does not hold yet; slots are positions.
-    fn keep(&self, len: usize) -> Vec<Stored> {
-        let stored = |p: &Piece| Stored {
-            rows: p.segment.first_row..p.segment.first_row + p.segment.len.min(len - p.start),
-            first_slot: p.start,
-        };
-        let new = self.path.iter().filter(|p| p.segment.source == Source::Batch && p.start < len);
-        new.map(stored).collect()
+    /// Pages for the path's first tokens, and the rows that they are to store.
+    fn keep(&self, tokens: &[u32], long: bool, cache: &mut PrefixCache) -> (Vec<Page>, Vec<Stored>) {
+        let cached = self.cached().min(tokens.len());
+        let (pages, wanted) = cache.keep(long, tokens, &self.pages, cached);
+        // Offsets from `cached` on, as rows of the pieces that hold them.
+        let rows = self.path.iter().filter(|p| p.segment.source == Source::Batch);
+        let stored = rows.flat_map(|piece| {
+            let of_piece = piece.start..piece.start + piece.segment.len;
+            wanted.iter().filter_map(move |stored| {
+                let positions = stored.rows.start + cached..stored.rows.end + cached;
+                let both = of_piece.start.max(positions.start)..of_piece.end.min(positions.end);
+                (both.start < both.end).then(|| Stored {
+                    rows: piece.segment.first_row + both.start - piece.start
+                        ..piece.segment.first_row + both.end - piece.start,
+                    first_slot: stored.first_slot + both.start - positions.start,
+                })
+            })
+        });
+        (pages, stored.collect())
     }
 
     fn finish(mut self, requests: usize) -> PlannedBatch {
@@ -179,6 +231,7 @@ impl Filling {
             offsets: Vec::new(),
             slots: Vec::with_capacity(self.wanted.len()),
             requests,
+            held: self.held,
         };
         for (row, target, request, slot) in self.wanted {
             if planned.batch.logit_rows.last() != Some(&row) {
@@ -202,12 +255,41 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::KvCache;
+    use crate::ops::attention::HeadShape;
+    use crate::ops::buffer::Buffer;
 
-    fn plan(requests: &[(Vec<u32>, usize)], max_rows: usize) -> Vec<PlannedBatch> {
+    /// Room for a few pages only, so that some are taken back.
+    fn cache(pages: usize) -> PrefixCache {
+        let kv = KvCache::new(HeadShape { heads: 1, kv_heads: 1, head_dim: 1 }, 1);
+        let bytes = pages * PAGE * kv.slot_bytes();
+        PrefixCache::new(kv, bytes)
+    }
+
+    fn plan_with(
+        requests: &[(Vec<u32>, usize)],
+        max_rows: usize,
+        cache: &mut PrefixCache,
+        each: &mut dyn FnMut(PlannedBatch, &mut PrefixCache) -> Result<(), TestCaseError>,
+    ) -> Result<(), TestCaseError> {
         let requests: Vec<PlanRequest<'_>> =
             requests.iter().map(|(tokens, c)| PlanRequest { tokens, context_len: *c }).collect();
-        let mut planner = Planner::new(&requests);
-        std::iter::from_fn(|| planner.next_batch(max_rows)).collect()
+        let mut planner = Planner::new(&requests, false);
+        while let Some(planned) = planner.next_batch(max_rows, cache) {
+            Planner::done(&planned, cache);
+            each(planned, cache)?;
+        }
+        Ok(())
+    }
+
+    fn plan(requests: &[(Vec<u32>, usize)], max_rows: usize) -> Vec<PlannedBatch> {
+        let mut batches = Vec::new();
+        let mut each = |planned, _: &mut PrefixCache| {
+            batches.push(planned);
+            Ok(())
+        };
+        plan_with(requests, max_rows, &mut cache(100), &mut each).unwrap();
+        batches
     }
 
     #[test]
@@ -235,21 +317,48 @@ mod tests {
         assert!(batches.len() > 1);
         assert_eq!(rows, 50 + 10 * 3);
         assert_eq!(batches[1].batch.segments[0].source, Source::Cache);
-        assert_eq!(batches[0].batch.stored, [Stored { rows: 0..50, first_slot: 0 }]);
+        let stored = [Stored { rows: 0..32, first_slot: 0 }, Stored { rows: 32..50, first_slot: 32 }];
+        assert_eq!(batches[0].batch.stored, stored);
     }
 
-    /// Follows every planned batch by hand and compares each scored row's path with the request's tokens.
-    fn check(requests: &[(Vec<u32>, usize)], max_rows: usize) -> Result<(), TestCaseError> {
-        let mut cache: Vec<u32> = Vec::new();
+    #[test]
+    fn a_context_is_known_to_the_next_call() {
+        let context: Vec<u32> = (0..70).collect();
+        let request = |last: u32| vec![([context.clone(), vec![last, 7]].concat(), 70)];
+        let mut cache = cache(10);
+        let mut rows = Vec::new();
+        for last in [100, 101, 102] {
+            let mut each = |planned: PlannedBatch, _: &mut PrefixCache| {
+                rows.push(planned.batch.tokens.len());
+                Ok(())
+            };
+            plan_with(&request(last), 100, &mut cache, &mut each).unwrap();
+        }
+        // Two full pages.
+        assert_eq!(rows, [71, 71 - 64, 71 - 64]);
+    }
+
+    /// Follows every planned batch by hand and compares each scored row's path with the request's tokens. The key of a
+    /// token is the token, so what lies in the cache is what pages hold.
+    fn check(
+        requests: &[(Vec<u32>, usize)],
+        max_rows: usize,
+        cache: &mut PrefixCache,
+    ) -> Result<(), TestCaseError> {
         let mut answered = vec![Vec::new(); requests.len()];
-        for planned in plan(requests, max_rows) {
+        let mut each = |planned: PlannedBatch, cache: &mut PrefixCache| {
             let batch = &planned.batch;
             let mut paths: Vec<Vec<u32>> = vec![Vec::new(); batch.tokens.len()];
             for sequence in &batch.sequences {
                 let mut path = Vec::new();
                 for segment in &batch.segments[sequence.segments.clone()] {
-                    let source = if segment.source == Source::Cache { &cache } else { &batch.tokens };
-                    path.extend_from_slice(&source[segment.first_row..][..segment.len]);
+                    let rows = segment.first_row..segment.first_row + segment.len;
+                    match segment.source {
+                        Source::Cache => {
+                            path.extend(cache.kv.layer(0).values[rows].iter().map(|x| *x as u32));
+                        }
+                        Source::Batch => path.extend_from_slice(&batch.tokens[rows]),
+                    }
                 }
                 prop_assert_eq!(path.len(), sequence.first_position + sequence.rows.len());
                 for (i, row) in sequence.rows.clone().enumerate() {
@@ -266,11 +375,14 @@ mod tests {
                     answered[request].push(slot);
                 }
             }
-            for stored in &batch.stored {
-                cache.truncate(stored.first_slot);
-                cache.extend_from_slice(&batch.tokens[stored.rows.clone()]);
+            let mut qkv = Buffer::zeros(batch.tokens.len() * 3);
+            for (row, token) in qkv.chunks_exact_mut(3).zip(&batch.tokens) {
+                row.fill(*token as f32);
             }
-        }
+            cache.kv.update(0, &qkv, &batch.stored);
+            Ok(())
+        };
+        plan_with(requests, max_rows, cache, &mut each)?;
         for (slots, (tokens, context_len)) in answered.iter_mut().zip(requests) {
             slots.sort_unstable();
             prop_assert_eq!(&*slots, &(0..tokens.len() - context_len).collect::<Vec<_>>());
@@ -278,16 +390,26 @@ mod tests {
         Ok(())
     }
 
+    /// Tokens that often agree for longer than a page.
+    fn requests() -> impl Strategy<Value = Vec<(Vec<u32>, usize)>> {
+        let run = (0u32..2, 1usize..40).prop_map(|(token, len)| vec![token; len]);
+        let tokens = proptest::collection::vec(run, 2..6).prop_map(|runs| runs.concat());
+        let request = (tokens, 0usize..200).prop_map(|(t, c)| {
+            let n = t.len();
+            (t, 1 + c % (n - 1))
+        });
+        proptest::collection::vec(request, 1..20)
+    }
+
     proptest! {
+        /// In two calls with one cache, of which the second finds what the first left.
         #[test]
         fn every_scored_token_gets_its_own_path(
-            requests in proptest::collection::vec(
-                (proptest::collection::vec(0u32..3, 2..12), 0usize..100), 1..30),
-            max_rows in 1usize..40,
+            first in requests(), second in requests(), max_rows in 1usize..80, pages in 1usize..12,
         ) {
-            let requests: Vec<_> =
-                requests.into_iter().map(|(t, c)| { let n = t.len(); (t, 1 + c % (n - 1)) }).collect();
-            check(&requests, max_rows)?;
+            let mut cache = cache(pages);
+            check(&first, max_rows, &mut cache)?;
+            check(&second, max_rows, &mut cache)?;
         }
     }
 }

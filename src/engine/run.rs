@@ -1,32 +1,47 @@
 //! The engine: a loaded model, its worker threads and its identity.
 
+use std::sync::Mutex;
+
 use crate::base::digest::Digest;
 use crate::base::threads::Threads;
 use crate::checkpoint::Checkpoint;
 use crate::model::{Decoder, ModelConfig};
-use crate::ops::kernel_path::KernelPath;
+use crate::ops::kernel_path::{ComputeDtype, KernelPath};
 use crate::record::provenance::{GIT_HASH, TOOL_VERSION};
 use crate::record::score::{EngineIdentity, ScoreRequest};
 
 use super::error::{EngineError, RequestError};
+use super::prefix_cache::PrefixCache;
 
-/// How the engine runs; results do not depend on it.
+/// How the engine runs; results do not depend on threads and batch size.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
     /// Worker threads.
     pub threads: Threads,
+    /// What linear layers multiply; results depend on it, and the kernel path's name says so.
+    pub dtype: ComputeDtype,
     /// New rows of one forward pass; a longer single request still runs in one pass.
     pub max_batched_tokens: usize,
+    /// Memory of the keys and values that are kept for prompts of later calls.
+    pub prefix_cache_bytes: usize,
 }
+
+/// Default of `prefix_cache_bytes`: the header of a few tasks, or the contexts of many requests, of a small model.
+const PREFIX_CACHE_BYTES: usize = 256 << 20;
 
 /// Default of `max_batched_tokens`: enough rows for every kernel's full speed; more leave the caches (a 3 M model scores
 /// 5 % slower at 4096).
 pub const MAX_BATCHED_TOKENS: usize = 1024;
 
 impl EngineOptions {
-    /// The default batch size on these threads.
+    /// The default batch size on these threads, in f32.
     pub fn new(threads: Threads) -> Self {
-        Self { threads, max_batched_tokens: MAX_BATCHED_TOKENS }
+        Self {
+            threads,
+            dtype: ComputeDtype::F32,
+            max_batched_tokens: MAX_BATCHED_TOKENS,
+            prefix_cache_bytes: PREFIX_CACHE_BYTES,
+        }
     }
 }
 
@@ -35,16 +50,18 @@ pub struct Engine {
     pub(super) decoder: Decoder,
     pub(super) pool: rayon::ThreadPool,
     pub(super) max_batched_tokens: usize,
+    pub(super) prefixes: Mutex<PrefixCache>,
+    prefix_cache_bytes: usize,
     identity: EngineIdentity,
 }
 
 impl Engine {
     /// Loads a checkpoint, quantized or not, for the best kernels of this machine.
     pub fn load(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<Self, EngineError> {
-        Self::load_with(checkpoint, options, KernelPath::detect())
+        Self::load_with(checkpoint, options, KernelPath::best(options.dtype))
     }
 
-    /// Loads a checkpoint for the given kernels.
+    /// Loads a checkpoint for the given kernels, which decide what linear layers multiply.
     pub fn load_with(
         checkpoint: &Checkpoint,
         options: &EngineOptions,
@@ -66,7 +83,15 @@ impl Engine {
             identity_proven: true,
             tokenizer_digest: None,
         };
-        Ok(Self { decoder, pool, max_batched_tokens: options.max_batched_tokens.max(1), identity })
+        let prefix_cache_bytes = options.prefix_cache_bytes;
+        let prefixes = Mutex::new(PrefixCache::new(decoder.new_cache(), prefix_cache_bytes));
+        let max_batched_tokens = options.max_batched_tokens.max(1);
+        Ok(Self { decoder, pool, max_batched_tokens, prefixes, prefix_cache_bytes, identity })
+    }
+
+    /// An empty cache of the allowed size.
+    pub(super) fn new_prefix_cache(&self) -> PrefixCache {
+        PrefixCache::new(self.decoder.new_cache(), self.prefix_cache_bytes)
     }
 
     /// Records the tokenizer that made the requests.

@@ -139,23 +139,31 @@ impl Engine {
         let is_long = |i: &usize| self.config().is_long_input(requests[*i].input().len());
         let (long, short): (Vec<usize>, Vec<usize>) = (0..requests.len()).partition(is_long);
         let (mut done, mut computed) = (0, 0);
+        // One call at a time has the cache of former calls; another that runs meanwhile starts with its own.
+        let mut own;
+        let mut kept = self.prefixes.try_lock().ok();
+        let cache = if let Some(cache) = kept.as_deref_mut() {
+            cache
+        } else {
+            own = self.new_prefix_cache();
+            &mut own
+        };
         self.pool.install(|| {
             for (indices, long) in [(short, false), (long, true)] {
                 let planned: Vec<PlanRequest<'_>> = indices.iter().map(|i| requests[*i]).collect();
-                let mut planner = Planner::new(&planned);
-                let mut cache = self.decoder.new_cache();
+                let mut planner = Planner::new(&planned, long);
                 let mut work = Workspace::default();
-                while let Some(mut planned) = planner.next_batch(self.max_batched_tokens) {
-                    planned.batch.long = long;
+                while let Some(planned) = planner.next_batch(self.max_batched_tokens, cache) {
                     self.answer(
                         &planned,
-                        &mut cache,
+                        &mut cache.kv,
                         &mut work,
                         top_n,
                         &mut |request, slot, row, token, logit| {
                             each(indices[request], slot, row, token, logit);
                         },
                     );
+                    Planner::done(&planned, cache);
                     computed += planned.batch.tokens.len();
                     done += planned.requests;
                     progress(done);

@@ -14,14 +14,15 @@ use super::linear::LinearGroup;
 use super::rope::Rope;
 use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
-use crate::ops::activation_quant;
 use crate::ops::attention::{self, HeadShape, Scores, Segment, Sequence};
 use crate::ops::buffer::Buffer;
 use crate::ops::elementary;
 use crate::ops::kernel_path::KernelPath;
 use crate::ops::log_softmax::{HeadQuery, HeadRow, log_softmax};
-use crate::ops::rms_norm::{residual, rms_norm, rms_norm_parts};
+use crate::ops::packed::PackedMatrix;
+use crate::ops::rms_norm::{residual, rms_norm, rms_norm_parts, rms_norm_rounded};
 use crate::ops::rope::{RopeTable, RotatedHeads, rope};
+use crate::ops::unit_rows::RoundedRows;
 
 /// A loaded model.
 pub struct Decoder {
@@ -29,7 +30,7 @@ pub struct Decoder {
     path: KernelPath,
     heads: HeadShape,
     /// \[V, hidden\], or `None` when rows come from the head.
-    embedding: Option<Vec<f32>>,
+    embedding: Option<PackedMatrix>,
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: LinearGroup,
@@ -76,22 +77,9 @@ impl Decoder {
     /// Loads every tensor of the checkpoint.
     pub fn load(checkpoint: &Checkpoint, path: KernelPath) -> Result<Self, ModelError> {
         let config = ModelConfig::parse(checkpoint.config())?;
-        let weights = Weights::new(checkpoint)?;
-        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-        let table = weights.tensor("model.embed_tokens.weight", &[vocab, hidden])?;
-        // A stored head beside a tied embedding: transformers 5 uses it where it differs, others do not.
-        let stored = "lm_head.weight";
-        if config.tie_word_embeddings
-            && weights.has(stored)
-            && weights.tensor(stored, &[vocab, hidden])? != table
-        {
-            return Err(ModelError::StoredHead);
-        }
-        let (embedding, head) = if config.tie_word_embeddings {
-            (None, LinearGroup::dense("lm_head", &table, hidden))
-        } else {
-            (Some(table), LinearGroup::load(&weights, &[("lm_head".to_owned(), vocab)], hidden, false)?)
-        };
+        let weights = Weights::new(checkpoint, path.dtype())?;
+        let hidden = config.hidden_size;
+        let (embedding, head) = embedding_and_head(&weights, &config)?;
         let layers = (0..config.layers.len()).map(|i| Layer::load(&weights, &config, i));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         let norm = norm_weight(&weights, &config, "model.norm", hidden)?;
@@ -145,8 +133,10 @@ impl Decoder {
         self.embed(&batch.tokens, &mut work.x);
         let tables = self.rope_tables(batch);
         for (i, layer) in self.layers.iter().enumerate() {
-            self.enter(layer.attention_norms.pre.as_deref(), i > 0, rows, work);
-            self.attend(i, batch, &tables, cache, work);
+            let takes_rounded = layer.qkv.takes_rounded();
+            let x = self.enter(layer.attention_norms.pre.as_deref(), i > 0, takes_rounded, rows, work);
+            let is_last = i + 1 == self.layers.len();
+            let attended = self.attend(i, x.as_ref(), !is_last, batch, &tables, cache, work);
             if i + 1 == self.layers.len() {
                 // Nobody reads the other rows from here on.
                 let width = self.heads.heads * self.heads.head_dim;
@@ -154,37 +144,34 @@ impl Decoder {
                 compact(&mut work.attended, width, &batch.logit_rows);
                 rows = batch.logit_rows.len();
             }
-            layer.output.forward(self.path, &work.attended, rows, &mut work.quantized, &mut work.y);
+            match &attended {
+                Some(x) => layer.output.forward_rounded(self.path, x, rows, &mut work.y),
+                None => {
+                    layer.output.forward(self.path, &work.attended, rows, &mut work.quantized, &mut work.y);
+                }
+            }
             self.leave(&layer.attention_norms, rows, work);
-            self.enter(layer.mlp_norms.pre.as_deref(), true, rows, work);
-            self.feed_forward(&layer.mlp, rows, work);
+            let takes_rounded = matches!(&layer.mlp, Mlp::Dense(mlp) if mlp.takes_rounded());
+            let x = self.enter(layer.mlp_norms.pre.as_deref(), true, takes_rounded, rows, work);
+            self.feed_forward(&layer.mlp, x.as_ref(), rows, work);
             self.leave(&layer.mlp_norms, rows, work);
         }
-        self.enter(Some(&self.norm), true, rows, work);
+        self.enter(Some(&self.norm), true, false, rows, work);
         work.h[..rows * hidden].to_vec()
     }
 
     /// Log-probabilities at rows of hidden states \[R, hidden\].
     pub fn log_softmax(&self, hidden: &[f32], query: &HeadQuery<'_>) -> (Vec<HeadRow>, Vec<f32>) {
         let (matrix, input) = self.head.single();
-        match input {
-            None => log_softmax(self.path, hidden, matrix, self.config.logit_map, query),
-            Some(kind) => {
-                let mut quantized = vec![0.0; hidden.len()];
-                activation_quant::fake_quantize(self.path, kind, hidden, matrix.k(), &mut quantized);
-                log_softmax(self.path, &quantized, matrix, self.config.logit_map, query)
-            }
-        }
+        log_softmax(self.path, hidden, matrix, input, self.config.logit_map, query)
     }
 
     /// x \[T, hidden\] ← embedding rows.
     fn embed(&self, tokens: &[u32], x: &mut [f32]) {
         let hidden = self.config.hidden_size;
         for (token, row) in tokens.iter().zip(x.chunks_exact_mut(hidden)) {
-            match &self.embedding {
-                Some(table) => row.copy_from_slice(&table[*token as usize * hidden..][..hidden]),
-                None => self.head.single().0.copy_row(*token as usize, row),
-            }
+            let table = self.embedding.as_ref().unwrap_or_else(|| self.head.single().0);
+            table.copy_row(*token as usize, row);
             if self.config.embedding_scale != 1.0 {
                 elementary::scale(self.path, row, self.config.embedding_scale);
             }
@@ -201,9 +188,16 @@ impl Decoder {
         self.config.ropes.iter().map(table).collect()
     }
 
-    /// x ← x + y of the block before, if there is one, and the normalized x to `work.h`. The sum is taken in the pass
-    /// that reads x anyway, unless it is scaled.
-    fn enter(&self, norm: Option<&[f32]>, add: bool, rows: usize, work: &mut Workspace) {
+    /// x ← x + y of the block before, if there is one, and the normalized x to `work.h`, or rounded for the next product.
+    /// The sum is taken in the pass that reads x anyway, unless it is scaled.
+    fn enter(
+        &self,
+        norm: Option<&[f32]>,
+        add: bool,
+        rounded: bool,
+        rows: usize,
+        work: &mut Workspace,
+    ) -> Option<RoundedRows> {
         let (path, size) = (self.path, rows * self.config.hidden_size);
         let (x, h, scale) = (&mut work.x[..size], &mut work.h[..size], self.config.residual_scale);
         let mut y = add.then_some(&work.y[..size]);
@@ -212,9 +206,11 @@ impl Decoder {
             y = None;
         }
         match norm {
+            Some(w) if rounded => return Some(rms_norm_rounded(path, x, y, w, self.config.rms_norm_eps)),
             Some(w) => rms_norm(path, x, y, w, self.config.rms_norm_eps, h),
             None => h.copy_from_slice(x),
         }
+        None
     }
 
     /// Normalizes a block's output in `work.y` where the architecture does.
@@ -226,29 +222,37 @@ impl Decoder {
         }
     }
 
-    /// From `work.h` to `work.y`.
-    fn feed_forward(&self, mlp: &Mlp, rows: usize, work: &mut Workspace) {
+    /// From rounded rows, or `work.h`, to `work.y`.
+    fn feed_forward(&self, mlp: &Mlp, x: Option<&RoundedRows>, rows: usize, work: &mut Workspace) {
         let Workspace { h, y, gate_up, gated, quantized, experts, .. } = work;
         let (path, activation) = (self.path, self.config.activation);
         let mut room = MlpWork { path, activation, gate_up, gated, quantized };
-        match mlp {
-            Mlp::Dense(mlp) => mlp.forward(h, rows, &mut room, y),
-            Mlp::Experts(block) => block.forward(h, rows, experts, &mut room, y),
+        match (mlp, x) {
+            (Mlp::Dense(mlp), Some(x)) => mlp.forward_rounded(x, rows, path, activation, y),
+            (Mlp::Dense(mlp), None) => mlp.forward(h, rows, &mut room, y),
+            (Mlp::Experts(block), _) => block.forward(h, rows, experts, &mut room, y),
         }
     }
 
-    /// From `work.h` to `work.attended`, and the layer's share of the cache.
+    /// From rounded rows, or `work.h`, to `work.attended`, or rounded where the next product takes that and it may be;
+    /// and the layer's share of the cache.
+    #[expect(clippy::too_many_arguments, reason = "one step of the graph")]
     fn attend(
         &self,
         index: usize,
+        x: Option<&RoundedRows>,
+        may_round: bool,
         batch: &RaggedBatch,
         tables: &[RopeTable],
         cache: &mut KvCache,
         work: &mut Workspace,
-    ) {
+    ) -> Option<RoundedRows> {
         let (layer, shape, eps) = (&self.layers[index], self.heads, self.config.rms_norm_eps);
         let (rows, stride) = (batch.tokens.len(), shape.qkv_columns());
-        layer.qkv.forward(self.path, &work.h, rows, &mut work.quantized, &mut work.qkv);
+        match x {
+            Some(x) => layer.qkv.forward_rounded(self.path, x, rows, &mut work.qkv),
+            None => layer.qkv.forward(self.path, &work.h, rows, &mut work.quantized, &mut work.qkv),
+        }
         let qkv = &mut work.qkv[..rows * stride];
         if let Some([of_queries, of_keys]) = &layer.qk_norms {
             rms_norm_parts(self.path, qkv, stride, 0..shape.key_column(), of_queries, eps);
@@ -273,8 +277,14 @@ impl Decoder {
             sequences: &batch.sequences,
             segments: &batch.segments,
         };
-        attention::attention(self.path, &inputs, &mut work.attended);
+        let rounded = if may_round && layer.output.takes_rounded() && shape.head_dim.is_multiple_of(32) {
+            Some(attention::attention_rounded(self.path, &inputs))
+        } else {
+            attention::attention(self.path, &inputs, &mut work.attended);
+            None
+        };
         cache.update(index, &work.qkv, &batch.stored);
+        rounded
     }
 }
 
@@ -291,6 +301,30 @@ impl Workspace {
         self.gated.ensure(rows * inner);
         self.quantized.ensure(rows * hidden.max(inner).max(width));
     }
+}
+
+/// The embedding, unless the head is it, and the head.
+fn embedding_and_head(
+    weights: &Weights<'_>,
+    config: &ModelConfig,
+) -> Result<(Option<PackedMatrix>, LinearGroup), ModelError> {
+    let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+    let (embedding, stored) = ("model.embed_tokens.weight", "lm_head.weight");
+    let table = weights.rows(embedding, &[vocab, hidden], 0..vocab)?;
+    if !config.tie_word_embeddings {
+        let table = PackedMatrix::pack(weights.dtype(), &[&table], hidden)?;
+        return Ok((
+            Some(table),
+            LinearGroup::load(weights, &[("lm_head".to_owned(), vocab)], hidden, false)?,
+        ));
+    }
+    // A stored head beside a tied embedding: transformers 5 uses it where it differs, others do not.
+    if weights.has(stored)
+        && weights.tensor(stored, &[vocab, hidden])? != weights.tensor(embedding, &[vocab, hidden])?
+    {
+        return Err(ModelError::StoredHead);
+    }
+    Ok((None, LinearGroup::single_module("lm_head", weights.dtype(), &table, hidden)?))
 }
 
 /// Moves rows `rows` (ascending) of x \[T, k\] to its front.

@@ -179,13 +179,14 @@ fn load_stacked(
     hidden: usize,
 ) -> Result<Vec<GatedMlp>, ModelError> {
     let ExpertsConfig { count, width, .. } = *experts;
-    let gate_up = weights.tensor(&format!("{parent}.gate_up_proj"), &[count, 2 * width, hidden])?;
-    let down = weights.tensor(&format!("{parent}.down_proj"), &[count, hidden, width])?;
-    let pairs = gate_up.chunks_exact(2 * width * hidden).zip(down.chunks_exact(width * hidden)).enumerate();
-    Ok(pairs
-        .map(|(i, (gate_up, down))| GatedMlp {
-            gate_up: LinearGroup::dense(&format!("{parent}.{i}.gate_up_proj"), gate_up, hidden),
-            down: LinearGroup::dense(&format!("{parent}.{i}.down_proj"), down, width),
+    let module = |i: usize, part: &str, n: usize, k: usize| {
+        let rows = weights.rows(&format!("{parent}.{part}"), &[count, n, k], i * n..(i + 1) * n)?;
+        LinearGroup::single_module(&format!("{parent}.{i}.{part}"), weights.dtype(), &rows, k)
+    };
+    (0..count)
+        .map(|i| {
+            let gate_up = module(i, "gate_up_proj", 2 * width, hidden)?;
+            Ok(GatedMlp { gate_up, down: module(i, "down_proj", hidden, width)? })
         })
-        .collect())
+        .collect()
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::ops::attention::{HeadShape, KeysValues, tiles_for, write_key};
+use crate::ops::attention::{HeadShape, KeysValues, copy_key, tiles_for, write_key};
 use crate::ops::buffer::Buffer;
 
 /// Keys and values at slots 0.., for every layer.
@@ -61,6 +61,19 @@ impl KvCache {
             let row = &qkv[row * shape.qkv_columns()..][..shape.qkv_columns()];
             write_key(shape, keys, slot, &row[shape.key_column()..][..columns]);
             values[slot * columns..][..columns].copy_from_slice(&row[shape.value_column()..][..columns]);
+        }
+    }
+
+    /// Copies `len` slots of every layer.
+    pub fn copy(&mut self, from: usize, to: usize, len: usize) {
+        let (shape, columns) = (self.shape, self.columns());
+        for Layer { keys, values } in &mut self.layers {
+            grow(keys, tiles_for(to + len) * shape.tile_len());
+            grow(values, (to + len) * columns);
+            for i in 0..len {
+                copy_key(shape, keys, from + i, to + i);
+            }
+            values.copy_within(from * columns..(from + len) * columns, to * columns);
         }
     }
 }

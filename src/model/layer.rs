@@ -8,7 +8,9 @@ use super::experts::ExpertBlock;
 use super::linear::LinearGroup;
 use super::weights::Weights;
 use crate::ops::gated::{Activation, gated};
+use crate::ops::gated_product::{gated_product, is_gated_product};
 use crate::ops::kernel_path::KernelPath;
+use crate::ops::unit_rows::RoundedRows;
 
 /// A layer's weights.
 pub(super) struct Layer {
@@ -124,10 +126,40 @@ impl GatedMlp {
     /// y \[rows, hidden\] from x \[rows, hidden\].
     pub fn forward(&self, x: &[f32], rows: usize, work: &mut MlpWork<'_>, y: &mut [f32]) {
         let (path, inner) = (work.path, self.inner());
+        if self.takes_rounded() {
+            let k = self.gate_up.k();
+            let x = RoundedRows::new(path, rows, k, &|i, row| row.copy_from_slice(&x[i * k..][..k]));
+            self.forward_rounded(&x, rows, path, work.activation, y);
+            return;
+        }
         self.gate_up.forward(path, x, rows, work.quantized, work.gate_up);
         let gated_rows = &mut work.gated[..rows * inner];
         gated(path, work.activation, &work.gate_up[..2 * rows * inner], inner, gated_rows);
         self.down.forward(path, work.gated, rows, work.quantized, y);
+    }
+}
+
+impl GatedMlp {
+    /// Whether it can be computed from rounded rows without storing what lies between.
+    pub fn takes_rounded(&self) -> bool {
+        self.gate_up.plain().is_some_and(is_gated_product) && self.down.takes_rounded()
+    }
+
+    /// y \[rows, hidden\] from rounded x \[rows, hidden\].
+    ///
+    /// # Panics
+    /// Unless [`Self::takes_rounded`].
+    pub fn forward_rounded(
+        &self,
+        x: &RoundedRows,
+        rows: usize,
+        path: KernelPath,
+        activation: Activation,
+        y: &mut [f32],
+    ) {
+        let Some(gate_up) = self.gate_up.plain() else { unreachable!("checked by takes_rounded") };
+        let activated = gated_product(path, activation, x, rows, gate_up);
+        self.down.forward_rounded(path, &activated, rows, y);
     }
 }
 

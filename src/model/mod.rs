@@ -11,6 +11,7 @@ pub mod jinja;
 pub mod kv_cache;
 mod layer;
 pub mod linear;
+mod module_rows;
 pub mod rope;
 pub mod tokenizer;
 pub mod weights;

@@ -1,20 +1,23 @@
-//! Tensors of a checkpoint for the graph: found by name, checked against the expected shape, decoded to f32.
+//! Tensors of a checkpoint for the graph: found by name, checked against the expected shape, decoded row by row where
+//! they are weights of linear modules, else to f32.
 //!
 //! Plain and compressed checkpoints go the same way: `quantization_config` says which modules are quantized and how.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::error::ModelError;
+use super::module_rows::ModuleRows;
 use crate::checkpoint::declaration::{Declaration, Fp8};
 use crate::checkpoint::quant_args::{Amax, Dialect, Dynamic, QuantType, QuantizationArgs, Strategy};
 use crate::checkpoint::{Checkpoint, ConfigGroup, QuantizationConfig};
 use crate::dense::declared_dtype;
 use crate::ops::activation_quant::{ActivationElement, ActivationQuant};
-use crate::ops::dequantize::{StoredWeight, dense_weight};
+use crate::ops::dequantize::StoredWeight;
+use crate::ops::kernel_path::ComputeDtype;
 use crate::ops::scalar_scale;
 
 /// Tensors that a quantized module may have besides `weight`.
@@ -36,10 +39,10 @@ const IGNORED_SUFFIX: &str = "rotary_emb.inv_freq";
 /// How many names an error lists.
 const LISTED: usize = 8;
 
-/// The weight of a linear module as computed with: \[N, K\] row-major, dequantized, and how its input is quantized.
-pub struct LinearWeight {
-    /// \[N, K\].
-    pub data: Vec<f32>,
+/// The weight of a linear module, and how its input is quantized.
+pub struct LinearWeight<'a> {
+    /// Its rows.
+    pub rows: ModuleRows<'a>,
     /// Quantization of the module's input, if any.
     pub input: Option<ActivationQuant>,
 }
@@ -47,14 +50,15 @@ pub struct LinearWeight {
 /// A checkpoint being read into a graph, which notes what was used.
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
+    dtype: ComputeDtype,
     quantization: Option<QuantizationConfig>,
     fp8: Option<Fp8>,
     used: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Weights<'a> {
-    /// Reads from `checkpoint`.
-    pub fn new(checkpoint: &'a Checkpoint) -> Result<Self, ModelError> {
+    /// Reads from `checkpoint` for products of this type.
+    pub fn new(checkpoint: &'a Checkpoint, dtype: ComputeDtype) -> Result<Self, ModelError> {
         let (quantization, fp8) = match checkpoint.declaration()? {
             Some(Declaration::Groups(config)) => (Some(*config), None),
             Some(Declaration::Fp8(config)) => (None, Some(config)),
@@ -63,7 +67,12 @@ impl<'a> Weights<'a> {
         if let Some(scheme) = quantization.as_ref().and_then(|q| q.kv_cache_scheme.as_ref()) {
             return Err(ModelError::KvCache { found: scheme.to_string() });
         }
-        Ok(Self { checkpoint, quantization, fp8, used: RefCell::default() })
+        Ok(Self { checkpoint, dtype, quantization, fp8, used: RefCell::default() })
+    }
+
+    /// What linear layers multiply.
+    pub fn dtype(&self) -> ComputeDtype {
+        self.dtype
     }
 
     /// Whether there is a tensor of this name.
@@ -80,35 +89,53 @@ impl<'a> Weights<'a> {
     }
 
     /// The weight of the linear module `module`, quantized or not.
-    pub fn linear(&self, module: &str, n: usize, k: usize) -> Result<LinearWeight, ModelError> {
+    pub fn linear(&self, module: &str, n: usize, k: usize) -> Result<LinearWeight<'a>, ModelError> {
         if let Some(config) = &self.fp8
             && self.checkpoint.info(&format!("{module}.weight")).is_some_and(|t| t.dtype == Dtype::F8_E4M3)
         {
             return self.fp8_linear(module, config, [n, k]);
         }
         let Some(group) = self.quantization.as_ref().and_then(|q| q.scheme_for(module)) else {
-            let data = self.tensor(&format!("{module}.weight"), &[n, k])?;
-            return Ok(LinearWeight { data, input: None });
+            let rows = self.rows(&format!("{module}.weight"), &[n, k], 0..n)?;
+            return Ok(LinearWeight { rows, input: None });
         };
         let input = match &group.scheme.input_activations {
             Some(args) => Some(self.activation_quant(module, group, args, k)?),
             None => None,
         };
-        let mut weight = dense_weight(self.checkpoint, module, group)?;
-        check_shape(&format!("{module}.weight"), &[n, k], &weight.shape)?;
+        let stored = StoredWeight::declared(self.checkpoint, module, group)?;
+        check_shape(&format!("{module}.weight"), &[n, k], &stored.shape)?;
         self.used.borrow_mut().extend(QUANTIZED_TENSORS.iter().map(|t| format!("{module}.{t}")));
-        if input.is_none() && is_nvfp4(&group.scheme.weights) {
-            // With inputs left alone these weights are decompressed into the model's dtype: by compressed-tensors, and by
-            // the kernels of engines. Other weight-only schemes run in f32 there too.
-            let dtype = declared_dtype(self.checkpoint.config())?;
-            weight.data.par_iter_mut().for_each(|x| *x = dtype.round(*x));
-        }
-        Ok(LinearWeight { data: weight.data, input })
+        // With inputs left alone these weights are decompressed into the model's dtype: by compressed-tensors, and by
+        // the kernels of engines. Other weight-only schemes run in f32 there too.
+        let is_rounded = input.is_none() && is_nvfp4(&group.scheme.weights);
+        let rounded = is_rounded.then(|| declared_dtype(self.checkpoint.config())).transpose()?;
+        Ok(LinearWeight { rows: ModuleRows::stored(self.checkpoint, stored, rounded), input })
+    }
+
+    /// Rows `range` of an unquantized tensor, whose last dimension is the row.
+    pub fn rows(
+        &self,
+        name: &str,
+        shape: &[usize],
+        range: Range<usize>,
+    ) -> Result<ModuleRows<'a>, ModelError> {
+        let info = self.checkpoint.require(name)?;
+        check_shape(name, shape, &info.shape)?;
+        self.used.borrow_mut().insert(name.to_owned());
+        // Errors of the dtype come now.
+        self.checkpoint.require_f32_at(name, 0, &mut [])?;
+        Ok(ModuleRows::plain(self.checkpoint, name.to_owned(), *shape.last().unwrap_or(&1), range))
     }
 
     /// A DeepSeek-style module: inputs have one dynamic scale for each group of a token as wide as a block, else one for
     /// each token.
-    fn fp8_linear(&self, module: &str, config: &Fp8, shape: [usize; 2]) -> Result<LinearWeight, ModelError> {
+    fn fp8_linear(
+        &self,
+        module: &str,
+        config: &Fp8,
+        shape: [usize; 2],
+    ) -> Result<LinearWeight<'a>, ModelError> {
         let group_size = config.block.map(|[_, columns]| columns);
         if !config.dynamic_inputs || group_size.is_some_and(|g| !shape[1].is_multiple_of(g)) {
             let when = if config.dynamic_inputs { "dynamic" } else { "static" };
@@ -119,7 +146,7 @@ impl<'a> Weights<'a> {
         check_shape(&format!("{module}.weight"), &shape, &stored.shape)?;
         self.used.borrow_mut().extend(stored.tensors.iter().cloned());
         let input = ActivationQuant { element: ActivationElement::Fp8, group_size, stored: None };
-        Ok(LinearWeight { data: stored.dense(self.checkpoint)?.data, input: Some(input) })
+        Ok(LinearWeight { rows: ModuleRows::stored(self.checkpoint, stored, None), input: Some(input) })
     }
 
     /// The implemented activation schemes: symmetric; 8 bits with one dynamic scale per token or per group of a token, or

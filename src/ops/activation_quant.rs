@@ -83,6 +83,16 @@ pub fn codes(path: KernelPath, quant: ActivationQuant, x: &[f32]) -> (Vec<f32>, 
     (out, scales)
 }
 
+/// The scale of a row that has one.
+pub(super) fn row_scale(path: KernelPath, quant: ActivationQuant, x: &[f32]) -> f32 {
+    scale_of(path, quant, x)
+}
+
+/// The codes of a row below `scale`, as numbers.
+pub(super) fn row_codes(path: KernelPath, quant: ActivationQuant, x: &[f32], scale: f32, out: &mut [f32]) {
+    round(path, quant.element, x, scale, 1.0, out);
+}
+
 /// out = round(clamp(x / scale)) · multiplier.
 fn round(
     path: KernelPath,
@@ -161,6 +171,21 @@ fn int8_row_body<const FMA: bool>(x: &[f32], scale: f32, multiplier: f32, out: &
         let v = (*x / scale).clamp(-128.0, 127.0);
         *out = ((v + INTEGER) - INTEGER) * multiplier;
     }
+}
+
+#[inline(always)]
+fn int8_codes_body<const FMA: bool>(x: &[f32], scale: f32, out: &mut [i8]) {
+    const INTEGER: f32 = 12_582_912.0;
+    for (out, x) in out.iter_mut().zip(x) {
+        let v = (*x / scale).clamp(-128.0, 127.0);
+        // The integer stands in the low bits.
+        *out = (v + INTEGER).to_bits() as i8;
+    }
+}
+
+per_path! {
+    /// The INT8 codes of a row; what is no number gets some code.
+    pub(super) fn int8_codes(x: &[f32], scale: f32, out: &mut [i8]) = int8_codes_body
 }
 
 per_path! {

@@ -18,6 +18,7 @@ use super::elementary;
 use super::kernel_path::KernelPath;
 use super::linear::SharedOut;
 use super::microkernel::{self, Former, MR, NR, Tile};
+use super::unit_rows::{PART, Parts, RoundedRows};
 
 /// Query rows per parallel task.
 const ROWS: usize = 64;
@@ -174,20 +175,54 @@ pub fn write_key(shape: HeadShape, keys: &mut [f32], position: usize, key: &[f32
     }
 }
 
+/// Copies the key at index `from` of tile storage to index `to`.
+pub fn copy_key(shape: HeadShape, keys: &mut [f32], from: usize, to: usize) {
+    let at = |position: usize| position / NR * shape.tile_len() + position % NR;
+    for d in 0..shape.kv_heads * shape.head_dim {
+        keys[at(to) + d * NR] = keys[at(from) + d * NR];
+    }
+}
+
 /// Tiles that hold `positions` keys.
 pub fn tiles_for(positions: usize) -> usize {
     positions.div_ceil(NR)
 }
 
+/// Where results go.
+#[derive(Clone, Copy)]
+enum Target {
+    /// \[T, heads·D\].
+    Floats(SharedOut),
+    /// The same, rounded for the next product.
+    Rounded(Parts),
+}
+
 /// out \[T, heads·D\].
 pub fn attention(path: KernelPath, batch: &Batch<'_>, out: &mut [f32]) {
+    let columns = batch.shape.heads * batch.shape.head_dim;
+    assert!(out.len() >= batch.rows() * columns, "a result for each row");
+    run(path, batch, Target::Floats(SharedOut(out.as_mut_ptr())));
+}
+
+/// The same for a bf16 product, rounded at once; D is a multiple of 32.
+pub fn attention_rounded(path: KernelPath, batch: &Batch<'_>) -> RoundedRows {
+    let columns = batch.shape.heads * batch.shape.head_dim;
+    assert!(batch.shape.head_dim.is_multiple_of(PART), "heads are whole parts of rows");
+    let (made, parts) = RoundedRows::in_parts(path, batch.rows(), columns);
+    run(path, batch, Target::Rounded(parts));
+    made
+}
+
+impl Batch<'_> {
+    /// T.
+    fn rows(&self) -> usize {
+        self.sequences.iter().map(|s| s.rows.end).max().unwrap_or(0)
+    }
+}
+
+fn run(path: KernelPath, batch: &Batch<'_>, target: Target) {
     let shape = batch.shape;
-    let columns = shape.heads * shape.head_dim;
-    let total = batch.sequences.iter().map(|s| s.rows.end).max().unwrap_or(0);
-    assert!(
-        out.len() >= total * columns && batch.qkv.len() >= total * shape.qkv_columns(),
-        "a result for each row"
-    );
+    assert!(batch.qkv.len() >= batch.rows() * shape.qkv_columns(), "queries, keys and values for each row");
     check(batch);
     let tasks: Vec<(usize, usize)> = batch
         .sequences
@@ -195,14 +230,13 @@ pub fn attention(path: KernelPath, batch: &Batch<'_>, out: &mut [f32]) {
         .enumerate()
         .flat_map(|(s, sequence)| (0..sequence.rows.len()).step_by(ROWS).map(move |row| (s, row)))
         .collect();
-    let target = SharedOut(out.as_mut_ptr());
     (0..tasks.len() * shape.kv_heads).into_par_iter().for_each(|task| {
         let (sequence, first) = tasks[task / shape.kv_heads];
         let sequence = &batch.sequences[sequence];
         let rows = first..(first + ROWS).min(sequence.rows.len());
         SCRATCH.with_borrow_mut(|scratch| {
             let head = Head { path, batch, sequence, kv: task % shape.kv_heads };
-            // SAFETY: each task writes its own rows and heads of `out`; `check` has compared segments with storage.
+            // SAFETY: each task writes its own rows and heads of the target; `check` has compared segments with storage.
             unsafe { head.run(rows, target, scratch) };
         });
     });
@@ -254,8 +288,8 @@ impl Head<'_> {
     /// Rows `rows` of the sequence, in tiles of up to 12 (row, head) pairs.
     ///
     /// # Safety
-    /// The caller alone writes these rows and heads of `out`; segments lie within their storage.
-    unsafe fn run(&self, rows: Range<usize>, out: SharedOut, scratch: &mut Scratch) {
+    /// The caller alone writes these rows and heads of the target; segments lie within their storage.
+    unsafe fn run(&self, rows: Range<usize>, out: Target, scratch: &mut Scratch) {
         let group = self.batch.shape.group();
         let pairs = rows.start * group..rows.end * group;
         for first in pairs.clone().step_by(MR) {
@@ -265,7 +299,7 @@ impl Head<'_> {
     }
 
     /// Pair i is query head `i mod group` of row `i / group`.
-    unsafe fn tile(&self, pairs: Range<usize>, out: SharedOut, scratch: &mut Scratch) {
+    unsafe fn tile(&self, pairs: Range<usize>, out: Target, scratch: &mut Scratch) {
         let shape = self.batch.shape;
         let (d, group) = (shape.head_dim, shape.group());
         let count = pairs.len();
@@ -313,10 +347,19 @@ impl Head<'_> {
         for (i, pair) in pairs.enumerate() {
             let row = self.sequence.rows.start + pair / group;
             let head = self.kv * group + pair % group;
-            let to = out.at(row * shape.heads * d + head * d);
-            for (j, x) in scratch.result[i * result_stride..][..d].iter().enumerate() {
-                // SAFETY: the caller alone writes this row and head.
-                unsafe { to.add(j).write(*x / sums[i]) };
+            let result = &mut scratch.result[i * result_stride..][..d];
+            for x in result.iter_mut() {
+                *x /= sums[i];
+            }
+            // SAFETY: the caller alone writes this row and head.
+            unsafe {
+                match out {
+                    Target::Floats(out) => {
+                        let to = out.at(row * shape.heads * d + head * d);
+                        to.copy_from_nonoverlapping(result.as_ptr(), d);
+                    }
+                    Target::Rounded(parts) => parts.write(row, head * d, result),
+                }
             }
         }
     }

@@ -30,7 +30,12 @@ impl Buffer {
             self[len..].fill(0.0);
         }
         // Two lines of slack: the widest panel is two lines.
-        self.lines.resize(len.div_ceil(LANES) + 2, Line([0.0; LANES]));
+        let lines = len.div_ceil(LANES) + 2;
+        if lines > self.lines.capacity() {
+            self.lines.reserve_exact(lines - self.lines.len());
+            advise_huge_pages(self.lines.as_ptr().cast(), self.lines.capacity() * size_of::<Line>());
+        }
+        self.lines.resize(lines, Line([0.0; LANES]));
         self.len = len;
     }
 
@@ -46,11 +51,39 @@ impl Buffer {
         self.lines.as_ptr().cast()
     }
 
+    /// The same memory as numbers of 4 bytes that hold what kernels of narrower types read.
+    pub fn units(&self) -> &[u32] {
+        // SAFETY: as in `deref`; every f32 is a u32 of the same size and alignment.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    /// As [`Self::units`], to write.
+    pub fn units_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as in `units`, and `self` is borrowed mutably; every u32 is an f32.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+
     /// Floats that may be read from [`Self::as_ptr`], slack included.
     pub fn readable(&self) -> usize {
         self.lines.len() * LANES
     }
 }
+
+/// Asks for large pages: tiles of a matrix lie in more small pages than the CPU keeps translations of.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(start: *const u8, bytes: usize) {
+    const HUGE: usize = 2 << 20;
+    let first = (start as usize).next_multiple_of(HUGE);
+    let end = (start as usize + bytes) / HUGE * HUGE;
+    if first < end {
+        // SAFETY: the range lies within memory that this process has allocated; advice changes no contents. A system that
+        // does not take it leaves small pages.
+        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_start: *const u8, _bytes: usize) {}
 
 impl Deref for Buffer {
     type Target = [f32];

@@ -28,12 +28,17 @@ pub fn gated(path: KernelPath, activation: Activation, gate_up: &[f32], inner: u
     out.par_chunks_mut(ROWS * inner).zip(gate_up.par_chunks(2 * ROWS * inner)).for_each(|(out, gate_up)| {
         for (out, gate_up) in out.chunks_exact_mut(inner).zip(gate_up.chunks_exact(2 * inner)) {
             let (gate, up) = gate_up.split_at(inner);
-            match activation {
-                Activation::Silu => silu_row(path, gate, up, out),
-                Activation::GeluTanh => gelu_row(path, gate, up, out),
-            }
+            gated_row(path, activation, gate, up, out);
         }
     });
+}
+
+/// out \[I\] = act(gate) · up for one row.
+pub(super) fn gated_row(path: KernelPath, activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    match activation {
+        Activation::Silu => silu_row(path, gate, up, out),
+        Activation::GeluTanh => gelu_row(path, gate, up, out),
+    }
 }
 
 #[inline(always)]

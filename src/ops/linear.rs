@@ -1,79 +1,34 @@
-//! y = x · Wᵀ in f32: x \[T, K\], W \[N, K\], y \[T, N\], with W packed once at load.
+//! y = x · Wᵀ: x \[T, K\] in f32, W \[N, K\] packed once at load ([`super::packed`]), y \[T, N\] in f32.
 //!
-//! Each output is a sum over fixed blocks of k, each a chain of multiply-adds ([`super::microkernel`]): batch-invariant
-//! by construction.
-//! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with the packed
-//! block of x in the second-level cache and panels of W streaming by.
+//! f32: each output is a sum over fixed blocks of k, each a chain of multiply-adds ([`super::microkernel`]). bf16: inputs
+//! are rounded to bf16, each output is one chain ([`super::unit_kernels`], [`super::amx`]). Codes of quantized inputs and weights: y = (Σ q_x ·
+//! q_w) · s_x · s_w; sums of int8 codes are exact in 32 bits, FP8 codes are exactly bf16. All are batch-invariant by construction.
+//! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::activation_quant::ActivationQuant;
 use super::buffer::Buffer;
 use super::kernel_path::KernelPath;
 use super::microkernel::{self, Former, MR, NR, Tile};
+use super::packed::{CodeKind, PackedMatrix, Panels};
+use super::unit_kernels::UnitDot;
+use super::unit_product::{multiply_units, scale_sums};
+use super::unit_rows::{RoundedRows, UnitRows};
 
-/// Rows of x in one task: enough to use each loaded panel of W eight times.
+/// Rows of x in one f32 task: enough to use each loaded panel of W eight times.
 const ROW_BLOCK: usize = 8 * MR;
-/// Inner block: 96 rows of 256 floats are 96 KiB, a fraction of a second-level cache. Blocks are summed apart, which
-/// keeps rounding errors of long sums down; they begin at multiples of this size, whatever the batch.
+/// Inner block of f32: 96 rows of 256 floats are 96 KiB, a fraction of a second-level cache. Blocks are summed apart,
+/// which keeps rounding errors of long sums down; they begin at multiples of this size, whatever the batch.
 const K_BLOCK: usize = 256;
 
-/// W in panels of 32 rows (output features): \[N/32\]\[K\]\[32\], the last panel padded with zeros.
-pub struct PackedMatrix {
-    data: Buffer,
-    n: usize,
-    k: usize,
-}
-
-impl PackedMatrix {
-    /// Packs matrices \[N_i, K\], row-major, one below the other.
-    ///
-    /// # Panics
-    /// If the length of a part is no multiple of `k`.
-    pub fn pack(parts: &[&[f32]], k: usize) -> Self {
-        assert!(k > 0 && parts.iter().all(|part| part.len() % k == 0), "every part has rows of {k}");
-        let rows: Vec<&[f32]> = parts.iter().flat_map(|part| part.chunks_exact(k)).collect();
-        let n = rows.len();
-        let mut data = Buffer::zeros(n.div_ceil(NR) * NR * k);
-        data.par_chunks_mut(NR * k).zip(rows.par_chunks(NR)).for_each(|(panel, rows)| {
-            for (column, row) in rows.iter().enumerate() {
-                for (slot, w) in panel[column..].iter_mut().step_by(NR).zip(*row) {
-                    *slot = *w;
-                }
-            }
-        });
-        Self { data, n, k }
-    }
-
-    /// Output features N.
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Input features K.
-    pub fn k(&self) -> usize {
-        self.k
-    }
-
-    /// Number of panels.
-    pub fn panels(&self) -> usize {
-        self.n.div_ceil(NR)
-    }
-
-    /// Copies row `n` of W \[K\]: the embedding of a tied model.
-    pub fn copy_row(&self, n: usize, out: &mut [f32]) {
-        let panel = &self.data[(n / NR) * NR * self.k..][..NR * self.k];
-        for (slot, w) in out.iter_mut().zip(panel[n % NR..].iter().step_by(NR)) {
-            *slot = *w;
-        }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.data.readable() * size_of::<f32>()
-    }
-}
+/// Bytes of W's panels in one task of a narrow kernel.
+const TASK_BYTES: usize = 512 << 10;
+/// Rows of x in one task of a narrow kernel.
+pub(super) const UNIT_ROWS: usize = 256;
 
 /// Where a product goes: columns of a row-major matrix that several products may share.
 pub struct Columns<'a> {
@@ -85,35 +40,109 @@ pub struct Columns<'a> {
     pub first: usize,
 }
 
-/// out\[:, first..first + N\] = x · Wᵀ for x \[rows, K\].
+/// out\[:, first..first + N\] = x · Wᵀ for x \[rows, K\] and W of f32 or bf16 numbers.
+///
+/// # Panics
+/// If W holds codes: those take quantized inputs ([`linear_codes`]).
 pub fn linear(path: KernelPath, x: &[f32], rows: usize, w: &PackedMatrix, out: &mut Columns<'_>) {
-    assert!(x.len() >= rows * w.k, "x has {rows} rows of {}", w.k);
+    let x = &x[..rows * w.k()];
+    let input = Input::new(path, x, w);
+    multiply(path, &input, rows, w, out);
+}
+
+/// The same for a W of codes: each row of x is quantized first, with one scale.
+pub fn linear_codes(
+    path: KernelPath,
+    quant: ActivationQuant,
+    x: &[f32],
+    rows: usize,
+    w: &PackedMatrix,
+    out: &mut Columns<'_>,
+) {
+    let input = Input::quantized(path, quant, &x[..rows * w.k()], w);
+    multiply(path, &input, rows, w, out);
+}
+
+/// The same for rows that are rounded already and a W that takes them ([`PackedMatrix::takes_rounded`]).
+pub fn linear_rounded(
+    path: KernelPath,
+    x: &RoundedRows,
+    rows: usize,
+    w: &PackedMatrix,
+    out: &mut Columns<'_>,
+) {
+    multiply(path, &Input::rounded(x, rows, w), rows, w, out);
+}
+
+/// Inputs as the kernels of a matrix read them.
+pub(super) enum Input<'a> {
+    F32(&'a [f32]),
+    Units(UnitRows),
+    Rounded(&'a UnitRows),
+}
+
+impl<'a> Input<'a> {
+    /// x \[T, K\] for products with `w`, which holds no codes.
+    pub fn new(path: KernelPath, x: &'a [f32], w: &PackedMatrix) -> Self {
+        match &w.panels {
+            Panels::F32(_) => Self::F32(x),
+            Panels::Bf16(_) | Panels::Coded(_) => Self::Units(UnitRows::bf16(UnitDot::bf16(path), x, w.k())),
+            Panels::Codes(_) => unreachable!("codes take quantized inputs"),
+        }
+    }
+
+    /// Rows that are rounded already.
+    pub fn rounded(x: &'a RoundedRows, rows: usize, w: &PackedMatrix) -> Self {
+        assert!(
+            w.takes_rounded() && x.0.units == w.units() && rows <= x.capacity(),
+            "rows were made for this matrix"
+        );
+        Self::Rounded(&x.0)
+    }
+
+    /// x \[T, K\] quantized row by row for products with `w`, which holds codes.
+    pub fn quantized(path: KernelPath, quant: ActivationQuant, x: &[f32], w: &PackedMatrix) -> Self {
+        let Panels::Codes(codes) = &w.panels else { unreachable!("only codes take quantized inputs") };
+        let dot = match codes.kind {
+            CodeKind::Int8 => UnitDot::int8(path)[0],
+            CodeKind::Fp8 => UnitDot::bf16(path),
+        };
+        Self::Units(UnitRows::codes(path, dot, quant, x, w.k()))
+    }
+}
+
+/// All rows times all panels, as tasks.
+fn multiply(path: KernelPath, input: &Input<'_>, rows: usize, w: &PackedMatrix, out: &mut Columns<'_>) {
     assert!(
-        out.data.len() >= rows * out.stride && out.first + w.n <= out.stride,
+        out.data.len() >= rows * out.stride && out.first + w.n() <= out.stride,
         "the product fits its columns"
     );
-    let blocks = rows.div_ceil(ROW_BLOCK);
-    // Few rows (decoding) are split over W instead.
-    let parts = if blocks >= 4 * rayon::current_num_threads() { 1 } else { w.panels().div_ceil(8) };
-    let panels = w.panels().div_ceil(parts.max(1)).max(1);
+    let threads = rayon::current_num_threads();
+    let (row_block, panels) = match input {
+        Input::F32(_) => {
+            let blocks = rows.div_ceil(ROW_BLOCK);
+            // Few rows (decoding) are split over W instead.
+            let panels = if blocks >= 4 * threads { w.panels() } else { 8 };
+            (ROW_BLOCK, panels)
+        }
+        Input::Units(_) | Input::Rounded(_) => {
+            // Decoded panels serve all rows.
+            let row_block = if w.is_decoded() { rows.max(1) } else { UNIT_ROWS };
+            let blocks = rows.div_ceil(row_block);
+            let tasks = (4 * threads).div_ceil(blocks.max(1));
+            let of_cache = TASK_BYTES / (w.units() * NR * size_of::<u32>());
+            (row_block, of_cache.min(w.panels().div_ceil(tasks)).max(1))
+        }
+    };
+    let (blocks, parts) = (rows.div_ceil(row_block), w.panels().div_ceil(panels.max(1)));
     let target = SharedOut(out.data.as_mut_ptr());
     (0..blocks * parts).into_par_iter().for_each(|task| {
         let (block, part) = (task / parts, task % parts);
-        let first = block * ROW_BLOCK;
-        let count = ROW_BLOCK.min(rows - first);
-        let c = target.at(first * out.stride + out.first);
+        let of_block = block * row_block..((block + 1) * row_block).min(rows);
+        let of_part = part * panels..((part + 1) * panels).min(w.panels());
+        let c = target.at(of_block.start * out.stride + out.first);
         // SAFETY: tasks cover disjoint rows or panels of `out`, whose size was checked above.
-        unsafe {
-            multiply_block(
-                path,
-                &x[first * w.k..(first + count) * w.k],
-                count,
-                w,
-                part * panels..((part + 1) * panels).min(w.panels()),
-                c,
-                out.stride,
-            );
-        }
+        unsafe { multiply_block(path, input, of_block, w, of_part, c, out.stride) };
     });
 }
 
@@ -135,33 +164,83 @@ impl SharedOut {
 
 thread_local! {
     static PACKED_ROWS: RefCell<Buffer> = RefCell::new(Buffer::default());
+    /// Panels of a weight-only scheme.
+    static DECODED: RefCell<Buffer> = RefCell::new(Buffer::default());
 }
 
-/// c\[0..rows, 32·p − 32·panels.start\] is not shifted: panel p goes to columns 32·p.. of `c`. x \[rows, K\].
+/// Rows `rows` of the input times `panels`. c\[0..rows, 32·p − 32·panels.start\] is not shifted: panel p goes to columns
+/// 32·p.. of `c`.
 ///
 /// # Safety
 /// `c` must be writable for `rows` rows `ldc` apart in the columns of `panels`, cut at N, by this thread alone.
 pub(super) unsafe fn multiply_block(
     path: KernelPath,
+    input: &Input<'_>,
+    rows: Range<usize>,
+    w: &PackedMatrix,
+    panels: Range<usize>,
+    c: *mut f32,
+    ldc: usize,
+) {
+    let x = match input {
+        Input::F32(x) => {
+            let Panels::F32(data) = &w.panels else { unreachable!("inputs were made for this matrix") };
+            let x = &x[rows.start * w.k()..rows.end * w.k()];
+            // SAFETY: the caller's promise.
+            unsafe { multiply_f32(path, x, rows.len(), w, data, panels, c, ldc) };
+            return;
+        }
+        Input::Units(x) => x,
+        Input::Rounded(x) => *x,
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match &w.panels {
+            Panels::Bf16(data) => {
+                let b = &data.units()[panels.start * NR * x.units..];
+                multiply_units(x, rows, w.n(), b, panels, c, ldc);
+            }
+            Panels::Coded(codes) => DECODED.with_borrow_mut(|decoded| {
+                codes.decode(path, panels.clone(), decoded);
+                multiply_units(x, rows, w.n(), decoded.units(), panels, c, ldc);
+            }),
+            Panels::Codes(codes) => {
+                let b = &codes.codes.units()[panels.start * NR * x.units..];
+                multiply_units(x, rows.clone(), w.n(), b, panels.clone(), c, ldc);
+                scale_sums(path, x, rows, codes, panels, c, ldc);
+            }
+            Panels::F32(_) => unreachable!("inputs were made for this matrix"),
+        }
+    }
+}
+
+/// x \[rows, K\].
+///
+/// # Safety
+/// As for [`multiply_block`].
+#[expect(clippy::too_many_arguments, reason = "one block of one product")]
+unsafe fn multiply_f32(
+    path: KernelPath,
     x: &[f32],
     rows: usize,
     w: &PackedMatrix,
-    panels: std::ops::Range<usize>,
+    data: &Buffer,
+    panels: Range<usize>,
     c: *mut f32,
     ldc: usize,
 ) {
     PACKED_ROWS.with_borrow_mut(|packed| {
-        packed.ensure(rows * K_BLOCK.min(w.k));
-        for k0 in (0..w.k).step_by(K_BLOCK) {
-            let k = K_BLOCK.min(w.k - k0);
+        packed.ensure(rows * K_BLOCK.min(w.k()));
+        for k0 in (0..w.k()).step_by(K_BLOCK) {
+            let k = K_BLOCK.min(w.k() - k0);
             let former = if k0 > 0 { Former::Add } else { Former::Ignore };
             for row in (0..rows).step_by(MR) {
                 let count = MR.min(rows - row);
-                microkernel::pack_rows(&x[row * w.k + k0..], w.k, count, k, &mut packed[row * k..]);
+                microkernel::pack_rows(&x[row * w.k() + k0..], w.k(), count, k, &mut packed[row * k..]);
             }
             for panel in panels.clone() {
-                let b = w.data[panel * NR * w.k + k0 * NR..].as_ptr();
-                let columns = NR.min(w.n - panel * NR);
+                let b = data[panel * NR * w.k() + k0 * NR..].as_ptr();
+                let columns = NR.min(w.n() - panel * NR);
                 for row in (0..rows).step_by(MR) {
                     let count = MR.min(rows - row);
                     let a = packed[row * k..].as_ptr();
@@ -210,6 +289,7 @@ unsafe fn cut_tile(path: KernelPath, rows: usize, columns: usize, tile: Tile) {
 pub(super) mod tests {
     use proptest::prelude::*;
 
+    use super::super::kernel_path::ComputeDtype;
     use super::*;
 
     /// Numbers of mixed sign and size, from a linear congruential generator (Numerical Recipes).
@@ -236,7 +316,7 @@ pub(super) mod tests {
             rows in 1usize..120, n in 1usize..100, k in 1usize..1100, seed: u32,
         ) {
             let (x, w) = (noise(rows * k, seed), noise(n * k, !seed));
-            let packed = PackedMatrix::pack(&[&w], k);
+            let packed = PackedMatrix::dense(ComputeDtype::F32, &[&w], k);
             for path in KernelPath::available() {
                 let out = product(path, &x, rows, &packed);
                 for r in [0, rows / 2, rows - 1] {
@@ -256,7 +336,7 @@ pub(super) mod tests {
     #[test]
     fn parts_stand_below_each_other_and_rows_come_back() {
         let (a, b) = (noise(3 * 40, 1), noise(50 * 40, 2));
-        let both = PackedMatrix::pack(&[&a, &b], 40);
+        let both = PackedMatrix::dense(ComputeDtype::F32, &[&a, &b], 40);
         assert_eq!((both.n(), both.k(), both.panels()), (53, 40, 2));
         let mut row = vec![0.0; 40];
         both.copy_row(2, &mut row);
@@ -268,7 +348,7 @@ pub(super) mod tests {
     #[test]
     fn thread_count_does_not_change_bits() {
         let (x, w) = (noise(200 * 70, 3), noise(130 * 70, 4));
-        let packed = PackedMatrix::pack(&[&w], 70);
+        let packed = PackedMatrix::dense(ComputeDtype::F32, &[&w], 70);
         let with = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| product(KernelPath::detect(), &x, 200, &packed))

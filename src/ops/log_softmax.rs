@@ -6,19 +6,22 @@
 //! depend on batch or threads.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::activation_quant::{self, ActivationQuant};
 use super::buffer::Buffer;
 use super::elementary;
 use super::kernel_path::KernelPath;
-use super::linear::{PackedMatrix, SharedOut, multiply_block};
+use super::linear::{Input, SharedOut, multiply_block};
 use super::microkernel::NR;
+use super::packed::PackedMatrix;
 
 /// Panels of W per chunk.
 const CHUNK_PANELS: usize = 32;
-/// Rows per task: their logits of one chunk are 192 KiB.
-const ROWS: usize = 48;
+/// Rows per task: their logits of one chunk are 384 KiB.
+const ROWS: usize = 96;
 
 /// Which log-probabilities are asked of the rows.
 pub struct HeadQuery<'a> {
@@ -81,11 +84,12 @@ struct Part {
     top: Vec<(u32, f32)>,
 }
 
-/// Rows of the head, and the logit of each target.
+/// Rows of the head, and the logit of each target. x is quantized first where `quant` says so.
 pub fn log_softmax(
     path: KernelPath,
     x: &[f32],
     w: &PackedMatrix,
+    quant: Option<ActivationQuant>,
     map: LogitMap,
     query: &HeadQuery<'_>,
 ) -> (Vec<HeadRow>, Vec<f32>) {
@@ -96,6 +100,16 @@ pub fn log_softmax(
     );
     let mut target_logits = vec![0.0; query.targets.len()];
     let out = SharedOut(target_logits.as_mut_ptr());
+    let mut quantized = Vec::new();
+    let input = match quant {
+        None => Input::new(path, x, w),
+        Some(quant) if w.holds_codes() => Input::quantized(path, quant, x, w),
+        Some(quant) => {
+            quantized.resize(x.len(), 0.0);
+            activation_quant::fake_quantize(path, quant, x, w.k(), &mut quantized);
+            Input::new(path, &quantized, w)
+        }
+    };
     let (blocks, chunks) = (rows.div_ceil(ROWS), w.panels().div_ceil(CHUNK_PANELS));
     // Block by block, each with all its chunks.
     let parts: Vec<Vec<Part>> = (0..blocks * chunks)
@@ -105,7 +119,7 @@ pub fn log_softmax(
             let chunk = task % chunks;
             let count = ROWS.min(rows - first);
             let columns = chunk * CHUNK_PANELS * NR..((chunk + 1) * CHUNK_PANELS * NR).min(w.n());
-            with_logits(path, &x[first * w.k()..][..count * w.k()], count, w, chunk, |row, logits| {
+            with_logits(path, &input, first..first + count, w, chunk, |row, logits| {
                 map.apply(path, logits);
                 let row = first + row;
                 let (first, last) = (query.offsets[row], query.offsets[row + 1]);
@@ -130,11 +144,11 @@ thread_local! {
     static LOGITS: RefCell<Buffer> = RefCell::new(Buffer::default());
 }
 
-/// Computes the logits of `rows` rows for one chunk and maps each row's.
+/// Computes the logits of `rows` for one chunk and maps each row's.
 fn with_logits(
     path: KernelPath,
-    x: &[f32],
-    rows: usize,
+    input: &Input<'_>,
+    rows: Range<usize>,
     w: &PackedMatrix,
     chunk: usize,
     mut each: impl FnMut(usize, &mut [f32]) -> Part,
@@ -147,8 +161,8 @@ fn with_logits(
         // Panels write at their own columns of W; shift back so that the chunk begins at column 0.
         let c = logits.as_mut_ptr().wrapping_sub(panels.start * NR);
         // SAFETY: columns panels·32.. of `c` are columns 0..STRIDE of `logits`, which this thread alone holds.
-        unsafe { multiply_block(path, x, rows, w, panels, c, STRIDE) };
-        (0..rows).map(|row| each(row, &mut logits[row * STRIDE..][..columns])).collect()
+        unsafe { multiply_block(path, input, rows.clone(), w, panels, c, STRIDE) };
+        (0..rows.len()).map(|row| each(row, &mut logits[row * STRIDE..][..columns])).collect()
     })
 }
 
@@ -181,6 +195,7 @@ fn merge<'a>(parts: impl Iterator<Item = &'a Part> + Clone, top_n: usize) -> Hea
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernel_path::ComputeDtype;
     use super::super::linear::tests::noise;
     use super::*;
 
@@ -188,13 +203,13 @@ mod tests {
     fn equals_the_formula_in_f64() {
         let (rows, k, v) = (50, 24, 2100);
         let (x, w) = (noise(rows * k, 5), noise(v * k, 6));
-        let packed = PackedMatrix::pack(&[&w], k);
+        let packed = PackedMatrix::dense(ComputeDtype::F32, &[&w], k);
         let targets: Vec<u32> = (0..rows as u32).flat_map(|r| [r, 2099 - r]).collect();
         let offsets: Vec<usize> = (0..=rows).map(|r| 2 * r).collect();
         let query = HeadQuery { targets: &targets, offsets: &offsets, top_n: 3 };
         let maps = [LogitMap::IDENTITY, LogitMap { divisor: 3.0, softcap: Some(0.8) }];
         for (path, map) in KernelPath::available().into_iter().flat_map(|path| maps.map(|map| (path, map))) {
-            let (heads, logits) = log_softmax(path, &x, &packed, map, &query);
+            let (heads, logits) = log_softmax(path, &x, &packed, None, map, &query);
             let mapped = |z: f64| {
                 let z = z / f64::from(map.divisor);
                 map.softcap.map_or(z, |c| f64::from(c) * (z / f64::from(c)).tanh())
@@ -221,16 +236,16 @@ mod tests {
     fn one_row_has_the_bits_it_has_among_many() {
         let (rows, k, v) = (97, 40, 1500);
         let (x, w) = (noise(rows * k, 7), noise(v * k, 8));
-        let packed = PackedMatrix::pack(&[&w], k);
+        let packed = PackedMatrix::dense(ComputeDtype::F32, &[&w], k);
         let path = KernelPath::detect();
         let targets: Vec<u32> = (0..rows as u32).map(|r| r * 15).collect();
         let offsets: Vec<usize> = (0..=rows).collect();
         let map = LogitMap { divisor: 2.0, softcap: Some(5.0) };
         let query = HeadQuery { targets: &targets, offsets: &offsets, top_n: 2 };
-        let all = log_softmax(path, &x, &packed, map, &query);
+        let all = log_softmax(path, &x, &packed, None, map, &query);
         for r in [0, 50, 96] {
             let query = HeadQuery { targets: &targets[r..=r], offsets: &[0, 1], top_n: 2 };
-            let one = log_softmax(path, &x[r * k..][..k], &packed, map, &query);
+            let one = log_softmax(path, &x[r * k..][..k], &packed, None, map, &query);
             assert_eq!((&one.0[0], one.1[0]), (&all.0[r], all.1[r]));
         }
     }

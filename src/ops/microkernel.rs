@@ -67,7 +67,7 @@ pub unsafe fn compute(path: KernelPath, rows: usize, tile: Tile) {
             }
         };
     }
-    match path.0 {
+    match path.isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => rows!(avx512),
         #[cfg(target_arch = "x86_64")]

@@ -1,17 +1,24 @@
 //! Layer 3: one operation a file, with its reference and the test that compares them.
 
-// The forward pass: f32 on the CPU, row by row independent of what else is in the batch.
+// The forward pass on the CPU in f32, with f32, bf16 or int8 products, row by row independent of what else is in the batch.
 pub mod activation_quant;
+pub mod amx;
 pub mod attention;
 pub mod buffer;
+pub mod coded;
 pub mod elementary;
 pub mod gated;
+pub mod gated_product;
 pub mod kernel_path;
 pub mod linear;
 pub mod log_softmax;
 pub mod microkernel;
+pub mod packed;
 pub mod rms_norm;
 pub mod rope;
+mod unit_kernels;
+mod unit_product;
+pub mod unit_rows;
 // Codecs and weight quantization.
 pub mod dequantize;
 pub mod e8m0;

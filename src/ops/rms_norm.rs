@@ -9,6 +9,8 @@ use rayon::prelude::*;
 
 use super::elementary::{self, LANES, fma, sum_lanes};
 use super::kernel_path::{KernelPath, per_path};
+use super::linear::SharedOut;
+use super::unit_rows::RoundedRows;
 
 /// Rows per parallel task.
 const ROWS: usize = 64;
@@ -32,6 +34,27 @@ pub fn rms_norm(path: KernelPath, x: &mut [f32], y: Option<&[f32]>, w: &[f32], e
             row(path, x, w, eps, h);
         }
     });
+}
+
+/// The same for a bf16 product: h is rounded at once.
+pub fn rms_norm_rounded(
+    path: KernelPath,
+    x: &mut [f32],
+    y: Option<&[f32]>,
+    w: &[f32],
+    eps: f32,
+) -> RoundedRows {
+    let k = w.len();
+    assert!(x.len().is_multiple_of(k) && y.is_none_or(|y| y.len() == x.len()), "equal shapes");
+    let (rows, shared) = (x.len() / k, SharedOut(x.as_mut_ptr()));
+    RoundedRows::new(path, rows, k, &|i, h| {
+        // SAFETY: each row lies within x and is made once.
+        let x = unsafe { std::slice::from_raw_parts_mut(shared.at(i * k), k) };
+        if let Some(y) = y {
+            elementary::add(path, x, &y[i * k..][..k]);
+        }
+        row(path, x, w, eps, h);
+    })
 }
 
 /// Normalizes columns `parts` of each row of x \[T, stride\] in place, in adjacent parts of the width of `w`: heads, or

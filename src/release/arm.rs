@@ -18,6 +18,7 @@ use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
 use crate::model::tokenizer::Tokenizer;
+use crate::ops::kernel_path::ComputeDtype;
 use crate::record::serve::{ProbeResult, ServeRecord};
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::serve::{Server, ServerHandle, ServerOptions};
@@ -70,7 +71,10 @@ impl ArmName {
 #[derive(Debug, Clone)]
 pub enum ArmEngine {
     /// By the built-in engine.
-    Local,
+    Local {
+        /// What its linear layers multiply.
+        dtype: ComputeDtype,
+    },
     /// By an endpoint that somebody else started.
     Endpoint {
         /// Base URL.
@@ -111,7 +115,10 @@ impl Arm {
     /// An arm that is not started.
     pub fn new(name: ArmName, checkpoint: PathBuf, engine: ArmEngine, threads: Threads) -> Self {
         let command = match &engine {
-            ArmEngine::Local => format!("day0 serve {}", checkpoint.display()),
+            ArmEngine::Local { dtype: ComputeDtype::F32 } => format!("day0 serve {}", checkpoint.display()),
+            ArmEngine::Local { dtype: ComputeDtype::Bf16 } => {
+                format!("day0 serve --dtype bf16 {}", checkpoint.display())
+            }
             ArmEngine::Endpoint { url, .. } => format!("curl {url}/health"),
         };
         Self { name, checkpoint, engine, threads, command, running: Mutex::new(None) }
@@ -140,9 +147,10 @@ impl Arm {
                 let options = EndpointOptions { api_key: api_key.clone(), ..EndpointOptions::new(url) };
                 Running { options, tokenizer, expected_digest, local: None, server: None }
             }
-            ArmEngine::Local => {
-                let engine = Engine::load(&checkpoint, &EngineOptions::new(self.threads.clone()))?
-                    .with_tokenizer_digest(tokenizer.digest().clone());
+            ArmEngine::Local { dtype } => {
+                let options = EngineOptions { dtype: *dtype, ..EngineOptions::new(self.threads.clone()) };
+                let engine =
+                    Engine::load(&checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
                 let engine = Arc::new(engine);
                 let options = ServerOptions::local(&self.name.to_string());
                 let server = Server::start(engine.clone(), tokenizer.clone(), options)?;
@@ -229,10 +237,10 @@ impl Arm {
             schema_version: crate::record::SCHEMA_VERSION,
             arm: self.name.to_string(),
             url: match &self.engine {
-                ArmEngine::Local => String::new(),
+                ArmEngine::Local { .. } => String::new(),
                 ArmEngine::Endpoint { url, .. } => url.clone(),
             },
-            launched: matches!(self.engine, ArmEngine::Local),
+            launched: matches!(self.engine, ArmEngine::Local { .. }),
             attempts,
             health: ProbeResult { ok: false, status: None, detail: failure.message.clone() },
             expected_digest: Digest::of(b""),

@@ -173,7 +173,7 @@ fn not_tested(inputs: &Inputs) -> Vec<String> {
     if let Some(limit) = inputs.config.limit {
         list.push(format!("all items but {limit} a task (--limit)"));
     }
-    if inputs.config.noise_floor && super::noise_units::second_path().is_none() {
+    if inputs.config.noise_floor && super::noise_units::second_path(inputs.config.dtype).is_none() {
         list.push("the noise floor: this machine has one kernel path only".to_owned());
     }
     if inputs.engines.iter().any(|e| matches!(e, ArmEngine::Endpoint { .. })) {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::closest::suggestion;
 use crate::gate::{CompareOptions, Margin, TaskOptions};
 pub use crate::gate::{Policy, Tier};
+use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
 use crate::record::eval::{EvalRecord, MetricInfo};
 
@@ -69,12 +70,14 @@ pub struct ConfigFile {
     pub noise_floor: Option<bool>,
     /// Seed of the item permutation.
     pub seed: Option<u64>,
+    /// What the built-in engine's linear layers multiply.
+    pub dtype: Option<ComputeDtype>,
     /// External engines.
     pub engine: Option<EngineConfig>,
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "model",
     "recipe",
     "suites",
@@ -86,6 +89,7 @@ const FIELDS: [&str; 12] = [
     "early_stop",
     "noise_floor",
     "seed",
+    "dtype",
     "engine",
 ];
 
@@ -115,6 +119,9 @@ pub struct ReleaseConfig {
     pub noise_floor: bool,
     /// Seed of the item permutation.
     pub seed: u64,
+    /// What the built-in engine's linear layers multiply.
+    #[serde(default)]
+    pub dtype: ComputeDtype,
     /// External engines.
     pub engine: EngineConfig,
 }
@@ -167,6 +174,7 @@ impl ConfigFile {
             early_stop: over.early_stop.or(self.early_stop),
             noise_floor: over.noise_floor.or(self.noise_floor),
             seed: over.seed.or(self.seed),
+            dtype: over.dtype.or(self.dtype),
             engine,
         }
     }
@@ -185,6 +193,7 @@ impl ConfigFile {
             early_stop: self.early_stop.unwrap_or(true),
             noise_floor: self.noise_floor.unwrap_or(false),
             seed: self.seed.unwrap_or(DEFAULT_SEED),
+            dtype: self.dtype.unwrap_or_default(),
             engine: self.engine.unwrap_or_default(),
         };
         check_margin("margin", config.margin)?;

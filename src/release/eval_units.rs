@@ -63,8 +63,8 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>, jobs: &'a [EvalJob<'
 
 /// The kernels of the noise floor, where it was asked for and can be measured.
 fn noise_path(build: &Build<'_>) -> Option<KernelPath> {
-    let local = matches!(build.inputs.engines[0], ArmEngine::Local);
-    noise_units::second_path().filter(|_| build.inputs.config.noise_floor && local)
+    let local = matches!(build.inputs.engines[0], ArmEngine::Local { .. });
+    noise_units::second_path(build.inputs.config.dtype).filter(|_| build.inputs.config.noise_floor && local)
 }
 
 /// The look after a wave of a task that may stop early.
@@ -85,10 +85,10 @@ fn look_node<'a>(jobs: &'a [EvalJob<'a>; 2], (task, wave): WaveId) -> Option<Nod
 
 /// Whether both engines can be in memory at once, with half of what is available to spare.
 fn both_arms_fit(build: &Build<'_>) -> bool {
-    if !build.inputs.engines.iter().all(|e| matches!(e, ArmEngine::Local)) {
+    if !build.inputs.engines.iter().all(|e| matches!(e, ArmEngine::Local { .. })) {
         return true;
     }
-    let weights = crate::engine::memory_bytes(&build.inputs.source);
+    let weights = crate::engine::memory_bytes(&build.inputs.source, build.inputs.config.dtype);
     crate::device::cpu::memory()
         .available_bytes
         .is_none_or(|available| weights.saturating_mul(2) < available / 2)
@@ -96,7 +96,7 @@ fn both_arms_fit(build: &Build<'_>) -> bool {
 
 /// Results of the baseline on the built-in engine may serve later releases.
 fn is_shared(build: &Build<'_>, arm: ArmName) -> bool {
-    arm == ArmName::Baseline && matches!(build.inputs.engines[0], ArmEngine::Local)
+    arm == ArmName::Baseline && matches!(build.inputs.engines[0], ArmEngine::Local { .. })
 }
 
 /// A failed start is not a result to keep: a resumed run starts the engine again.

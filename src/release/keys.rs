@@ -20,7 +20,9 @@ pub fn arm(checkpoint: &str, tokenizer: &Digest, build: &Digest, engine: &ArmEng
         .part("tokenizer", tokenizer)
         .part("build", build);
     match engine {
-        ArmEngine::Local => builder.part("device", "cpu").part("kernel_path", engine::kernel_path()),
+        ArmEngine::Local { dtype } => {
+            builder.part("device", "cpu").part("kernel_path", engine::kernel_path(*dtype))
+        }
         ArmEngine::Endpoint { url, .. } => builder.part("endpoint", url),
     }
     .finish()

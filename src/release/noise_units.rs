@@ -12,7 +12,7 @@ use crate::engine::{Engine, EngineOptions};
 use crate::eval::local::LocalScorer;
 use crate::eval::{self, PreparedTask};
 use crate::exec::{FnUnit, Node, Output};
-use crate::ops::kernel_path::KernelPath;
+use crate::ops::kernel_path::{ComputeDtype, KernelPath};
 use crate::record::eval::{EvalRecord, ItemRecord, NoiseFloor};
 use crate::record::{Failure, FailureClass};
 
@@ -22,9 +22,13 @@ const ITEMS: usize = 256;
 /// Name of the node.
 pub const NOISE: &str = "noise-floor";
 
-/// The path that the noise floor is measured on; `None` where the machine has only one.
-pub fn second_path() -> Option<KernelPath> {
-    (KernelPath::available().len() > 1).then(KernelPath::portable)
+/// The path that the noise floor is measured on: the plainest one for `dtype`; `None` where the machine has only one.
+pub fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
+    let paths = match dtype {
+        ComputeDtype::F32 => KernelPath::available(),
+        ComputeDtype::Bf16 => KernelPath::available_bf16(),
+    };
+    paths.last().copied().filter(|_| paths.len() > 1)
 }
 
 /// Scores the first items of the baseline again on `path`, after its evaluation.

@@ -71,7 +71,7 @@ impl Inputs {
         let tokenizer = Tokenizer::load(&model.dir)?;
         let plan =
             QuantizePlan::new(Arc::clone(&source), recipe.clone(), Arithmetic::F32).map_err(Failure::from);
-        let local = engines.iter().any(|e| matches!(e, ArmEngine::Local));
+        let local = engines.iter().any(|e| matches!(e, ArmEngine::Local { .. }));
         let engine_gap = if local { engine::check_supported(&source).err().map(Failure::from) } else { None };
         let options = EvalOptions {
             limit: config.limit,
@@ -131,7 +131,7 @@ impl Inputs {
         ];
         provenance.inputs = inputs.into_iter().map(|(name, d)| (name.to_owned(), d.clone())).collect();
         provenance.seeds.insert("permutation".to_owned(), self.config.seed);
-        engine::kernel_path().clone_into(&mut provenance.kernel_path);
+        engine::kernel_path(self.config.dtype).clone_into(&mut provenance.kernel_path);
         provenance
     }
 
@@ -200,7 +200,7 @@ fn max_len(source: &Checkpoint, engines: &[ArmEngine; 2]) -> usize {
 fn engines(config: &ReleaseConfig) -> Result<[ArmEngine; 2], Failure> {
     let api_key = config.engine.api_key_file.as_deref().map(ApiKey::from_file).transpose()?;
     let engine = |url: &Option<String>| match url {
-        None => ArmEngine::Local,
+        None => ArmEngine::Local { dtype: config.dtype },
         Some(url) => ArmEngine::Endpoint { url: url.clone(), api_key: api_key.clone() },
     };
     Ok([engine(&config.engine.baseline_endpoint), engine(&config.engine.endpoint)])

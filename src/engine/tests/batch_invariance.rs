@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::fixture::{MAX_LEN, Model, VOCAB, checkpoint, engine, options};
 use crate::engine::Engine;
-use crate::ops::kernel_path::KernelPath;
+use crate::ops::kernel_path::{ComputeDtype, KernelPath};
 use crate::record::score::{ScoreRequest, ScoreResult};
 
 const MODELS: [Model; 4] = [
@@ -57,7 +57,7 @@ proptest! {
         shuffle: u64,
     ) {
         let (_dir, checkpoint) = checkpoint(model, seed);
-        for path in KernelPath::available() {
+        for path in KernelPath::all() {
             let load = |threads, rows| Engine::load_with(&checkpoint, &options(threads, rows), path).unwrap();
             let together = bits(&score(&load(1, 4096), &requests));
             let small = load(3, max_rows);
@@ -71,6 +71,55 @@ proptest! {
             let results = bits(&score(&small, &shuffled));
             for (i, result) in order.iter().zip(results) {
                 prop_assert_eq!(&result, &together[*i]);
+            }
+        }
+    }
+}
+
+/// 200 requests of a few-shot task: one header, contexts of several lengths, four continuations each.
+fn two_hundred() -> Vec<ScoreRequest> {
+    let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % VOCAB as u32;
+    let header: Vec<u32> = (0..33).map(token).collect();
+    (0..50)
+        .flat_map(|item| {
+            let context: Vec<u32> = (0..3 + item % 23).map(|i| token(1000 + item * 50 + i)).collect();
+            let tokens = [header.clone(), context].concat();
+            (0..4).map(move |choice| {
+                let continuation =
+                    (0..=(item + choice) % 6).map(|i| token(9000 + item * 40 + choice * 10 + i));
+                let context_len = tokens.len();
+                ScoreRequest { tokens: tokens.iter().copied().chain(continuation).collect(), context_len }
+            })
+        })
+        .collect()
+}
+
+/// Alone, 7 and 64 at a time, shuffled, on one thread and on two: the same bits on every kernel path.
+#[test]
+fn two_hundred_requests_in_any_company() {
+    let requests = two_hundred();
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by_key(|i| (*i as u32 + 1).wrapping_mul(2_654_435_769));
+    let shuffled: Vec<ScoreRequest> = order.iter().map(|i| requests[*i].clone()).collect();
+    for model in MODELS {
+        let (_dir, checkpoint) = checkpoint(model, 7);
+        // Codes are multiplied on the best paths only: plain kernels are slow, and proptests cover them.
+        let best = [KernelPath::detect(), KernelPath::best(ComputeDtype::Bf16)];
+        let all = KernelPath::all();
+        for path in all.into_iter().filter(|p| model.quantized.is_none() && model.tied || best.contains(p)) {
+            let load = |threads| Engine::load_with(&checkpoint, &options(threads, 128), path).unwrap();
+            let expected = bits(&score(&load(1), &requests));
+            for (engine, sizes) in [(load(1), &[7, 64][..]), (load(2), &[1, 7, 64][..])] {
+                for &size in sizes {
+                    let got: Vec<_> = requests.chunks(size).flat_map(|r| bits(&score(&engine, r))).collect();
+                    assert!(got == expected, "{model:?} {path:?} {size} at a time");
+                    let got: Vec<_> = shuffled.chunks(size).flat_map(|r| bits(&score(&engine, r))).collect();
+                    let unshuffled = order.iter().zip(got);
+                    assert!(
+                        unshuffled.into_iter().all(|(i, got)| got == expected[*i]),
+                        "{model:?} {path:?} {size}"
+                    );
+                }
             }
         }
     }

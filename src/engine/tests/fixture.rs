@@ -125,7 +125,8 @@ pub(super) fn checkpoint(model: Model, seed: u32) -> (tempfile::TempDir, Checkpo
 }
 
 pub(super) fn options(threads: usize, max_batched_tokens: usize) -> EngineOptions {
-    EngineOptions { threads: Threads { count: threads, origin: "test".to_owned() }, max_batched_tokens }
+    let threads = Threads { count: threads, origin: "test".to_owned() };
+    EngineOptions { max_batched_tokens, ..EngineOptions::new(threads) }
 }
 
 pub(super) fn engine(model: Model) -> Engine {

@@ -99,7 +99,7 @@ impl Case {
         (dir, checkpoint)
     }
 
-    fn row(&self, golden: &Golden, length: usize, last: bool) -> &[f32] {
+    pub(super) fn row(&self, golden: &Golden, length: usize, last: bool) -> &[f32] {
         &self.rows[(2 * length + usize::from(last)) * golden.vocab..][..golden.vocab]
     }
 }

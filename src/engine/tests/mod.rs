@@ -3,6 +3,7 @@
 mod architectures;
 mod bad_input;
 mod batch_invariance;
+mod bf16;
 mod fixture;
 mod generation;
 mod gguf;

@@ -9,6 +9,8 @@ use safetensors::Dtype;
 
 use super::{DenseWeight, DequantizeError};
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorView};
+use crate::ops::coded::CodeGrid;
+use crate::ops::packed::CodeKind;
 use crate::ops::weight_layout::{Element, Packing};
 use crate::ops::{e8m0, fp4, fp6, fp8, int_pack};
 
@@ -79,6 +81,80 @@ impl StoredWeight {
             self.decode_row(codes.data, &scales, row, &mut row_scales, out);
         }
         Ok(())
+    }
+
+    /// What the codes are, where a row is codes below one scale without zero points, so that products can be taken of
+    /// them.
+    pub fn code_kind(&self) -> Option<CodeKind> {
+        let is_whole = self.block[1] >= self.shape[1];
+        let kind = match self.element {
+            Element::Int(_) => CodeKind::Int8,
+            Element::E4m3 => CodeKind::Fp8,
+            _ => return None,
+        };
+        (is_whole && self.global.is_none() && self.zero_points.is_none()).then_some(kind)
+    }
+
+    /// What codes stand for and how many consecutive k share a scale, where kernels can keep the codes: pairs of k must
+    /// share one.
+    pub fn grid(&self) -> Option<(CodeGrid, usize)> {
+        let k = self.shape[1];
+        let group = self.block[1].min(k);
+        let grid = match self.element {
+            Element::Int(bits) if bits <= 4 => CodeGrid::Int4,
+            Element::Int(_) => CodeGrid::Int8,
+            Element::E2m1 => CodeGrid::E2m1,
+            Element::E2m3 => CodeGrid::E2m3,
+            Element::E4m3 => CodeGrid::E4m3,
+        };
+        (k > 0 && k.is_multiple_of(2) && group.is_multiple_of(2)).then_some((grid, group))
+    }
+
+    /// Scale and zero point of each group of a row.
+    pub fn group_scales(
+        &self,
+        ckpt: &Checkpoint,
+        row: usize,
+        out: &mut [(f32, f32)],
+    ) -> Result<(), CheckpointError> {
+        let [band, columns] = self.block;
+        let groups = self.shape[1].div_ceil(columns);
+        let first = row / band * groups;
+        let mut scales = Vec::with_capacity(groups);
+        decode_scales(&ckpt.require(&self.scales)?, first..first + groups, &mut scales);
+        for (g, (out, local)) in out.iter_mut().zip(scales).enumerate() {
+            let zero_point = self.zero_points.as_ref().map_or(0.0, |z| f32::from(z[first + g]));
+            *out = (self.global.map_or(local, |global| global.apply(local)), zero_point);
+        }
+        Ok(())
+    }
+
+    /// Decodes the codes of `rows` into `out` [rows, K] without their scales.
+    pub fn decode_codes(
+        &self,
+        ckpt: &Checkpoint,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        let codes = ckpt.require(self.codes())?;
+        let row_bytes = self.code_row_bytes();
+        for (out, row) in out.chunks_mut(self.shape[1].max(1)).zip(rows) {
+            decode_codes(
+                self.packing,
+                self.element,
+                &codes.data[row * row_bytes..(row + 1) * row_bytes],
+                out,
+            );
+        }
+        Ok(())
+    }
+
+    /// The scale of each row, where a row has one ([`Self::code_kind`]): [N].
+    pub fn row_scales(&self, ckpt: &Checkpoint) -> Result<Vec<f32>, CheckpointError> {
+        let (n, band) = (self.shape[0], self.block[0]);
+        let mut bands = Vec::new();
+        decode_scales(&ckpt.require(&self.scales)?, 0..n.div_ceil(band), &mut bands);
+        Ok((0..n).map(|row| bands[row / band]).collect())
     }
 
     /// The whole weight, on all threads.

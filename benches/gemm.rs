@@ -143,7 +143,7 @@ fn measure(text: &str, rates: &mut BTreeMap<String, f64>) {
     let mut out = vec![0.0; m * n];
     let giga = 2.0 * m as f64 * k as f64 * n as f64 / 1e9;
     let mut time = |name: &str, f: &mut dyn FnMut(&mut Columns<'_>)| {
-        let seconds = report::median_seconds(30, || {
+        let seconds = report::median_seconds(|| {
             f(&mut Columns { data: &mut out, stride: n, first: 0 });
         });
         rates.insert(format!("{text} {name}"), giga / seconds);

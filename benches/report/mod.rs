@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use day0::base::{clock, json};
 use serde_json::{Value, json};
 
-/// Median seconds of one call: warmed up, then `samples` samples of at least 10 ms.
-pub fn median_seconds(samples: usize, mut f: impl FnMut()) -> f64 {
+/// Median seconds of one call: warmed up, then up to 30 samples of at least 10 ms in about a second.
+pub fn median_seconds(mut f: impl FnMut()) -> f64 {
     let start = Instant::now();
     let mut calls = 0u32;
     while start.elapsed() < Duration::from_millis(150) || calls == 0 {
@@ -25,6 +25,7 @@ pub fn median_seconds(samples: usize, mut f: impl FnMut()) -> f64 {
     }
     let one = start.elapsed().as_secs_f64() / f64::from(calls);
     let calls = (0.01 / one).ceil() as u32;
+    let samples = (1.0 / (one * f64::from(calls))).clamp(5.0, 30.0) as usize;
     let mut seconds: Vec<f64> = (0..samples)
         .map(|_| {
             let start = Instant::now();

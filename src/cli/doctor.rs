@@ -19,6 +19,7 @@ struct Report {
     version: String,
     git_hash: String,
     kernel_path: String,
+    kernel_path_bf16: String,
     threads: Threads,
     device: DeviceReport,
     cache_dir: PathBuf,
@@ -45,7 +46,7 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Failure> {
         &format!("{} available of {}", bytes(cpu.memory.available_bytes), bytes(cpu.memory.total_bytes)),
     );
     row("threads", &format!("{} (from {})", report.threads.count, report.threads.origin));
-    row("kernel path", &report.kernel_path);
+    row("kernel path", &format!("{}, {}", report.kernel_path, report.kernel_path_bf16));
     for gpu in &report.device.cuda.devices {
         let (major, minor) = gpu.compute_capability;
         row(
@@ -72,6 +73,7 @@ fn gather(settings: &Settings) -> Report {
         version: TOOL_VERSION.to_owned(),
         git_hash: GIT_HASH.to_owned(),
         kernel_path: engine::kernel_path(ComputeDtype::F32).to_owned(),
+        kernel_path_bf16: engine::kernel_path(ComputeDtype::Bf16).to_owned(),
         threads: settings.threads.clone(),
         device: device::report(),
         cache_writable: std::fs::create_dir_all(&cache_dir).is_ok()

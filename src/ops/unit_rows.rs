@@ -99,15 +99,20 @@ impl Parts {
 thread_local! {
     /// One row.
     static NUMBERS: RefCell<Buffer> = RefCell::default();
-    /// Memory of the last rows made on this thread.
-    static SPARE: RefCell<Buffer> = RefCell::default();
+    /// Memory of rows made before on this thread: a layer holds two or three at a time.
+    static SPARE: RefCell<Vec<Buffer>> = RefCell::default();
     /// Codes of one row.
     static CODES: RefCell<Buffer> = RefCell::default();
 }
 
 impl Drop for UnitRows {
     fn drop(&mut self) {
-        SPARE.set(std::mem::take(&mut self.data));
+        const KEPT: usize = 4;
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < KEPT {
+                spare.push(std::mem::take(&mut self.data));
+            }
+        });
     }
 }
 
@@ -146,7 +151,7 @@ impl UnitRows {
     }
 
     fn new(dot: UnitDot, rows: usize, units: usize) -> Self {
-        let mut data = SPARE.take();
+        let mut data = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
         data.ensure(rows.next_multiple_of(TILE_ROWS) * units);
         Self { data, dot, units, scales: Vec::new() }
     }

@@ -117,12 +117,12 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         arm: "eval".to_owned(),
         stage: "eval",
         tasks: &tasks,
-        waves: EvalJob::plain_waves(&tasks),
+        sequences: EvalJob::plain_waves(&tasks),
         info: OutputInfo { model_name: named, options: &options, groups: &suite.groups },
         decided_by: keys::evaluated(&key, &tasks),
         journal: OpenJournal::default(),
         key,
-        scorer: Box::new(move || Ok(Arc::clone(&scorer))),
+        scorer: Box::new(move |_| Ok(Arc::clone(&scorer))),
         out: arguments.out.clone(),
         provenance,
     };
@@ -188,7 +188,7 @@ fn scorer(
     let scorer = EndpointScorer::connect(&options, record.identity.clone())?;
     let Some(fingerprint) = record.fingerprint else { return Ok((Arc::new(scorer), None)) };
     let digest = fingerprint.start.digest.clone();
-    let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), Some(fingerprint.start))?;
+    let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), Some(fingerprint))?;
     Ok((Arc::new(scorer), Some(digest)))
 }
 

@@ -13,6 +13,7 @@ mod output;
 mod preflight;
 mod power;
 mod power_from;
+mod power_time;
 mod quantize;
 mod release;
 mod runs;

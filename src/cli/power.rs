@@ -1,5 +1,6 @@
 //! `day0 power`: what a comparison on these tasks can show, and what it will cost, before any compute.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,10 +9,12 @@ use serde::Serialize;
 use super::{Settings, output};
 use crate::base::stats::{Alpha, minimal_detectable, needed_n};
 use crate::base::units::human_seconds;
-use crate::gate::StopRule;
+use crate::eval;
+use crate::gate::{CompareOptions, Facts, StopRule, Subject, TaskFacts};
 use crate::record::Failure;
+use crate::record::eval::MetricInfo;
 use crate::release::power::{Outcome, Scenario, simulate};
-use crate::suite;
+use crate::suite::{self, Suite, Task};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -27,6 +30,9 @@ pub(super) struct Arguments {
     /// Finished comparison whose flip rates and speed are assumed instead: a release's run directory.
     #[arg(long, value_name = "RUN", conflicts_with = "flip_rates")]
     from: Option<PathBuf>,
+    /// Model to time: it scores 16 items of each task on this machine.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
     /// At most N items a task.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -73,24 +79,28 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         return Err(Failure::config(format!("--flip-rates {bad}: not a share between 0 and 1")));
     }
     let suite = suite::load(&arguments.suite, arguments.data.as_deref())?;
+    let subjects = subjects(&suite, arguments);
     let measured = arguments.from.as_deref().map(super::power_from::Measured::read).transpose()?;
+    let timed =
+        arguments.model.as_deref().map(|m| super::power_time::Timed::of(m, &suite, settings)).transpose()?;
     let mut rows = Vec::new();
     let mut others = Vec::new();
-    for task in &suite.tasks {
-        let name = task.config.task.as_str();
-        if task.config.primary_metric.scale() != Some(1.0) || task.config.cluster.is_some() {
-            others.push(name);
+    for subject in &subjects {
+        if !subject.countable {
+            others.push(subject.name.as_str());
             continue;
         }
-        let items = arguments.limit.map_or(task.docs.len(), |limit| limit.min(task.docs.len()));
         let rates = match &measured {
-            Some(measured) => vec![measured.flip_rate(name)],
+            Some(measured) => vec![measured.flip_rate(&subject.name)],
             None => arguments.flip_rates.clone(),
         };
-        let rule = StopRule { margin, alpha: Alpha::FIVE_PERCENT, tests: suite.tasks.len() };
+        let rule = StopRule { margin, alpha: Alpha::FIVE_PERCENT, tests: subjects.len() };
+        let seconds_per_item = match (&timed, &measured) {
+            (Some(timed), _) => timed.seconds_per_item(&subject.tasks),
+            (None, measured) => measured.as_ref().and_then(super::power_from::Measured::seconds_per_item),
+        };
         for flip_rate in rates {
-            let seconds_per_item = measured.as_ref().and_then(super::power_from::Measured::seconds_per_item);
-            rows.push(row(name, items, flip_rate, rule, arguments, seconds_per_item));
+            rows.push(row(&subject.name, subject.items, flip_rate, rule, arguments, seconds_per_item));
         }
     }
     if settings.json {
@@ -99,6 +109,47 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         show(&rows, &others, margin);
     }
     Ok(0)
+}
+
+/// What is decided, and whether it can be planned.
+struct Planned {
+    name: String,
+    tasks: Vec<String>,
+    items: usize,
+    /// Whether all its items are 0/1 and count alike.
+    countable: bool,
+}
+
+/// What a release of this suite decides: each task, or a group that has a score of its own.
+fn subjects(suite: &Suite, arguments: &Arguments) -> Vec<Planned> {
+    let metric = |task: &Task| {
+        let kind = task.config.primary_metric;
+        MetricInfo {
+            name: kind.name().to_owned(),
+            higher_is_better: kind.higher_is_better(),
+            scale: kind.scale(),
+        }
+    };
+    let metrics: BTreeMap<&str, MetricInfo> =
+        suite.tasks.iter().map(|task| (task.config.task.as_str(), metric(task))).collect();
+    let planned = |task: &Task| arguments.limit.map_or(task.docs.len(), |limit| limit.min(task.docs.len()));
+    let of_name = |name: &str| suite.tasks.iter().find(|task| task.config.task == name);
+    let fact = |task: &'_ Task| TaskFacts {
+        metric: &metrics[task.config.task.as_str()],
+        clustered: task.config.cluster.is_some(),
+        whole: planned(task) == task.docs.len(),
+    };
+    let facts: Facts<'_> = suite.tasks.iter().map(|t| (t.config.task.as_str(), fact(t))).collect();
+    let options = CompareOptions::default();
+    let subjects = options.subjects(&eval::group_records(&suite.groups), &facts);
+    let countable = options.stop_rules(&subjects, &facts);
+    let plan = |subject: Subject| Planned {
+        items: subject.tasks.iter().filter_map(|name| of_name(name)).map(|task| planned(task)).sum(),
+        countable: countable.contains_key(&subject.name),
+        name: subject.name,
+        tasks: subject.tasks,
+    };
+    subjects.into_iter().filter(Subject::decides).map(plan).collect()
 }
 
 fn row(
@@ -169,8 +220,14 @@ fn show(rows: &[Row], others: &[&str], margin: f64) {
          0.8 without early stopping; certified, median, p90: share certified and items used if there is no drop; \
          damaged, median: share called and items used if the drop is {DAMAGE:.0} margins (at most the flip rate)"
     ));
+    match rows.iter().map(|row| row.seconds).sum::<Option<f64>>() {
+        Some(_) => output::line(
+            "time: both arms to the median number of items; of several assumed flip rates, one will come true",
+        ),
+        None => output::line("time: give --model to time it, or --from a finished run"),
+    }
     if !others.is_empty() {
-        output::line(&format!("not planned (no 0/1 items): {}", others.join(", ")));
+        output::line(&format!("not planned (no 0/1 items that count alike): {}", others.join(", ")));
     }
     for row in rows.iter().filter(|row| row.no_drop.within < 0.8) {
         output::line(&format!(

@@ -10,7 +10,10 @@ use crate::report;
 
 /// What a finished release measured.
 pub(super) struct Measured {
-    rates: Vec<(String, f64, usize)>,
+    /// Flip rates of tasks and groups.
+    rates: Vec<(String, f64)>,
+    /// Items of all tasks that were decided.
+    items: usize,
     /// Seconds of both arms together, over all items of all tasks.
     seconds: f64,
 }
@@ -30,22 +33,23 @@ impl Measured {
             .filter_map(|(name, e)| {
                 let counts = PairedCounts::new(e.n as u64, e.flips_b?, e.flips_c?)?;
                 let flips = (counts.b() + counts.c()) as f64 + 2.0 * CAUTIOUS_FLIPS;
-                Some((name.clone(), (flips / e.n as f64).min(1.0), e.n))
+                Some((name.clone(), (flips / e.n as f64).min(1.0)))
             })
             .collect();
+        // Parts are counted with their group.
+        let items = report::evidence(compare).filter(|(_, e)| e.part_of.is_none()).map(|(_, e)| e.n).sum();
         let scoring = record.stages.iter().filter(|stage| stage.stage.starts_with("eval"));
-        Ok(Self { rates, seconds: scoring.map(|stage| stage.elapsed_s).sum() })
+        Ok(Self { rates, items, seconds: scoring.map(|stage| stage.elapsed_s).sum() })
     }
 
     /// The measured flip rate of a task; of one that was not measured the largest of all, else 10 %.
     pub fn flip_rate(&self, task: &str) -> f64 {
-        let own = self.rates.iter().find(|(name, ..)| name == task).map(|(_, rate, _)| *rate);
-        own.unwrap_or_else(|| self.rates.iter().map(|(_, rate, _)| *rate).reduce(f64::max).unwrap_or(0.10))
+        let own = self.rates.iter().find(|(name, _)| name == task).map(|(_, rate)| *rate);
+        own.unwrap_or_else(|| self.rates.iter().map(|(_, rate)| *rate).reduce(f64::max).unwrap_or(0.10))
     }
 
     /// Seconds an item of both arms took, over all tasks of the run; `None` where the scores came from a cache.
     pub fn seconds_per_item(&self) -> Option<f64> {
-        let items: usize = self.rates.iter().map(|(.., n)| n).sum();
-        (items > 0 && self.seconds > 0.0).then(|| self.seconds / items as f64)
+        (self.items > 0 && self.seconds > 0.0).then(|| self.seconds / self.items as f64)
     }
 }

@@ -173,6 +173,8 @@ fn record(
             tokenizer_digest: None,
         },
         tasks,
+        groups: BTreeMap::new(),
+        confirmations: Vec::new(),
         provenance: Provenance::new(Threads { count: 1, origin: "imported".to_owned() }),
     }
 }

@@ -27,5 +27,7 @@ pub use metrics::{aggregate, aggregate_group, argmax, item_values};
 pub use outputs::{OutputInfo, results, sample, write_outputs};
 pub use prepare::{EvalOptions, ItemOrder, prepare};
 pub use prepared::{PreparedItem, PreparedRequest, PreparedTask};
-pub use score::{ScoreError, primary_metric, score_items, score_items_once, task_record};
+pub use score::{
+    ItemRef, ScoreError, Scored, group_records, primary_metric, score_items, score_items_once, task_record,
+};
 pub use scorer::{OnDone, Scorer};

@@ -1,6 +1,6 @@
 //! One wave: items to the scorer, results back to the items; and the record of a task.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::journal::Journal;
@@ -8,26 +8,34 @@ use super::metrics;
 use super::prepared::{PreparedItem, PreparedTask};
 use super::scorer::{OnDone, Scorer};
 use crate::base::{interrupt, python};
-use crate::record::eval::{ItemError, ItemRecord, MetricInfo, TaskRecord, TaskStatus};
+use crate::record::eval::{GroupRecord, ItemError, ItemRecord, MetricInfo, TaskRecord, TaskStatus};
 use crate::record::score::{ScoreRequest, ScoreResult};
+use crate::record::serve::Confirmation;
 use crate::record::{Classified, Failure, FailureClass};
+use crate::suite::Group;
 
 /// Items scored between two looks at the journal and the engine: few enough that a kill loses seconds, enough to keep
 /// batches full.
 const CHUNK_ITEMS: usize = 128;
 
-/// Scores the items with these indices into `prepared.items`; one record each, in the same order.
-pub fn score_items(
-    scorer: &dyn Scorer,
-    prepared: &PreparedTask,
-    items: &[usize],
-    progress: OnDone<'_>,
-) -> Vec<ItemRecord> {
-    let windows = |i: &usize| prepared.items[*i].requests.iter().flat_map(|r| &r.windows);
-    let requests: Vec<ScoreRequest> = items.iter().flat_map(windows).cloned().collect();
+/// An item of a task, by its index into the task's items.
+pub type ItemRef<'a> = (&'a PreparedTask, usize);
+
+/// Scores items of any tasks together; one record each, in the same order.
+pub fn score_items(scorer: &dyn Scorer, items: &[ItemRef<'_>], progress: OnDone<'_>) -> Vec<ItemRecord> {
+    let asked = items.iter().flat_map(|(task, i)| &task.items[*i].requests);
+    let requests: Vec<ScoreRequest> = asked.flat_map(|request| request.windows.iter().cloned()).collect();
     let mut results = scorer.score(&requests, progress).into_iter();
-    let mut record = |i: &usize| item_record(prepared, &prepared.items[*i], &mut results);
-    items.iter().map(&mut record).collect()
+    items.iter().map(|(task, i)| item_record(task, &task.items[*i], &mut results)).collect()
+}
+
+/// Outcomes of items, and what showed last that the engine was still the examined one.
+#[derive(Debug)]
+pub struct Scored {
+    /// One for each item, in order.
+    pub items: Vec<ItemRecord>,
+    /// `None` where nothing was asked, or of an engine in this process.
+    pub confirmation: Option<Confirmation>,
 }
 
 /// Like [`score_items`], but takes outcomes from the journal where it has them and writes new ones into it. After each
@@ -35,49 +43,48 @@ pub fn score_items(
 /// is thrown away.
 pub fn score_items_once(
     scorer: &dyn Scorer,
-    prepared: &PreparedTask,
-    items: &[usize],
+    items: &[ItemRef<'_>],
     journal: &Journal,
     progress: OnDone<'_>,
-) -> Result<Vec<ItemRecord>, ScoreError> {
-    let mut known: HashMap<usize, ItemRecord> = HashMap::new();
-    let mut pending = Vec::new();
-    for index in items {
-        match journal.get(prepared, &prepared.items[*index]) {
-            Some(outcome) => {
-                progress(prepared.items[*index].num_windows());
-                known.insert(*index, outcome);
-            }
-            None => pending.push(*index),
+) -> Result<Scored, ScoreError> {
+    let mut outcomes: Vec<Option<ItemRecord>> = Vec::with_capacity(items.len());
+    for (task, index) in items {
+        let item = &task.items[*index];
+        let known = journal.get(task, item);
+        if known.is_some() {
+            progress(item.num_windows());
         }
+        outcomes.push(known);
     }
-    let mut stopped = None;
+    let pending: Vec<usize> = (0..items.len()).filter(|place| outcomes[*place].is_none()).collect();
+    let (mut stopped, mut confirmation) = (None, None);
     for chunk in pending.chunks(CHUNK_ITEMS) {
-        let outcomes = score_items(scorer, prepared, chunk, progress);
-        let any_scored = outcomes.iter().any(|o| o.error.is_none());
+        let asked: Vec<ItemRef<'_>> = chunk.iter().map(|place| items[*place]).collect();
+        let answers = score_items(scorer, &asked, progress);
+        let any_scored = answers.iter().any(|o| o.error.is_none());
         if any_scored {
-            scorer.confirm().map_err(ScoreError::Engine)?;
+            confirmation = scorer.confirm().map_err(ScoreError::Engine)?.or(confirmation);
         }
-        let last_error = outcomes.iter().rev().find_map(|o| o.error.clone());
-        for (index, outcome) in chunk.iter().zip(outcomes) {
-            let put = journal.put(prepared, &prepared.items[*index], &outcome);
+        let last_error = answers.iter().rev().find_map(|o| o.error.clone());
+        for (place, outcome) in chunk.iter().zip(answers) {
+            let (task, index) = items[*place];
+            let put = journal.put(task, &task.items[index], &outcome);
             put.map_err(|source| ScoreError::Journal { path: journal.path().to_path_buf(), source })?;
-            known.insert(*index, outcome);
+            outcomes[*place] = Some(outcome);
         }
         // An engine that answers nothing at all is not asked again and again; the rest stays pending.
-        let sent = chunk.iter().any(|index| prepared.items[*index].problem.is_none());
+        let sent = asked.iter().any(|(task, index)| task.items[*index].problem.is_none());
         if interrupt::received().is_some() || (sent && !any_scored) {
             stopped = last_error;
             break;
         }
     }
     let interrupted = || ItemError { status: None, transient: true, message: "interrupted".to_owned() };
-    let outcome = |index: &usize| {
-        let item = &prepared.items[*index];
-        let pending = || failed_item(prepared, item, stopped.clone().unwrap_or_else(interrupted));
-        known.remove(index).unwrap_or_else(pending)
+    let outcome = |(outcome, (task, index)): (Option<ItemRecord>, &ItemRef<'_>)| {
+        let pending = || failed_item(task, &task.items[*index], stopped.clone().unwrap_or_else(interrupted));
+        outcome.unwrap_or_else(pending)
     };
-    Ok(items.iter().map(outcome).collect())
+    Ok(Scored { items: outcomes.into_iter().zip(items).map(outcome).collect(), confirmation })
 }
 
 /// Why scores cannot be kept.
@@ -215,6 +222,15 @@ pub fn primary_metric(prepared: &PreparedTask) -> MetricInfo {
         higher_is_better: primary.higher_is_better(),
         scale: primary.scale(),
     }
+}
+
+/// What a comparison needs to know of the groups.
+pub fn group_records(groups: &[Group]) -> BTreeMap<String, GroupRecord> {
+    let record = |group: &Group| {
+        let metrics = group.aggregates.iter().map(|m| (m.metric.clone(), m.weight_by_size)).collect();
+        (group.name.clone(), GroupRecord { tasks: group.tasks.clone(), metrics })
+    };
+    groups.iter().filter(|group| !group.tasks.is_empty()).map(record).collect()
 }
 
 /// The record of a task from the items visited so far. Standard errors that need a bootstrap come with success only.

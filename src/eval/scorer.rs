@@ -2,6 +2,7 @@
 
 use crate::record::eval::ItemError;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
+use crate::record::serve::Confirmation;
 
 /// Called with the number of requests done since the last call.
 pub type OnDone<'a> = &'a (dyn Fn(usize) + Sync);
@@ -16,10 +17,10 @@ pub trait Scorer: Send + Sync {
     /// its scorer answers the server's limit − 2, as lm-eval's API models do.
     fn max_len(&self) -> usize;
 
-    /// Whether what answers is still what was examined at the start. An error that is not transient means that it is
-    /// another one.
-    fn confirm(&self) -> Result<(), ItemError> {
-        Ok(())
+    /// Whether what answers is still what was examined at the start, and what showed it; `None` of an engine in this
+    /// process, which cannot be swapped. An error that is not transient means that it is another one.
+    fn confirm(&self) -> Result<Option<Confirmation>, ItemError> {
+        Ok(None)
     }
 
     /// One result for each request, in the order of the requests.

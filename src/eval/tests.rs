@@ -14,6 +14,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::record::eval::{EvalRecord, ItemError, TaskStatus};
 use crate::record::provenance::Provenance;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
+use crate::record::serve::Confirmation;
 use crate::suite;
 
 /// ln p(token | previous) = −((7 previous + 13 token) mod 251 + 1) / 64; greedy if (previous + token) mod 3 = 0.
@@ -141,9 +142,8 @@ fn mmlu_groups_as_lm_eval() {
         suite.tasks.iter().map(|task| prepare(task, &tokenizer, &options).unwrap()).collect();
     assert_eq!(prepared.len(), 57);
     assert_eq!(prepared.iter().map(|p| p.full_split).sum::<usize>(), 14042);
-    let record = |p: &PreparedTask| {
-        task_record(p, score_items(&scorer, p, &all_items(p), &|_| ()), TaskStatus::Success)
-    };
+    let record =
+        |p: &PreparedTask| task_record(p, score_items(&scorer, &all_items(p), &|_| ()), TaskStatus::Success);
     let record = eval_record(&scorer, prepared.iter().map(record).collect());
     let info = OutputInfo { model_name: "bigram", options: &options, groups: &suite.groups };
     let ours = results(&record, &prepared, &info);
@@ -181,15 +181,15 @@ fn check_texts_and_tokens(label: &str, prepared: &PreparedTask, case: &Value) {
 
 fn check_metrics(label: &str, prepared: &PreparedTask, case: &Value) {
     let scorer = Bigram { max_len: case["max_len"].as_u64().unwrap() as usize, fail_every: None };
-    let all: Vec<usize> = (0..prepared.items.len()).collect();
+    let all = all_items(prepared);
     let done = AtomicUsize::new(0);
     let count = |n| {
         done.fetch_add(n, Ordering::Relaxed);
     };
     // Two waves give what one would.
     let (first, second) = all.split_at(all.len() / 3);
-    let mut items = score_items(&scorer, prepared, second, &count);
-    items.extend(score_items(&scorer, prepared, first, &count));
+    let mut items = score_items(&scorer, second, &count);
+    items.extend(score_items(&scorer, first, &count));
     assert_eq!(done.load(Ordering::Relaxed), prepared.num_requests(), "{label}");
     let record = task_record(prepared, items, TaskStatus::Success);
     let dir = tempfile::tempdir().unwrap();
@@ -218,12 +218,14 @@ fn eval_record(scorer: &dyn Scorer, tasks: Vec<crate::record::eval::TaskRecord>)
         arm: "baseline".to_owned(),
         identity: scorer.identity(),
         tasks: tasks.into_iter().map(|t| (t.task.clone(), t)).collect::<BTreeMap<_, _>>(),
+        groups: BTreeMap::new(),
+        confirmations: Vec::new(),
         provenance: Provenance::new(crate::base::threads::detect(Some(1))),
     }
 }
 
-fn all_items(prepared: &PreparedTask) -> Vec<usize> {
-    (0..prepared.items.len()).collect()
+fn all_items(prepared: &PreparedTask) -> Vec<ItemRef<'_>> {
+    (0..prepared.items.len()).map(|index| (prepared, index)).collect()
 }
 
 fn edges() -> Option<PreparedTask> {
@@ -235,7 +237,7 @@ fn edges() -> Option<PreparedTask> {
 fn failed_items_have_no_score_and_a_reason() {
     let Some(prepared) = edges() else { return eprintln!("skipped: ../shared is not there") };
     let scorer = Bigram { max_len: 64, fail_every: Some(7) };
-    let items = score_items(&scorer, &prepared, &all_items(&prepared), &|_| ());
+    let items = score_items(&scorer, &all_items(&prepared), &|_| ());
     let record = task_record(&prepared, items.clone(), TaskStatus::Success);
     assert!(record.failed() > 0 && record.scored() > 0);
     assert_eq!(record.expected, record.items.len());
@@ -244,8 +246,7 @@ fn failed_items_have_no_score_and_a_reason() {
         assert_eq!(item.error.is_some(), item.loglikelihoods.is_empty());
     }
     // The items that did not fail have the scores that they have when none fails.
-    let healthy =
-        score_items(&Bigram { max_len: 64, fail_every: None }, &prepared, &all_items(&prepared), &|_| ());
+    let healthy = score_items(&Bigram { max_len: 64, fail_every: None }, &all_items(&prepared), &|_| ());
     for (a, b) in items.iter().zip(&healthy).filter(|(a, _)| a.error.is_none()) {
         assert_eq!(a, b);
     }
@@ -274,7 +275,7 @@ impl Scorer for Broken {
 fn answers_that_cannot_be_right_are_errors() {
     let Some(prepared) = edges() else { return eprintln!("skipped: ../shared is not there") };
     let message = |scorer: Broken| {
-        let items = score_items(&scorer, &prepared, &[0], &|_| ());
+        let items = score_items(&scorer, &[(&prepared, 0)], &|_| ());
         items[0].error.clone().unwrap().message
     };
     assert!(message(Broken(|_| None)).contains("no result"));
@@ -323,7 +324,7 @@ fn requests_that_cannot_be_scored_are_named() {
         // Nothing is sent, and the item counts as failed with its reason.
         assert_eq!(prepared.num_requests(), 0);
         let scorer = Bigram { max_len, fail_every: None };
-        let item = score_items(&scorer, &prepared, &[0], &|_| ()).remove(0);
+        let item = score_items(&scorer, &[(&prepared, 0)], &|_| ()).remove(0);
         assert!(item.values.is_empty() && item.loglikelihoods.is_empty());
         let error = item.error.unwrap();
         assert!(!error.transient);
@@ -357,9 +358,9 @@ impl Scorer for Fragile {
         64
     }
 
-    fn confirm(&self) -> Result<(), ItemError> {
+    fn confirm(&self) -> Result<Option<Confirmation>, ItemError> {
         if self.confirmations.fetch_add(1, Ordering::Relaxed) < self.changes_after {
-            return Ok(());
+            return Ok(None);
         }
         Err(ItemError { status: Some(200), transient: false, message: "another one answers".to_owned() })
     }
@@ -382,7 +383,7 @@ fn nothing_is_scored_twice_and_nothing_by_another_engine() {
     let open = |arm: &str| Journal::open(&path, arm, &Fragile::new(0).identity()).unwrap();
     let run = |scorer: &Fragile, arm: &str| {
         let journal = open(arm);
-        score_items_once(scorer, &prepared, &all_items(&prepared), &journal, &|_| ())
+        score_items_once(scorer, &all_items(&prepared), &journal, &|_| ()).map(|scored| scored.items)
     };
     // The second chunk of 128 may have been answered by another engine: nothing of it is kept.
     let swapped = Fragile::new(1);
@@ -402,7 +403,7 @@ fn nothing_is_scored_twice_and_nothing_by_another_engine() {
     crate::base::atomic::write(&path, damaged.as_bytes()).unwrap();
     let whole = Fragile::new(usize::MAX);
     let resumed = run(&whole, "a").unwrap();
-    assert_eq!(resumed, score_items(&Fragile::new(0), &prepared, &all_items(&prepared), &|_| ()));
+    assert_eq!(resumed, score_items(&Fragile::new(0), &all_items(&prepared), &|_| ()));
     let pending: usize =
         prepared.items[128..].iter().chain([&prepared.items[5]]).map(PreparedItem::num_windows).sum();
     assert_eq!(whole.scored.load(Ordering::Relaxed), pending);
@@ -426,10 +427,10 @@ fn an_engine_that_is_down_is_asked_once() {
     let down = Bigram { max_len: 512, fail_every: Some(1) };
     let journal = Journal::open(&dir.path().join("items.jsonl"), "a", &down.identity()).unwrap();
     let done = AtomicUsize::new(0);
-    let items = score_items_once(&down, &prepared, &all_items(&prepared), &journal, &|n| {
+    let items = score_items_once(&down, &all_items(&prepared), &journal, &|n| {
         done.fetch_add(n, Ordering::Relaxed);
     });
-    let items = items.unwrap();
+    let items = items.unwrap().items;
     assert_eq!(items.len(), 300);
     assert!(items.iter().all(|i| i.error.as_ref().is_some_and(|e| e.status == Some(503) && e.transient)));
     let first: usize = prepared.items[..128].iter().map(PreparedItem::num_windows).sum();
@@ -513,7 +514,7 @@ fn scores_as_lm_eval(limit: usize) {
     let scorer = local::LocalScorer::new(std::sync::Arc::new(engine));
     let options = EvalOptions { limit: Some(limit), ..EvalOptions::new(scorer.max_len()) };
     let prepared = prepare(&task, &tokenizer, &options).unwrap();
-    let items = score_items(&scorer, &prepared, &all_items(&prepared), &|_| ());
+    let items = score_items(&scorer, &all_items(&prepared), &|_| ());
     let golden = include_str!("testdata/smollm2_arc_easy.jsonl").lines();
     let mut worst: f64 = 0.0;
     let (mut greedy, mut accuracies) = (0, 0);
@@ -555,8 +556,9 @@ fn samples_as_lm_eval() {
         let last = cases.iter().map(|c| c["doc_id"].as_u64().unwrap()).max().unwrap() as usize;
         let options = EvalOptions { limit: Some(last + 1), ..EvalOptions::new(scorer.max_len()) };
         let prepared = prepare(&task, &tokenizer, &options).unwrap();
-        let ids: Vec<usize> = cases.iter().map(|c| c["doc_id"].as_u64().unwrap() as usize).collect();
-        let items = score_items(&scorer, &prepared, &ids, &|_| ());
+        let asked: Vec<ItemRef<'_>> =
+            cases.iter().map(|c| (&prepared, c["doc_id"].as_u64().unwrap() as usize)).collect();
+        let items = score_items(&scorer, &asked, &|_| ());
         for (item, case) in items.iter().zip(&cases) {
             check_sample(&prepared, item, case);
         }

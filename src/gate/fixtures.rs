@@ -144,6 +144,8 @@ pub(super) fn arm(name: &str, tasks: Vec<TaskRecord>) -> EvalRecord {
         arm: name.into(),
         identity: identity(name),
         tasks: tasks.into_iter().map(|task| (task.task.clone(), task)).collect(),
+        groups: BTreeMap::new(),
+        confirmations: Vec::new(),
         provenance: provenance(),
     }
 }

@@ -12,8 +12,8 @@ mod serve;
 pub mod upstream;
 
 pub use compare::{
-    CompareOptions, Decision, Flip, Follower, Look, Margin, Method, Policy, StopRule, TaskEvidence,
-    TaskOptions, TaskVerdict, Tier, WaveCounts, compare,
+    CompareOptions, Decision, Facts, Flip, Follower, Look, Margin, Method, Policy, StopRule, Subject,
+    TaskEvidence, TaskFacts, TaskOptions, TaskVerdict, Tier, WaveCounts, compare,
 };
 pub use ptq::ptq;
 pub use run::run;

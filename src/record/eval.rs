@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::provenance::Provenance;
 use super::score::EngineIdentity;
+use super::serve::Confirmation;
 use crate::base::digest::Digest;
 
 /// Result of evaluating one arm.
@@ -19,8 +20,33 @@ pub struct EvalRecord {
     pub identity: EngineIdentity,
     /// Results per task, by task name.
     pub tasks: BTreeMap<String, TaskRecord>,
+    /// Groups of these tasks, by name.
+    #[serde(default)]
+    pub groups: BTreeMap<String, GroupRecord>,
+    /// What an endpoint said of itself while it was asked, in order; empty for an engine in this process.
+    #[serde(default)]
+    pub confirmations: Vec<WaveConfirmation>,
     /// Origin.
     pub provenance: Provenance,
+}
+
+/// A group of tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// All tasks below it.
+    pub tasks: Vec<String>,
+    /// Metrics that are combined over them, and whether tasks then count by their number of items; else each counts the
+    /// same. None for a mere bundle, which has no score of its own.
+    pub metrics: BTreeMap<String, bool>,
+}
+
+/// That an endpoint was still the one it was at the start when a wave had been scored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WaveConfirmation {
+    /// The wave, by the name of its unit.
+    pub wave: String,
+    /// What showed it.
+    pub confirmation: Confirmation,
 }
 
 /// State of a task's run.
@@ -70,6 +96,10 @@ pub struct Visit {
     pub order: Vec<usize>,
     /// Items visited at each look, ascending; the last is `order.len()`.
     pub looks: Vec<usize>,
+    /// The group whose looks these are, where the task is decided as a part of it; a look may then follow no item of
+    /// this task.
+    #[serde(default)]
+    pub group: Option<String>,
     /// Items left out because the task was decided before.
     pub not_needed: usize,
 }
@@ -139,11 +169,11 @@ pub struct ItemRecord {
     pub error: Option<ItemError>,
 }
 
-/// What changes when the baseline is scored again on other kernels.
+/// What changes when the baseline is scored again in another way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NoiseFloor {
-    /// The other kernels.
-    pub kernel_path: String,
+    /// The other way, e.g. `on cpu-portable` or `one prompt at a time, last item first`.
+    pub how: String,
     /// Items scored again.
     pub items: usize,
     /// Items whose primary metric changed; of continuous metrics nearly all do.

@@ -102,6 +102,19 @@ pub struct FingerprintReading {
     pub loglikelihoods: Vec<f64>,
 }
 
+/// What an endpoint said of itself, and what it scored on the fixed prompts, at one moment of an evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Confirmation {
+    /// Engine and its version.
+    pub engine: String,
+    /// Digest of its tokenizer, where it tells one.
+    pub tokenizer_digest: Option<Digest>,
+    /// Whether it repeated the token ids it was sent; `None` when it returns none.
+    pub token_ids_echoed: Option<bool>,
+    /// Scores of the fixed prompts.
+    pub reading: FingerprintReading,
+}
+
 impl FingerprintReading {
     /// Engines that are not batch-invariant move a prompt's log-likelihood by less than this many nats.
     pub const TOLERANCE_NATS: f64 = 0.1;

@@ -106,8 +106,10 @@ pub struct Running {
     options: EndpointOptions,
     tokenizer: Arc<Tokenizer>,
     expected_digest: Digest,
-    /// The built-in engine's scorer; an endpoint's is connected when the first wave needs it.
+    /// The built-in engine's scorer.
     local: Option<Arc<dyn Scorer>>,
+    /// An endpoint's scorer, once the first wave has needed it.
+    remote: Mutex<Option<Arc<dyn Scorer>>>,
     server: Option<ServerHandle>,
 }
 
@@ -124,13 +126,31 @@ impl Arm {
         Self { name, checkpoint, engine, threads, command, running: Mutex::new(None) }
     }
 
-    /// What answers score requests; starts the arm if it is not running.
-    pub fn scorer(&self) -> Result<Arc<dyn Scorer>, Failure> {
+    /// What answers score requests; starts the arm if it is not running. An endpoint is watched from `opening` on, which
+    /// may be the work of an earlier process: it must still be the engine that was probed then.
+    pub fn scorer(&self, opening: &ServeRecord) -> Result<Arc<dyn Scorer>, Failure> {
         let running = self.start()?;
-        match &running.local {
-            Some(scorer) => Ok(Arc::clone(scorer)),
-            None => Ok(Arc::new(EndpointScorer::connect(&running.options, None)?)),
+        if let Some(scorer) = &running.local {
+            return Ok(Arc::clone(scorer));
         }
+        let mut slot = running.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scorer) = &*slot {
+            return Ok(Arc::clone(scorer));
+        }
+        let scorer = EndpointScorer::connect(&running.options, opening.identity.clone())?
+            .watching(probe::fingerprint_prompts(&*running.tokenizer), opening.fingerprint.clone())?;
+        Ok(Arc::clone(slot.insert(Arc::new(scorer))))
+    }
+
+    /// What answers score requests of a running endpoint, one prompt at a time; `None` of the built-in engine, whose
+    /// numbers do not depend on what it is asked together.
+    pub fn one_by_one(&self, opening: &ServeRecord) -> Result<Option<EndpointScorer>, Failure> {
+        let running = self.start()?;
+        if running.local.is_some() {
+            return Ok(None);
+        }
+        let options = EndpointOptions { batch_size: 1, concurrency: 1, ..running.options.clone() };
+        Ok(Some(EndpointScorer::connect(&options, opening.identity.clone())?))
     }
 
     /// Starts the arm, or returns the started one.
@@ -145,7 +165,14 @@ impl Arm {
         let running = match &self.engine {
             ArmEngine::Endpoint { url, api_key } => {
                 let options = EndpointOptions { api_key: api_key.clone(), ..EndpointOptions::new(url) };
-                Running { options, tokenizer, expected_digest, local: None, server: None }
+                Running {
+                    options,
+                    tokenizer,
+                    expected_digest,
+                    local: None,
+                    remote: Mutex::default(),
+                    server: None,
+                }
             }
             ArmEngine::Local { dtype } => {
                 let options = EngineOptions { dtype: *dtype, ..EngineOptions::new(self.threads.clone()) };
@@ -156,7 +183,14 @@ impl Arm {
                 let server = Server::start(engine.clone(), tokenizer.clone(), options)?;
                 let options = EndpointOptions::new(&server.url());
                 let local: Option<Arc<dyn Scorer>> = Some(Arc::new(LocalScorer::new(engine)));
-                Running { options, tokenizer, expected_digest, local, server: Some(server) }
+                Running {
+                    options,
+                    tokenizer,
+                    expected_digest,
+                    local,
+                    remote: Mutex::default(),
+                    server: Some(server),
+                }
             }
         };
         let running = Arc::new(running);

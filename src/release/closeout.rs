@@ -69,7 +69,7 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         verdict: folded.outcome.verdict(),
         failure_class: folded.failure_class,
         detail: folded.detail.clone(),
-        recommendation: recommendation(&folded, inputs, run),
+        recommendation: recommendation(&folded, inputs, run, &gates),
         stages: stage_records(summary),
         gates,
         findings,
@@ -141,9 +141,10 @@ fn stage_records(summary: &RunSummary) -> Vec<StageRecord> {
 }
 
 /// May the checkpoint be published? One sentence.
-fn recommendation(folded: &Folded, inputs: &Inputs, run: &RunDir) -> String {
+fn recommendation(folded: &Folded, inputs: &Inputs, run: &RunDir, gates: &[GateReport]) -> String {
     let recipe = &inputs.recipe.name;
-    let tasks = inputs.tasks.len();
+    let compare = gates.iter().find(|gate| gate.gate == GateName::Compare);
+    let tasks = compare.map_or(0, report::decided);
     match folded.outcome {
         Outcome::Verdict(Verdict::Accept) => {
             format!("Publish: {recipe} is within the margin of the original on all {tasks} tasks.")
@@ -173,7 +174,9 @@ fn not_tested(inputs: &Inputs) -> Vec<String> {
     if let Some(limit) = inputs.config.limit {
         list.push(format!("all items but {limit} a task (--limit)"));
     }
-    if inputs.config.noise_floor && super::noise_units::second_path(inputs.config.dtype).is_none() {
+    let baseline_is_local = matches!(inputs.engines[ArmName::Baseline as usize], ArmEngine::Local { .. });
+    let single = super::noise_units::second_path(inputs.config.dtype).is_none();
+    if inputs.config.noise_floor && baseline_is_local && single {
         list.push("the noise floor: this machine has one kernel path only".to_owned());
     }
     if inputs.engines.iter().any(|e| matches!(e, ArmEngine::Endpoint { .. })) {

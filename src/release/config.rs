@@ -11,15 +11,15 @@ use crate::gate::{CompareOptions, Margin, TaskOptions};
 pub use crate::gate::{Policy, Tier};
 use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
-use crate::record::eval::{EvalRecord, MetricInfo};
+use crate::record::eval::{EvalRecord, GroupRecord, MetricInfo};
 
 /// Default margin: share of the scale for 0/1 metrics, relative for unbounded ones.
 pub const DEFAULT_MARGIN: f64 = 0.01;
 /// Default seed of the item permutation.
 pub const DEFAULT_SEED: u64 = 1234;
 
-/// Settings of one task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Settings of one task, or of a suite: then of all its tasks, or of their common score where they are decided by one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskConfig {
     /// Margin: share of the scale (relative for unbounded metrics).
@@ -30,6 +30,8 @@ pub struct TaskConfig {
     pub tier: Option<Tier>,
     /// Published score of the original model on this task's primary metric.
     pub published: Option<f64>,
+    /// Of a suite with a score of its own (mmlu): whether that score is decided, which is the default, or each task.
+    pub pooled: Option<bool>,
 }
 
 /// Engines that day0 does not start itself.
@@ -227,27 +229,42 @@ fn check_margin(field: &str, margin: f64) -> Result<(), Failure> {
 impl ReleaseConfig {
     /// What the compare gate is asked about the tasks of `baseline`.
     pub fn compare_options(&self, baseline: &EvalRecord) -> CompareOptions {
-        self.options_for(
-            &baseline.tasks.iter().map(|(name, t)| (name.clone(), t.primary_metric.clone())).collect(),
-        )
+        let metrics =
+            baseline.tasks.iter().map(|(name, t)| (name.clone(), t.primary_metric.clone())).collect();
+        self.options_for(&metrics, &baseline.groups)
     }
 
     /// What the compare gate is asked about tasks with these metrics: a margin is a share of the scale where the metric
-    /// has one, and relative to the baseline otherwise.
-    pub fn options_for(&self, metrics: &BTreeMap<String, MetricInfo>) -> CompareOptions {
-        let margin = |settings: Option<&TaskConfig>, metric: Option<&MetricInfo>| {
-            let value = settings.and_then(|s| s.margin).unwrap_or(self.margin);
-            let relative = settings.and_then(|s| s.relative).unwrap_or(false);
-            let bounded = metric.is_none_or(|m| m.scale.is_some());
-            Some(if bounded && !relative { Margin::Absolute(value) } else { Margin::Relative(value) })
-        };
-        let names: BTreeSet<&String> = metrics.keys().chain(self.tasks.keys()).collect();
+    /// has one, and relative to the baseline otherwise. What a task does not set for itself it takes from the smallest
+    /// suite around it that does.
+    pub fn options_for(
+        &self,
+        metrics: &BTreeMap<String, MetricInfo>,
+        groups: &BTreeMap<String, GroupRecord>,
+    ) -> CompareOptions {
+        let mut suites: Vec<(&String, &GroupRecord)> = groups.iter().collect();
+        suites.sort_by_key(|(name, group)| (group.tasks.len(), *name));
         let options = |name: &String| {
-            let settings = self.tasks.get(name);
-            let metric = metrics.get(name);
-            let tier = settings.and_then(|s| s.tier).unwrap_or_default();
-            (name.clone(), TaskOptions { margin: margin(settings, metric), tier })
+            let tasks = groups.get(name).map(|group| &group.tasks);
+            let around = suites.iter().filter(|(other, group)| match tasks {
+                Some(tasks) => *other != name && tasks.iter().all(|task| group.tasks.contains(task)),
+                None => group.tasks.contains(name),
+            });
+            let settings: Vec<&TaskConfig> = std::iter::once(name)
+                .chain(around.map(|(name, _)| *name))
+                .filter_map(|n| self.tasks.get(n))
+                .collect();
+            let metric = metrics.get(name).or_else(|| metrics.get(tasks?.first()?));
+            let set = settings.iter().find(|s| s.margin.is_some());
+            let value = set.and_then(|s| s.margin).unwrap_or(self.margin);
+            let relative = settings.iter().find_map(|s| s.relative).unwrap_or(false);
+            let bounded = metric.is_none_or(|m| m.scale.is_some());
+            let margin = if bounded && !relative { Margin::Absolute(value) } else { Margin::Relative(value) };
+            let tier = settings.iter().find_map(|s| s.tier).unwrap_or_default();
+            let pooled = self.tasks.get(name).and_then(|s| s.pooled).unwrap_or(true);
+            (name.clone(), TaskOptions { margin: Some(margin), tier, pooled })
         };
+        let names: BTreeSet<&String> = metrics.keys().chain(groups.keys()).chain(self.tasks.keys()).collect();
         let published = self.tasks.iter().filter_map(|(name, s)| Some((name.clone(), s.published?)));
         CompareOptions {
             policy: self.policy,
@@ -264,6 +281,7 @@ pub const TEMPLATE: &str = include_str!("day0.template.yaml");
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::{Facts, TaskFacts};
 
     #[test]
     fn template_is_valid_and_says_the_defaults() {
@@ -304,15 +322,38 @@ mod tests {
         let metric = MetricInfo { name: "acc".to_owned(), higher_is_better: true, scale: Some(1.0) };
         let metrics = BTreeMap::from([("a".to_owned(), metric.clone()), ("b".to_owned(), metric)]);
         let text = "margin: 0.02\ntasks: {a: {margin: 0.03, relative: true}, b: {tier: advisory}}";
-        let options = ConfigFile::parse(text, "x").unwrap().validate().unwrap().options_for(&metrics);
+        let config = ConfigFile::parse(text, "x").unwrap().validate().unwrap();
+        let options = config.options_for(&metrics, &BTreeMap::new());
         assert_eq!(options.tasks["a"].margin, Some(Margin::Relative(0.03)));
         assert_eq!(
             (options.tasks["b"].margin, options.tier("b")),
             (Some(Margin::Absolute(0.02)), Tier::Advisory)
         );
         // Only items whose outcomes count alike may be looked at early.
-        let facts = metrics.iter().map(|(name, metric)| (name.as_str(), metric, false));
-        assert_eq!(options.stop_rules(facts).into_keys().collect::<Vec<_>>(), ["b"]);
+        let fact = |metric| TaskFacts { metric, clustered: false, whole: true };
+        let facts: Facts<'_> = metrics.iter().map(|(name, metric)| (name.as_str(), fact(metric))).collect();
+        let rules = options.stop_rules(&options.subjects(&BTreeMap::new(), &facts), &facts);
+        assert_eq!(rules.into_keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn a_suite_sets_what_its_tasks_do_not() {
+        let metric = MetricInfo { name: "acc".to_owned(), higher_is_better: true, scale: Some(1.0) };
+        let metrics = ["a", "b", "c"].map(|name| (name.to_owned(), metric.clone())).into();
+        let group = |tasks: &[&str]| GroupRecord {
+            tasks: tasks.iter().map(|task| (*task).to_owned()).collect(),
+            metrics: BTreeMap::new(),
+        };
+        let groups = [("all", group(&["a", "b", "c"])), ("two", group(&["a", "b"]))];
+        let groups = groups.map(|(name, group)| (name.to_owned(), group)).into();
+        let text = "tasks: {all: {margin: 0.02, tier: advisory}, two: {tier: critical}, b: {margin: 0.03}}";
+        let config = ConfigFile::parse(text, "x").unwrap().validate().unwrap();
+        let options = config.options_for(&metrics, &groups);
+        let found = |name: &str| (options.tasks[name].margin.unwrap().value(), options.tier(name));
+        assert_eq!(found("a"), (0.02, Tier::Required));
+        assert_eq!(found("b"), (0.03, Tier::Required));
+        assert_eq!(found("c"), (0.02, Tier::Advisory));
+        assert_eq!(found("two"), (0.02, Tier::Required));
     }
 
     #[test]

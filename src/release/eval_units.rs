@@ -10,10 +10,9 @@ use super::noise_units::{self, NOISE};
 use super::score_units::{EvalJob, WaveId};
 use super::waves::LookUnit;
 use crate::base::json;
-use crate::eval;
+use crate::eval::{self, PreparedTask};
 use crate::exec::{FnUnit, Graph, Node, Output};
 use crate::gate;
-use crate::ops::kernel_path::KernelPath;
 use crate::record::Failure;
 use crate::record::eval::EvalRecord;
 use crate::record::serve::ServeRecord;
@@ -25,6 +24,7 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>, jobs: &'a [EvalJob<'
     } else {
         ArmName::BOTH.iter().map(|arm| vec![*arm]).collect()
     };
+    let mut noise = false;
     for arms in groups {
         for arm in &arms {
             graph.add(serve_node(build, *arm));
@@ -35,15 +35,23 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>, jobs: &'a [EvalJob<'
         let looks = arms.contains(&ArmName::Candidate);
         for id in jobs[0].wave_ids() {
             for arm in &arms {
-                let wave = jobs[*arm as usize].wave_node(id, vec![names::gate_serve(*arm)], looks);
+                let after = vec![names::serve(*arm), names::gate_serve(*arm)];
+                let wave = jobs[*arm as usize].wave_node(id, after, looks);
                 graph.add(Node { shared: is_shared(build, *arm), ..wave });
             }
             if looks && let Some(look) = look_node(jobs, id) {
                 graph.add(look);
             }
         }
+        if arms.contains(&ArmName::Baseline)
+            && build.inputs.config.noise_floor
+            && let Some(node) = noise_units::noise_node(build, &jobs[0])
+        {
+            graph.add(node);
+            noise = true;
+        }
         for arm in &arms {
-            graph.add(serve_end_node(build, &jobs[*arm as usize], *arm));
+            graph.add(serve_end_node(build, &jobs[*arm as usize], *arm, noise));
             graph.add(gate_serve_node(build, *arm, names::serve_end(*arm), &names::gate_serve_end(*arm)));
         }
     }
@@ -54,28 +62,19 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>, jobs: &'a [EvalJob<'
         graph.add(jobs[arm as usize].merge_node(names::eval(arm), after));
         graph.add(gate_run_node(build, arm));
     }
-    let noise = noise_path(build);
-    if let Some(path) = noise {
-        graph.add(noise_units::noise_node(build, path));
-    }
-    graph.add(gate_compare_node(build, noise.is_some()));
+    graph.add(gate_compare_node(build, noise));
 }
 
-/// The kernels of the noise floor, where it was asked for and can be measured.
-fn noise_path(build: &Build<'_>) -> Option<KernelPath> {
-    let local = matches!(build.inputs.engines[0], ArmEngine::Local { .. });
-    noise_units::second_path(build.inputs.config.dtype).filter(|_| build.inputs.config.noise_floor && local)
-}
-
-/// The look after a wave of a task that may stop early.
-fn look_node<'a>(jobs: &'a [EvalJob<'a>; 2], (task, wave): WaveId) -> Option<Node<'a>> {
-    let rule = jobs[0].waves[task].rule?;
-    let prepared = &jobs[0].tasks[task];
-    let keys = (0..=wave).flat_map(|w| jobs.iter().map(move |job| job.wave_key((task, w)))).collect();
+/// The look after a wave of what may stop early.
+fn look_node<'a>(jobs: &'a [EvalJob<'a>; 2], (index, wave): WaveId) -> Option<Node<'a>> {
+    let sequence = &jobs[0].sequences[index];
+    let tasks = || sequence.tasks.iter().map(|task| &jobs[0].tasks[*task]);
+    let keys = (0..=wave).flat_map(|w| jobs.iter().map(move |job| job.wave_key((index, w)))).collect();
     let unit = LookUnit {
-        name: prepared.name(),
-        metric: eval::primary_metric(prepared),
-        rule,
+        name: &sequence.name,
+        tasks: tasks().map(PreparedTask::name).collect(),
+        metric: tasks().next().map(eval::primary_metric)?,
+        rule: sequence.rule?,
         wave,
         after: keys,
         arms: ArmName::BOTH.map(|arm| arm.to_string()),
@@ -116,7 +115,7 @@ fn serve_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
     Node { shared: is_shared(build, arm), ..node }
 }
 
-fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName) -> Node<'a> {
+fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName, noise: bool) -> Node<'a> {
     let key = keys::derived("serve-end/1", &build.keys.evaluated[arm as usize]);
     let unit = FnUnit::new(key, move |context| {
         let opening: ServeRecord = context.output(&names::serve(arm))?;
@@ -128,6 +127,7 @@ fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName) -> 
     .verified_by(move |output: &Value| came_up(output) && !build.arm(arm).is_running());
     let mut after = job.wave_names();
     after.push(names::serve(arm));
+    after.extend((noise && arm == ArmName::Baseline).then(|| NOISE.to_owned()));
     let node = node(names::serve_end(arm), arm.serve_stage(), after, unit);
     Node { shared: is_shared(build, arm), ..node }
 }

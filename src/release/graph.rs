@@ -13,6 +13,7 @@ use crate::base::{clock, json};
 use crate::exec::{Context, Flow, FnUnit, Graph, Node, Output, Unit, UnitKey};
 use crate::quantize::QuantizePlan;
 use crate::record::provenance::{Timing, peak_memory_bytes};
+use crate::record::serve::ServeRecord;
 use crate::record::{Failure, GateReport, Provenance};
 
 /// Names of nodes that others depend on.
@@ -109,12 +110,15 @@ impl<'a> Build<'a> {
             arm: name.to_string(),
             stage: name.eval_stage(),
             tasks: &self.inputs.tasks,
-            waves: self.inputs.waves(),
+            sequences: self.inputs.sequences(),
             info: self.inputs.output_info(),
             key: self.keys.arms[name as usize].clone(),
             decided_by: self.keys.compare.clone(),
             journal: OpenJournal::default(),
-            scorer: Box::new(move || self.arm(name).scorer()),
+            scorer: Box::new(move |context: &Context<'_>| {
+                let opening: ServeRecord = context.output(&names::serve(name))?;
+                self.arm(name).scorer(&opening)
+            }),
             out: self.run.join(format!("eval/{name}")),
             provenance: self.provenance(),
         }

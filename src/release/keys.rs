@@ -4,7 +4,7 @@ use super::arm::{ArmEngine, ArmName};
 use super::preflight::Inputs;
 use crate::base::digest::Digest;
 use crate::engine;
-use crate::eval::PreparedTask;
+use crate::eval::{ItemRef, PreparedTask};
 use crate::exec::{KeyBuilder, UnitKey};
 
 /// Key of a candidate: this recipe applied to this source by this build.
@@ -28,11 +28,20 @@ pub fn arm(checkpoint: &str, tokenizer: &Digest, build: &Digest, engine: &ArmEng
     .finish()
 }
 
-/// Key of one wave: these items of this task, on the arm with key `arm`.
-pub fn wave(arm: &UnitKey, task: &PreparedTask, items: &[usize]) -> UnitKey {
-    let mut builder = KeyBuilder::new("score/1").part("arm", arm.as_str()).part("task", &task.digest);
-    for item in items.iter().map(|i| &task.items[*i]) {
-        builder = builder.part("prompt", &item.prompt_digest).part("tokens", &item.token_digest);
+/// Key of one wave: these items, on the arm with key `arm`.
+pub fn wave(arm: &UnitKey, items: &[ItemRef<'_>]) -> UnitKey {
+    let mut builder = KeyBuilder::new("score/2").part("arm", arm.as_str());
+    let mut before = None;
+    for (task, place) in items {
+        if before != Some(&task.digest) {
+            builder = builder.part("task", &task.digest);
+            before = Some(&task.digest);
+        }
+        let item = &task.items[*place];
+        builder = builder
+            .part("document", item.doc_id)
+            .part("prompt", &item.prompt_digest)
+            .part("tokens", &item.token_digest);
     }
     builder.finish()
 }
@@ -46,8 +55,8 @@ pub fn derived(kind: &str, on: &UnitKey) -> UnitKey {
 pub fn evaluated(arm: &UnitKey, tasks: &[PreparedTask]) -> UnitKey {
     let mut builder = KeyBuilder::new("evaluated/1").part("arm", arm.as_str());
     for task in tasks {
-        let items: Vec<usize> = (0..task.items.len()).collect();
-        builder = builder.part("task", wave(arm, task, &items).as_str());
+        let items: Vec<ItemRef<'_>> = (0..task.items.len()).map(|place| (task, place)).collect();
+        builder = builder.part("task", wave(arm, &items).as_str());
     }
     builder.finish()
 }

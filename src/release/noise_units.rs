@@ -1,22 +1,25 @@
-//! The noise floor: the baseline once more, on other kernels. What flips there flips without any quantization.
+//! The noise floor: the baseline once more, on other kernels, or over an endpoint in other company. What flips there
+//! flips without any quantization.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::arm::ArmName;
+use super::arm::{ArmEngine, ArmName};
 use super::graph::{Build, names, node};
 use super::keys;
+use super::score_units::{EvalJob, Wave};
 use crate::base::json;
-use crate::base::threads::Threads;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions};
 use crate::eval::local::LocalScorer;
-use crate::eval::{self, PreparedTask};
-use crate::exec::{FnUnit, Node, Output};
+use crate::eval::{self, ItemRef, PreparedTask, Scorer};
+use crate::exec::{Context, FnUnit, Node, Output};
 use crate::ops::kernel_path::{ComputeDtype, KernelPath};
-use crate::record::eval::{EvalRecord, ItemRecord, NoiseFloor};
+use crate::record::eval::{ItemRecord, NoiseFloor};
+use crate::record::serve::ServeRecord;
 use crate::record::{Failure, FailureClass};
 
-/// Items of each task that are scored again: the second path may be ten times slower than the first.
+/// Items of each task or group that are scored again: the second path may be ten times slower than the first.
 const ITEMS: usize = 256;
 
 /// Name of the node.
@@ -31,52 +34,113 @@ pub fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
     paths.last().copied().filter(|_| paths.len() > 1)
 }
 
-/// Scores the first items of the baseline again on `path`, after its evaluation.
-pub fn noise_node<'a>(build: &'a Build<'a>, path: KernelPath) -> Node<'a> {
-    let key = keys::derived(&format!("noise/1 {} {ITEMS}", path.name()), &build.keys.compare);
-    let unit = FnUnit::new(key, move |_| {
-        let floors = measure(build, path)?;
+/// How the baseline is scored again, in words; `None` where it cannot be.
+fn other_way(build: &Build<'_>) -> Option<String> {
+    match build.inputs.engines[ArmName::Baseline as usize] {
+        ArmEngine::Local { dtype } => second_path(dtype).map(|path| format!("on {}", path.name())),
+        ArmEngine::Endpoint { .. } => Some("one prompt at a time, last item first".to_owned()),
+    }
+}
+
+/// Scores the first items of the baseline again, while what served them still does; `None` where there is no other way.
+pub fn noise_node<'a>(build: &'a Build<'a>, job: &'a EvalJob<'a>) -> Option<Node<'a>> {
+    let how = other_way(build)?;
+    let key = keys::derived(&format!("noise/2 {how} {ITEMS}"), &build.keys.compare);
+    let mut after = job.wave_names();
+    after.push(names::serve(ArmName::Baseline));
+    let unit = FnUnit::new(key, move |context| {
+        let floors = measure(build, job, &how, context)?;
         json::write(&build.run.join("eval/noise.json"), &floors)?;
         Output::of(&floors)
     });
-    node(NOISE.to_owned(), "noise floor", vec![names::eval(ArmName::Baseline)], unit)
+    Some(node(NOISE.to_owned(), "noise floor", after, unit))
 }
 
-fn measure(build: &Build<'_>, path: KernelPath) -> Result<BTreeMap<String, NoiseFloor>, Failure> {
-    let baseline: EvalRecord = json::read(&build.run.join("eval/baseline/record.json"))?;
-    let scorer = LocalScorer::new(std::sync::Arc::new(engine(build, path, build.inputs.threads.clone())?));
+fn measure(
+    build: &Build<'_>,
+    job: &EvalJob<'_>,
+    how: &str,
+    context: &Context<'_>,
+) -> Result<BTreeMap<String, NoiseFloor>, Failure> {
+    let scorer = scorer(build, context)?;
     let mut floors = BTreeMap::new();
-    for prepared in &build.inputs.tasks {
-        let Some(task) = baseline.tasks.get(prepared.name()) else { continue };
-        let items: Vec<usize> = (0..prepared.items.len().min(ITEMS).min(task.items.len())).collect();
-        let again = eval::score_items(&scorer, prepared, &items, &|_| ());
-        if let Some(error) = again.iter().find_map(|item| item.error.as_ref()) {
-            let message = format!("noise floor, task {}: {}", prepared.name(), error.message);
-            return Err(Failure::new(FailureClass::SampleAccountingFailed, message));
+    for index in 0..job.sequences.len() {
+        let (before, asked) = first_items(job, index, context)?;
+        let asked: Vec<ItemRef<'_>> = asked.into_iter().rev().collect();
+        let again = eval::score_items(&*scorer, &asked, &|_| ());
+        for ((task, _), item) in asked.iter().zip(&again) {
+            if let Some(error) = &item.error {
+                let class = if error.transient {
+                    FailureClass::InfraTransient
+                } else {
+                    FailureClass::SampleAccountingFailed
+                };
+                let message = format!("noise floor, task {}: {}", task.name(), error.message);
+                return Err(Failure::new(class, message));
+            }
         }
-        floors.insert(prepared.name().to_owned(), floor(prepared, &task.items, &again, path));
+        for task in &job.sequences[index].tasks {
+            let task = &job.tasks[*task];
+            let own: Vec<&ItemRecord> = asked
+                .iter()
+                .zip(&again)
+                .filter(|((of, _), _)| of.name() == task.name())
+                .map(|(_, i)| i)
+                .collect();
+            let before = before.get(task.name()).map_or(&[][..], Vec::as_slice);
+            floors.insert(task.name().to_owned(), floor(task, before, &own, how));
+        }
     }
     Ok(floors)
 }
 
-fn engine(build: &Build<'_>, path: KernelPath, threads: Threads) -> Result<Engine, Failure> {
-    let checkpoint = Checkpoint::open(&build.inputs.model.dir)?;
-    Ok(Engine::load_with(&checkpoint, &EngineOptions::new(threads), path)?)
+/// The first items of a sequence as the baseline scored them, by task, and what they were asked as.
+#[expect(clippy::type_complexity, reason = "two views of the same items")]
+fn first_items<'a>(
+    job: &EvalJob<'a>,
+    sequence: usize,
+    context: &Context<'_>,
+) -> Result<(BTreeMap<String, Vec<ItemRecord>>, Vec<ItemRef<'a>>), Failure> {
+    let mut before: BTreeMap<String, Vec<ItemRecord>> = BTreeMap::new();
+    let mut asked = Vec::new();
+    for wave in 0..job.sequences[sequence].waves.len() {
+        let scored: Wave = context.output(&job.wave_name((sequence, wave)))?;
+        // A wave without items was not needed any more.
+        if asked.len() >= ITEMS || scored.items.is_empty() {
+            break;
+        }
+        let left = ITEMS - asked.len();
+        asked.extend(job.wave_items((sequence, wave)).into_iter().take(left));
+        for (task, items) in scored.items {
+            before.entry(task).or_default().extend(items);
+        }
+    }
+    Ok((before, asked))
 }
 
-/// Compares `again` with the same documents of the baseline, whose items are in ascending `doc_id`.
-fn floor(
-    prepared: &PreparedTask,
-    baseline: &[ItemRecord],
-    again: &[ItemRecord],
-    path: KernelPath,
-) -> NoiseFloor {
-    let metric = eval::primary_metric(prepared).name;
+fn scorer(build: &Build<'_>, context: &Context<'_>) -> Result<Arc<dyn Scorer>, Failure> {
+    let opening: ServeRecord = context.output(&names::serve(ArmName::Baseline))?;
+    if let ArmEngine::Local { dtype } = build.inputs.engines[ArmName::Baseline as usize]
+        && let Some(path) = second_path(dtype)
+    {
+        let checkpoint = Checkpoint::open(&build.inputs.model.dir)?;
+        let options = EngineOptions { dtype, ..EngineOptions::new(build.inputs.threads.clone()) };
+        return Ok(Arc::new(LocalScorer::new(Arc::new(Engine::load_with(&checkpoint, &options, path)?))));
+    }
+    match build.arm(ArmName::Baseline).one_by_one(&opening)? {
+        Some(scorer) => Ok(Arc::new(scorer)),
+        None => Err(Failure::new(FailureClass::Unknown, "the noise floor of this engine cannot be measured")),
+    }
+}
+
+/// Compares `again` with the same documents as they were scored before.
+fn floor(task: &PreparedTask, before: &[ItemRecord], again: &[&ItemRecord], how: &str) -> NoiseFloor {
+    let metric = eval::primary_metric(task).name;
+    let by_doc: BTreeMap<usize, &ItemRecord> = before.iter().map(|item| (item.doc_id, item)).collect();
     let (mut flips, mut largest, mut sum, mut count) = (0, 0.0f64, 0.0, 0u64);
     let mut items = 0;
     for item in again {
-        let Ok(place) = baseline.binary_search_by_key(&item.doc_id, |b| b.doc_id) else { continue };
-        let before = &baseline[place];
+        let Some(before) = by_doc.get(&item.doc_id) else { continue };
         items += 1;
         flips += usize::from(before.values.get(&metric) != item.values.get(&metric));
         for (a, b) in before.loglikelihoods.iter().zip(&item.loglikelihoods) {
@@ -86,7 +150,7 @@ fn floor(
         }
     }
     NoiseFloor {
-        kernel_path: path.name().to_owned(),
+        how: how.to_owned(),
         items,
         flips,
         mean_abs_dll: sum / count.max(1) as f64,

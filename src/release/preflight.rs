@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::arm::ArmEngine;
 use super::config::ReleaseConfig;
-use super::waves::TaskWaves;
+use super::waves::Sequence;
 use crate::base::closest::suggestion;
 use crate::base::digest::{Digest, DigestBuilder};
 use crate::base::env_vars;
@@ -17,6 +17,7 @@ use crate::checkpoint::source::{self, ResolvedModel};
 use crate::engine;
 use crate::eval::endpoint::ApiKey;
 use crate::eval::{self, EvalError, EvalOptions, ItemOrder, OutputInfo, PreparedTask};
+use crate::gate::{Facts, StopRule, Subject, TaskFacts};
 use crate::model::tokenizer::Tokenizer;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
@@ -80,7 +81,7 @@ impl Inputs {
         };
         let tasks = prepare(&suite, &tokenizer, &options)?;
         check_scorable(&tasks)?;
-        check_task_names(&config, &tasks)?;
+        check_task_names(&config, &tasks, &suite.groups)?;
         let build = program_digest()?;
         let config_digest = Digest::of_json(&config).map_err(|e| {
             Failure::new(FailureClass::Unknown, format!("the configuration is not JSON: {e}"))
@@ -135,15 +136,26 @@ impl Inputs {
         provenance
     }
 
-    /// Waves of each task, with looks where the policy may stop it early.
-    pub fn waves(&self) -> Vec<TaskWaves> {
-        let metrics: BTreeMap<String, MetricInfo> =
-            self.tasks.iter().map(|task| (task.name().to_owned(), eval::primary_metric(task))).collect();
-        let clustered = |task: &PreparedTask| task.task.config.cluster.is_some();
-        let facts = self.tasks.iter().map(|task| (task.name(), &metrics[task.name()], clustered(task)));
-        let rules = self.config.options_for(&metrics).stop_rules(facts);
-        let rule = |task: &PreparedTask| rules.get(task.name()).copied().filter(|_| self.config.early_stop);
-        self.tasks.iter().map(|task| TaskWaves::new(task.items.len(), rule(task))).collect()
+    /// What is scored in which waves: each task by itself, or those of a group together where looks at the group may stop
+    /// them early.
+    pub fn sequences(&self) -> Vec<Sequence> {
+        let (subjects, rules) = decided(&self.config, &self.tasks, &self.groups);
+        let rule = |name: &str| rules.get(name).copied().filter(|_| self.config.early_stop);
+        let mut taken: Vec<&str> = Vec::new();
+        let mut sequences = Vec::new();
+        for subject in subjects.iter().filter(|subject| subject.pooled && subject.decides()) {
+            let Some(rule) = rule(&subject.name) else { continue };
+            let within = |task: &PreparedTask| subject.tasks.iter().any(|name| name == task.name());
+            let members = self.tasks.iter().enumerate().filter(|(_, task)| within(task));
+            let sizes: Vec<(usize, usize)> = members.map(|(index, task)| (index, task.items.len())).collect();
+            taken.extend(subject.tasks.iter().map(String::as_str));
+            let seed = self.config.seed.wrapping_add(1);
+            sequences.push(Sequence::of_group(&subject.name, &sizes, rule, seed));
+        }
+        for (index, task) in self.tasks.iter().enumerate().filter(|(_, task)| !taken.contains(&task.name())) {
+            sequences.push(Sequence::of_task(task.name(), index, task.items.len(), rule(task.name())));
+        }
+        sequences
     }
 
     /// Digest over everything that decides the outcome.
@@ -169,6 +181,27 @@ pub fn prepare(
     Ok(tasks.collect::<Result<Vec<_>, _>>()?)
 }
 
+/// What the gate will decide, and which of it may stop early.
+fn decided(
+    config: &ReleaseConfig,
+    tasks: &[PreparedTask],
+    groups: &[Group],
+) -> (Vec<Subject>, BTreeMap<String, StopRule>) {
+    let metrics: BTreeMap<String, MetricInfo> =
+        tasks.iter().map(|task| (task.name().to_owned(), eval::primary_metric(task))).collect();
+    let fact = |task: &'_ PreparedTask| TaskFacts {
+        metric: &metrics[task.name()],
+        clustered: task.task.config.cluster.is_some(),
+        whole: task.items.len() == task.full_split,
+    };
+    let facts: Facts<'_> = tasks.iter().map(|task| (task.name(), fact(task))).collect();
+    let groups = eval::group_records(groups);
+    let options = config.options_for(&metrics, &groups);
+    let subjects = options.subjects(&groups, &facts);
+    let rules = options.stop_rules(&subjects, &facts);
+    (subjects, rules)
+}
+
 /// A release compares all items: one that cannot be scored is found before hours of work.
 fn check_scorable(tasks: &[PreparedTask]) -> Result<(), Failure> {
     for task in tasks {
@@ -180,14 +213,26 @@ fn check_scorable(tasks: &[PreparedTask]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Settings of a task that is not evaluated are a mistake, found before hours of work.
-fn check_task_names(config: &ReleaseConfig, tasks: &[PreparedTask]) -> Result<(), Failure> {
-    let known: Vec<&str> = tasks.iter().map(PreparedTask::name).collect();
-    match config.tasks.keys().find(|name| !known.contains(&name.as_str())) {
-        None => Ok(()),
-        Some(name) => Err(Failure::config(format!("tasks.{name}: the suites hold no such task"))
-            .with_hint(suggestion(name, &known))),
+/// Settings of what is not evaluated, or is decided as a part of something else, are a mistake, found before hours of
+/// work.
+fn check_task_names(config: &ReleaseConfig, tasks: &[PreparedTask], groups: &[Group]) -> Result<(), Failure> {
+    let known: Vec<&str> =
+        tasks.iter().map(PreparedTask::name).chain(groups.iter().map(|g| g.name.as_str())).collect();
+    if let Some(name) = config.tasks.keys().find(|name| !known.contains(&name.as_str())) {
+        return Err(Failure::config(format!("tasks.{name}: the suites hold no such task or suite"))
+            .with_hint(suggestion(name, &known)));
     }
+    let (subjects, _) = decided(config, tasks, groups);
+    let part = |name: &String| subjects.iter().find(|subject| subject.name == *name)?.part_of.clone();
+    for (name, settings) in &config.tasks {
+        let decides = settings.margin.is_some() || settings.tier.is_some() || settings.published.is_some();
+        if let Some(group) = part(name).filter(|_| decides) {
+            let message = format!("tasks.{name}: is decided as a part of {group}, not by itself");
+            return Err(Failure::config(message)
+                .with_hint(format!("set tasks.{group}.pooled: false to decide each of its tasks")));
+        }
+    }
+    Ok(())
 }
 
 /// Longest input of both arms. An endpoint generates one token beyond the scored ones, which takes two places.

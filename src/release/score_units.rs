@@ -1,6 +1,6 @@
 //! Units that score tasks in waves and merge the waves to an evaluation record.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,17 +9,18 @@ use serde_json::Value;
 
 use super::graph::{Timer, node};
 use super::keys;
-use super::waves::{LookOutput, TaskWaves, look_name};
+use super::waves::{LookOutput, Sequence, look_name};
 use crate::base::json;
 use crate::base::progress::Progress;
-use crate::eval::{self, Journal, OutputInfo, PreparedTask, Scorer};
+use crate::eval::{self, ItemRef, Journal, OutputInfo, PreparedTask, Scorer};
 use crate::exec::{Context, FnUnit, Node, Output, UnitKey};
-use crate::record::eval::{EvalRecord, ItemRecord, TaskRecord, TaskStatus, Visit};
+use crate::record::eval::{EvalRecord, ItemRecord, TaskRecord, TaskStatus, Visit, WaveConfirmation};
 use crate::record::score::EngineIdentity;
+use crate::record::serve::Confirmation;
 use crate::record::{Failure, FailureClass, Provenance, SCHEMA_VERSION};
 
 /// Starts the engine when the first unit needs it; later calls return the same.
-pub type ScorerSource<'a> = Box<dyn Fn() -> Result<Arc<dyn Scorer>, Failure> + Send + Sync + 'a>;
+pub type ScorerSource<'a> = Box<dyn Fn(&Context<'_>) -> Result<Arc<dyn Scorer>, Failure> + Send + Sync + 'a>;
 
 /// One model to be evaluated on prepared tasks.
 pub struct EvalJob<'a> {
@@ -29,8 +30,8 @@ pub struct EvalJob<'a> {
     pub stage: &'static str,
     /// Tasks with their requests.
     pub tasks: &'a [PreparedTask],
-    /// Waves of each task.
-    pub waves: Vec<TaskWaves>,
+    /// What is scored in which waves; every task is in one of them.
+    pub sequences: Vec<Sequence>,
     /// What `results.json` says beside the scores.
     pub info: OutputInfo<'a>,
     /// Key of the arm.
@@ -56,28 +57,34 @@ pub struct OpenJournal(Mutex<Option<(EngineIdentity, Arc<Journal>)>>);
 pub struct Wave {
     /// What answered; `None` where nothing was asked because the task was decided before.
     identity: Option<EngineIdentity>,
-    /// The items in order of visit.
-    pub items: Vec<ItemRecord>,
+    /// What showed afterwards that it was still the same; `None` of an engine in this process.
+    #[serde(default)]
+    confirmation: Option<Confirmation>,
+    /// The items of each task, in order of visit.
+    pub items: BTreeMap<String, Vec<ItemRecord>>,
 }
 
-/// Name of the unit that scores a wave.
-pub fn score_name(arm: &str, task: &str, wave: usize) -> String {
-    format!("score/{arm}/{task}/{wave}")
+/// Name of the unit that scores a wave of a task or group.
+pub fn score_name(arm: &str, sequence: &str, wave: usize) -> String {
+    format!("score/{arm}/{sequence}/{wave}")
 }
 
-/// A wave of a task: `(task index, wave index)`.
+/// A wave: `(sequence index, wave index)`.
 pub type WaveId = (usize, usize);
 
 impl<'a> EvalJob<'a> {
     /// Waves that take all items of each task.
-    pub fn plain_waves(tasks: &[PreparedTask]) -> Vec<TaskWaves> {
-        tasks.iter().map(|task| TaskWaves::new(task.items.len(), None)).collect()
+    pub fn plain_waves(tasks: &[PreparedTask]) -> Vec<Sequence> {
+        let plain = |(index, task): (usize, &PreparedTask)| {
+            Sequence::of_task(task.name(), index, task.items.len(), None)
+        };
+        tasks.iter().enumerate().map(plain).collect()
     }
 
-    /// All waves, task by task.
+    /// All waves, sequence by sequence.
     pub fn wave_ids(&self) -> Vec<WaveId> {
-        let of = |(t, waves): (usize, &TaskWaves)| (0..waves.ends.len()).map(move |w| (t, w));
-        self.waves.iter().enumerate().flat_map(of).collect()
+        let of = |(s, sequence): (usize, &Sequence)| (0..sequence.waves.len()).map(move |w| (s, w));
+        self.sequences.iter().enumerate().flat_map(of).collect()
     }
 
     /// Names of the nodes of all waves.
@@ -85,28 +92,32 @@ impl<'a> EvalJob<'a> {
         self.wave_ids().into_iter().map(|id| self.wave_name(id)).collect()
     }
 
-    /// Names of the looks of all tasks that may stop early.
+    /// Names of the looks of everything that may stop early.
     pub fn look_names(&self) -> Vec<String> {
-        let ids = self.wave_ids().into_iter().filter(|(task, _)| self.waves[*task].rule.is_some());
-        ids.map(|(task, wave)| look_name(self.tasks[task].name(), wave)).collect()
+        let ids = self.wave_ids().into_iter().filter(|(s, _)| self.sequences[*s].rule.is_some());
+        ids.map(|(s, wave)| look_name(&self.sequences[s].name, wave)).collect()
     }
 
-    fn wave_name(&self, (task, wave): WaveId) -> String {
-        score_name(&self.arm, self.tasks[task].name(), wave)
+    /// Name of the node that scores a wave.
+    pub fn wave_name(&self, (sequence, wave): WaveId) -> String {
+        score_name(&self.arm, &self.sequences[sequence].name, wave)
+    }
+
+    /// The items of a wave.
+    pub fn wave_items(&self, (sequence, wave): WaveId) -> Vec<ItemRef<'a>> {
+        self.sequences[sequence].items(wave).map(|(task, place)| (&self.tasks[task], place)).collect()
     }
 
     /// Key of the unit that scores one wave.
-    pub fn wave_key(&self, (task, wave): WaveId) -> UnitKey {
-        let items: Vec<usize> = self.waves[task].items(wave).collect();
-        keys::wave(&self.key, &self.tasks[task], &items)
+    pub fn wave_key(&self, id: WaveId) -> UnitKey {
+        keys::wave(&self.key, &self.wave_items(id))
     }
 
     /// The node that scores one wave; with `looks`, unless a look before it decided the task.
     pub fn wave_node(&'a self, id: WaveId, mut after: Vec<String>, looks: bool) -> Node<'a> {
-        let task = &self.tasks[id.0];
-        let items: Vec<usize> = self.waves[id.0].items(id.1).collect();
+        let sequence = &self.sequences[id.0];
         let look =
-            (looks && id.1 > 0 && self.waves[id.0].rule.is_some()).then(|| look_name(task.name(), id.1 - 1));
+            (looks && id.1 > 0 && sequence.rule.is_some()).then(|| look_name(&sequence.name, id.1 - 1));
         after.extend(look.clone());
         let unit = FnUnit::new(self.wave_key(id), move |context| {
             if let Some(look) = &look
@@ -114,13 +125,19 @@ impl<'a> EvalJob<'a> {
             {
                 return Ok(Output::of(&Wave::default())?.private());
             }
-            Output::of(&self.score(task, &items)?)
+            Output::of(&self.score(context, id)?)
         })
         // Items that failed are work to do again when the run is resumed, unless nothing can score them.
-        .verified_by(|output: &Value| {
-            let hopeless: BTreeSet<usize> = task.problems().map(|(doc_id, _)| doc_id).collect();
-            let settled = |i: &ItemRecord| i.error.is_none() || hopeless.contains(&i.doc_id);
-            Wave::deserialize(output).is_ok_and(|wave| wave.items.iter().all(settled))
+        .verified_by(move |output: &Value| {
+            let hopeless = |task: &str, item: &ItemRecord| {
+                let task = self.tasks.iter().find(|t| t.name() == task);
+                task.is_some_and(|task| task.problems().any(|(doc_id, _)| doc_id == item.doc_id))
+            };
+            Wave::deserialize(output).is_ok_and(|wave| {
+                let mut items =
+                    wave.items.iter().flat_map(|(task, items)| items.iter().map(move |item| (task, item)));
+                items.all(|(task, item)| item.error.is_none() || hopeless(task, item))
+            })
         });
         node(self.wave_name(id), self.stage, after, unit)
     }
@@ -145,24 +162,30 @@ impl<'a> EvalJob<'a> {
         Ok(journal)
     }
 
-    fn score(&self, task: &PreparedTask, items: &[usize]) -> Result<Wave, Failure> {
-        let scorer = (self.scorer)()?;
-        let windows = items.iter().map(|i| task.items[*i].num_windows() as u64);
-        let (last, total) = (items.last().map_or(0, |i| i + 1), task.items.len());
-        let label = format!("{} {} to item {last} of {total}", self.arm, task.name());
-        let progress = Progress::new(&label, windows.sum(), "requests");
+    fn score(&self, context: &Context<'_>, id: WaveId) -> Result<Wave, Failure> {
+        let scorer = (self.scorer)(context)?;
+        let (sequence, asked) = (&self.sequences[id.0], self.wave_items(id));
+        let windows: usize = asked.iter().map(|(task, place)| task.items[*place].num_windows()).sum();
+        let total = sequence.visited(sequence.waves.len().saturating_sub(1));
+        let label = format!("{} {} to item {} of {total}", self.arm, sequence.name, sequence.visited(id.1));
+        let progress = Progress::new(&label, windows as u64, "requests");
         let journal = self.journal(&scorer.identity())?;
-        let scored = eval::score_items_once(&*scorer, task, items, &journal, &|n| progress.inc(n as u64))?;
-        if let Some(error) = scored.iter().find_map(|i| i.error.as_ref().filter(|e| e.transient)) {
-            let message = format!("{} arm, task {}: {}", self.arm, task.name(), error.message);
-            return Err(Failure::new(FailureClass::InfraTransient, message));
+        let scored = eval::score_items_once(&*scorer, &asked, &journal, &|n| progress.inc(n as u64))?;
+        let outcomes = asked.iter().zip(scored.items);
+        let mut items: BTreeMap<String, Vec<ItemRecord>> = BTreeMap::new();
+        for ((task, _), outcome) in outcomes {
+            if let Some(error) = outcome.error.as_ref().filter(|error| error.transient) {
+                let message = format!("{} arm, task {}: {}", self.arm, task.name(), error.message);
+                return Err(Failure::new(FailureClass::InfraTransient, message));
+            }
+            items.entry(task.name().to_owned()).or_default().push(outcome);
         }
-        Ok(Wave { identity: Some(scorer.identity()), items: scored })
+        Ok(Wave { identity: Some(scorer.identity()), confirmation: scored.confirmation, items })
     }
 
     /// The node that merges all waves and writes the evaluation's files.
     pub fn merge_node(&'a self, name: String, after: Vec<String>) -> Node<'a> {
-        let key = keys::derived(&format!("eval/2 {}", self.arm), &self.decided_by);
+        let key = keys::derived(&format!("eval/3 {}", self.arm), &self.decided_by);
         let path = self.out.join("record.json");
         let verify_path = path.clone();
         let unit = FnUnit::new(key, move |context| {
@@ -178,26 +201,14 @@ impl<'a> EvalJob<'a> {
         node(name, self.stage, after, unit)
     }
 
-    /// The last wave that counts: the one whose look decided the task, else the last of all.
-    fn last_wave(&self, task: usize, context: &Context<'_>) -> Result<usize, Failure> {
-        let TaskWaves { ends, rule } = &self.waves[task];
-        let name = self.tasks[task].name();
-        for wave in (0..ends.len()).take_while(|_| rule.is_some()) {
-            if context.output::<LookOutput>(&look_name(name, wave))?.is_decided() {
-                return Ok(wave);
-            }
-        }
-        Ok(ends.len().saturating_sub(1))
-    }
-
     fn merge(&self, context: &Context<'_>) -> Result<EvalRecord, Failure> {
         let timer = Timer::start();
         let mut identity: Option<EngineIdentity> = None;
-        let mut tasks = BTreeMap::new();
-        for (index, task) in self.tasks.iter().enumerate() {
-            let last = self.last_wave(index, context)?;
-            let mut items = Vec::new();
-            for wave in 0..(last + 1).min(self.waves[index].ends.len()) {
+        let (mut tasks, mut confirmations) = (BTreeMap::new(), Vec::new());
+        for (index, sequence) in self.sequences.iter().enumerate() {
+            let last = last_wave(sequence, context)?;
+            let mut items: BTreeMap<String, Vec<ItemRecord>> = BTreeMap::new();
+            for wave in 0..(last + 1).min(sequence.waves.len()) {
                 let name = self.wave_name((index, wave));
                 let wave: Wave = context.output(&name)?;
                 let unanswered =
@@ -208,9 +219,18 @@ impl<'a> EvalJob<'a> {
                     let message = format!("{name}: answered by another engine than the waves before it");
                     return Err(Failure::new(FailureClass::ComparabilityFailed, message));
                 }
-                items.extend(wave.items);
+                confirmations.extend(
+                    wave.confirmation.map(|confirmation| WaveConfirmation { wave: name, confirmation }),
+                );
+                for (task, outcomes) in wave.items {
+                    items.entry(task).or_default().extend(outcomes);
+                }
             }
-            tasks.insert(task.name().to_owned(), self.task_record(index, last, items));
+            for task in &sequence.tasks {
+                let name = self.tasks[*task].name();
+                let items = items.remove(name).unwrap_or_default();
+                tasks.insert(name.to_owned(), self.task_record(sequence, *task, last, items));
+            }
         }
         let identity = identity.ok_or_else(|| Failure::config("the suites hold no items to score"))?;
         Ok(EvalRecord {
@@ -218,17 +238,37 @@ impl<'a> EvalJob<'a> {
             arm: self.arm.clone(),
             identity,
             tasks,
+            groups: eval::group_records(self.info.groups),
+            confirmations,
             provenance: timer.stop(self.provenance.clone()),
         })
     }
 
-    fn task_record(&self, index: usize, last: usize, items: Vec<ItemRecord>) -> TaskRecord {
-        let (task, waves) = (&self.tasks[index], &self.waves[index]);
-        let visit = waves.rule.is_some().then(|| Visit {
+    fn task_record(
+        &self,
+        sequence: &Sequence,
+        index: usize,
+        last: usize,
+        items: Vec<ItemRecord>,
+    ) -> TaskRecord {
+        let task = &self.tasks[index];
+        let visit = sequence.rule.is_some().then(|| Visit {
             order: items.iter().map(|item| item.doc_id).collect(),
-            looks: waves.ends.iter().copied().take(last + 1).collect(),
+            looks: sequence.looks_of(index, last),
+            group: sequence.group.clone(),
             not_needed: task.items.len() - items.len(),
         });
         TaskRecord { visit, ..eval::task_record(task, items, TaskStatus::Success) }
     }
+}
+
+/// The last wave that counts: the one whose look decided the sequence, else the last of all.
+fn last_wave(sequence: &Sequence, context: &Context<'_>) -> Result<usize, Failure> {
+    let waves = sequence.waves.len();
+    for wave in (0..waves).take_while(|_| sequence.rule.is_some()) {
+        if context.output::<LookOutput>(&look_name(&sequence.name, wave))?.is_decided() {
+            return Ok(wave);
+        }
+    }
+    Ok(waves.saturating_sub(1))
 }

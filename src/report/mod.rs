@@ -4,7 +4,7 @@ mod release;
 mod scores;
 
 pub use release::{SHOWN_FLIPS, release};
-pub use scores::{Texts, evidence, explain, shown_flips, table};
+pub use scores::{Texts, decided, evidence, explain, shown_flips, table};
 
 /// Text that does not break a table or list.
 fn cell(text: &str) -> String {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::cell;
 use crate::eval::ItemText;
-use crate::gate::{Flip, TaskEvidence};
+use crate::gate::{Flip, TaskEvidence, TaskVerdict};
 use crate::record::GateReport;
 
 /// Texts of items by task and document.
@@ -16,15 +16,33 @@ pub type Texts = BTreeMap<String, BTreeMap<usize, ItemText>>;
 /// Last characters of a prompt that are shown.
 const SHOWN_PROMPT: usize = 600;
 
-/// The judged tasks of a comparison.
+/// Flipped items shown of each task of a group, which may have many.
+const SHOWN_OF_PART: usize = 2;
+
+/// The judged tasks and groups of a comparison; the parts of a group follow it.
 pub fn evidence(compare: &GateReport) -> impl Iterator<Item = (&String, TaskEvidence)> {
     let read = |value| TaskEvidence::deserialize(value).ok();
-    compare.per_task.iter().filter_map(move |(name, value)| Some((name, read(value)?)))
+    let mut all: Vec<(&String, TaskEvidence)> =
+        compare.per_task.iter().filter_map(|(name, value)| Some((name, read(value)?))).collect();
+    all.sort_by_key(|(name, e)| {
+        (e.part_of.clone().unwrap_or_else(|| (*name).clone()), e.part_of.is_some(), (*name).clone())
+    });
+    all.into_iter()
+}
+
+/// Number of tasks and groups that were decided.
+pub fn decided(compare: &GateReport) -> usize {
+    evidence(compare).filter(|(_, e)| e.part_of.is_none()).count()
+}
+
+/// Flipped items to show of a task, at most `shown`.
+fn shown_of(e: &TaskEvidence, shown: usize) -> usize {
+    if e.part_of.is_some() { shown.min(SHOWN_OF_PART) } else { shown }
 }
 
 /// The flipped items that [`explain`] shows, by task.
 pub fn shown_flips(compare: &GateReport, shown: usize) -> BTreeMap<String, BTreeSet<usize>> {
-    let ids = |e: &TaskEvidence| e.flips.iter().take(shown).map(|flip| flip.doc_id).collect();
+    let ids = |e: &TaskEvidence| e.flips.iter().take(shown_of(e, shown)).map(|flip| flip.doc_id).collect();
     evidence(compare).map(|(name, e)| (name.clone(), ids(&e))).collect()
 }
 
@@ -41,15 +59,19 @@ pub fn table(compare: &GateReport) -> String {
         };
         let used = if e.n < e.full_split { format!("{} of {}", e.n, e.full_split) } else { e.n.to_string() };
         let (drop, lower, upper) = (number(e.drop_fraction), number(e.lower), number(e.upper));
+        let verdict = match (&e.part_of, e.verdict) {
+            (None, verdict) => format!("{verdict:?}"),
+            (Some(group), TaskVerdict::Regression) => format!("part of {group}: Regression"),
+            (Some(group), _) => format!("part of {group}"),
+        };
         let _ = writeln!(
             text,
-            "| {name} | {} | {:.4} | {:.4} | {drop} | {lower} … {upper} | {:.4} | {used} | {flips} | {} | {:?} |",
+            "| {name} | {} | {:.4} | {:.4} | {drop} | {lower} … {upper} | {:.4} | {used} | {flips} | {} | {verdict} |",
             e.metric,
             e.baseline,
             e.candidate,
             e.margin.value(),
-            number(e.mde),
-            e.verdict
+            number(e.mde)
         );
     }
     text
@@ -60,7 +82,8 @@ pub fn explain(compare: &GateReport, texts: &Texts, shown: usize) -> String {
     let mut text = String::new();
     for (name, e) in evidence(compare).filter(|(_, e)| !e.flips.is_empty() && shown > 0) {
         let all = e.flips_b.unwrap_or(0) + e.flips_c.unwrap_or(0);
-        let _ = writeln!(text, "### Flipped items of {name} ({} of {all})\n", shown.min(e.flips.len()));
+        let shown = shown_of(&e, shown).min(e.flips.len());
+        let _ = writeln!(text, "### Flipped items of {name} ({shown} of {all})\n");
         for flip in e.flips.iter().take(shown) {
             one_flip(&mut text, flip, texts.get(name).and_then(|texts| texts.get(&flip.doc_id)));
         }

@@ -236,7 +236,10 @@ fn a_plan_says_what_a_suite_can_show() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
     let args = ["power", "--suite", "day0-tiny", "--margin", "1", "--simulations", "100"];
-    day0(dir.path(), args).expect(0).says("tiny_colours").says("not planned (no 0/1 items): tiny_stories");
+    day0(dir.path(), args)
+        .expect(0)
+        .says("tiny_colours")
+        .says("not planned (no 0/1 items that count alike): tiny_stories");
     let rows = day0(dir.path(), args.iter().copied().chain(["--json"])).expect(0).json();
     let first = &rows[0];
     assert_eq!((first["items"].as_u64(), first["flip_rate"].as_f64()), (Some(4096), Some(0.02)));

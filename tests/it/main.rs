@@ -10,6 +10,7 @@ mod bad_input;
 mod chain;
 mod common;
 mod compare;
+mod endpoints;
 mod eval_resume;
 mod fake_engine;
 mod fuzz;

@@ -11,7 +11,6 @@ mod mcnemar;
 mod power;
 mod proportion;
 mod ratio;
-mod strata;
 mod tango;
 
 pub use betting::{Betting, Claim, WaveFlips, betting_bounds};
@@ -23,7 +22,6 @@ pub use mcnemar::{McNemar, mcnemar};
 pub use power::{POWER, minimal_detectable, needed_n, zero_flip_bound, zero_flip_n};
 pub use proportion::wilson;
 pub use ratio::Ratio;
-pub use strata::stratified;
 pub use tango::PairedCounts;
 
 #[cfg(test)]

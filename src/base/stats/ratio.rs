@@ -1,4 +1,4 @@
-//! Bounds on a ratio of paired means, independent or cluster-robust; the paired t test is its simplest case.
+//! Bounds on a ratio of paired means, independent, cluster-robust or stratified; the paired t test is its simplest case.
 //!
 //! For items i with numerator aᵢ and denominator dᵢ the ratio is R = Σa/Σd. With d = 1 it is the mean of the paired
 //! differences and everything here is the paired t test. With d = weight it is a weighted mean (bits per byte:
@@ -37,8 +37,7 @@ impl Ratio {
             return None;
         }
         let count = n as f64;
-        let mean_num = num.iter().sum::<f64>() / count;
-        let mean_den = den.iter().sum::<f64>() / count;
+        let (mean_num, mean_den) = (mean(num), mean(den));
         let deviations = num.iter().zip(den).map(|(a, d)| (a - mean_num, d - mean_den));
         let groups: Vec<(f64, f64)> = match clusters {
             None => deviations.collect(),
@@ -48,7 +47,7 @@ impl Ratio {
         // C/(C − 1)/n²; with every item its own cluster this is 1/(n(n − 1)).
         let factor = groups.len() as f64 / (df as f64 * count * count);
         let sum = |f: fn(&(f64, f64)) -> f64| groups.iter().map(f).sum::<f64>() * factor;
-        let ratio = Self {
+        Self {
             n,
             df,
             mean_num,
@@ -56,8 +55,48 @@ impl Ratio {
             var_num: sum(|(a, _)| a * a),
             var_den: sum(|(_, d)| d * d),
             covariance: sum(|(a, d)| a * d),
-        };
-        [mean_num, mean_den, ratio.var_num, ratio.var_den].iter().all(|x| x.is_finite()).then_some(ratio)
+        }
+        .if_finite()
+    }
+
+    /// The combined ratio over fixed strata, `strata` being the stratum of each item: deviations are from the stratum's
+    /// own mean, so that the spread between strata adds nothing (W. G. Cochran, Sampling Techniques, 3rd ed., sections
+    /// 5.3 and 6.11); n − H degrees of freedom for H strata. Weights belong into numerators and denominators. `None` for
+    /// a stratum of a single item, slices of unequal length, and where a sum is not finite.
+    pub fn stratified(num: &[f64], den: &[f64], strata: &[usize]) -> Option<Self> {
+        let n = num.len();
+        if den.len() != n || strata.len() != n {
+            return None;
+        }
+        let mut of: BTreeMap<usize, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+        for ((a, d), stratum) in num.iter().zip(den).zip(strata) {
+            let (nums, dens) = of.entry(*stratum).or_default();
+            nums.push(*a);
+            dens.push(*d);
+        }
+        let (mut var_num, mut var_den, mut covariance) = (0.0, 0.0, 0.0);
+        for (nums, dens) in of.values() {
+            let size = nums.len() as f64;
+            if nums.len() < 2 {
+                return None;
+            }
+            let (mean_num, mean_den) = (mean(nums), mean(dens));
+            // Variance of the stratum's sum, as a part of the mean over all n.
+            let factor = size / (size - 1.0) / (n as f64 * n as f64);
+            for (a, d) in nums.iter().zip(dens).map(|(a, d)| (a - mean_num, d - mean_den)) {
+                var_num += factor * a * a;
+                var_den += factor * d * d;
+                covariance += factor * a * d;
+            }
+        }
+        let df = n.checked_sub(of.len()).filter(|df| *df > 0)?;
+        let (mean_num, mean_den) = (mean(num), mean(den));
+        Self { n, df, mean_num, mean_den, var_num, var_den, covariance }.if_finite()
+    }
+
+    fn if_finite(self) -> Option<Self> {
+        let numbers = [self.mean_num, self.mean_den, self.var_num, self.var_den];
+        numbers.iter().all(|x| x.is_finite()).then_some(self)
     }
 
     /// The mean of paired differences: the paired t test.
@@ -106,6 +145,10 @@ impl Ratio {
     }
 }
 
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
 /// Sums of the deviations within each cluster, in order of the cluster's number.
 fn cluster_sums(deviations: impl Iterator<Item = (f64, f64)>, clusters: &[usize]) -> Vec<(f64, f64)> {
     let mut sums: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
@@ -151,6 +194,43 @@ mod tests {
                 assert!((ratio.estimate().stderr - stderr).abs() < 1e-12, "{}", case["name"]);
             }
         }
+    }
+
+    /// `golden/golden.py`: value and error of a stratified sample in numpy, from its strata's means and errors, which
+    /// items half above and half below the mean have, too.
+    #[test]
+    fn strata_agree_with_the_textbook() {
+        for case in crate::base::stats::tests::golden("strata") {
+            let (mut values, mut strata) = (Vec::new(), Vec::new());
+            let sizes = list(&case, "sizes");
+            for (stratum, ((mean, stderr), n)) in
+                list(&case, "means").into_iter().zip(list(&case, "stderrs")).zip(sizes).enumerate()
+            {
+                let pairs = (n / 2.0).floor();
+                let away = stderr * (n * (n - 1.0) / (2.0 * pairs)).sqrt();
+                for i in 0..n as usize {
+                    let side = [away, -away][i % 2];
+                    values.push(mean + if i < 2 * pairs as usize { side } else { 0.0 });
+                    strata.push(stratum);
+                }
+            }
+            let ones = vec![1.0; values.len()];
+            let found = Ratio::stratified(&values, &ones, &strata).unwrap();
+            let estimate = found.estimate();
+            assert!((estimate.value - case["value"].as_f64().unwrap()).abs() < 1e-12, "{case}");
+            assert!((estimate.stderr - case["stderr"].as_f64().unwrap()).abs() < 1e-12, "{case}");
+            // One stratum is the paired t test; a shift of a whole stratum changes the value, not the error.
+            let one = Ratio::stratified(&values, &ones, &vec![0; values.len()]).unwrap();
+            let paired = Ratio::mean(&values, None).unwrap();
+            let bounds = [one, paired].map(|ratio| ratio.bounds(Alpha::FIVE_PERCENT));
+            assert!((bounds[0].lower - bounds[1].lower).abs() < 1e-12);
+            assert!((bounds[0].upper - bounds[1].upper).abs() < 1e-12);
+            let shifted: Vec<f64> =
+                values.iter().zip(&strata).map(|(v, s)| if *s == 0 { v + 5.0 } else { *v }).collect();
+            let shifted = Ratio::stratified(&shifted, &ones, &strata).unwrap().estimate();
+            assert!(shifted.value > estimate.value + 0.1 && (shifted.stderr - estimate.stderr).abs() < 1e-9);
+        }
+        assert_eq!(Ratio::stratified(&[0.1, 0.2, 0.3], &[1.0; 3], &[0, 0, 1]), None);
     }
 
     #[test]

@@ -111,7 +111,10 @@ impl EndpointClient {
             id: id_of(model)
                 .ok_or_else(|| unreachable("/v1/models: a model without id".to_owned(), Some(200)))?,
             max_model_len: model["max_model_len"].as_u64().map(|n| n as usize),
-            engine: text("engine").unwrap_or_else(|| self.engine_version(model)),
+            engine: match text("engine") {
+                Some(engine) => engine,
+                None => self.engine_version(model).map_err(|e| unreachable(e.message, e.status))?,
+            },
             device: text("device"),
             kernel_path: text("kernel_path"),
             checkpoint_digest: digest("checkpoint_digest"),
@@ -119,14 +122,19 @@ impl EndpointClient {
         })
     }
 
-    /// `vllm 0.33.0`: who owns the model, and `/version` where there is one.
-    fn engine_version(&self, model: &Value) -> String {
+    /// `vllm 0.33.0`: who owns the model, and `/version` where there is one. A server that fails to answer is asked
+    /// again later: an engine without its version would look like another one.
+    fn engine_version(&self, model: &Value) -> Result<String, CallError> {
         let owner = model["owned_by"].as_str().unwrap_or("unknown");
-        let version = self.http.get_json("/version", SMALL_TIMEOUT).ok();
-        match version.as_ref().and_then(|v| v["version"].as_str()) {
+        let version = match self.http.get_json("/version", SMALL_TIMEOUT) {
+            Ok(version) => version,
+            Err(e) if e.retryable => return Err(e),
+            Err(_) => Value::Null,
+        };
+        Ok(match version["version"].as_str() {
             Some(version) => format!("{owner} {version}"),
             None => owner.to_owned(),
-        }
+        })
     }
 
     /// Scores of `requests`, in their order. An answer that cannot be believed fails its request alone.

@@ -11,7 +11,7 @@ use crate::eval::{OnDone, Scorer};
 use crate::record::eval::ItemError;
 use crate::record::failure::chain;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
-use crate::record::serve::FingerprintReading;
+use crate::record::serve::{Confirmation, Fingerprint, FingerprintReading};
 
 /// lm-eval's default for servers that do not tell their limit.
 const DEFAULT_MAX_MODEL_LEN: usize = 2048;
@@ -41,6 +41,8 @@ struct Watch {
     prompts: Vec<Vec<u32>>,
     /// Their log-likelihoods at the start.
     start: FingerprintReading,
+    /// Whether it repeated their token ids.
+    token_ids_echoed: Option<bool>,
 }
 
 impl EndpointScorer {
@@ -64,23 +66,37 @@ impl EndpointScorer {
     }
 
     /// Makes [`Scorer::confirm`] compare what the endpoint says of itself and the scores of fixed prompts with those
-    /// at the start: `start`, or a reading taken now.
+    /// at the start: `start`, which may have been read by another process, or a reading taken now.
     pub fn watching(
         mut self,
         prompts: Vec<Vec<u32>>,
-        start: Option<FingerprintReading>,
+        start: Option<Fingerprint>,
     ) -> Result<Self, EndpointError> {
         let served = self.client.served_model()?;
-        let now = || {
-            let reading = read_fingerprint(&self.client, &self.model, &prompts);
-            let url = self.client.root().to_owned();
-            let unreachable =
-                |e: CallError| EndpointError::Unreachable { url, status: e.status, message: e.message };
-            reading.map(|(start, _)| start).map_err(unreachable)
+        let (start, token_ids_echoed) = match start {
+            Some(fingerprint) => (fingerprint.start, fingerprint.token_ids_echoed),
+            None => read_fingerprint(&self.client, &self.model, &prompts).map_err(|e| {
+                let url = self.client.root().to_owned();
+                EndpointError::Unreachable { url, status: e.status, message: e.message }
+            })?,
         };
-        let start = start.map_or_else(now, Ok)?;
-        self.watch = Some(Watch { served, prompts, start });
+        self.watch = Some(Watch { served, prompts, start, token_ids_echoed });
         Ok(self)
+    }
+
+    /// What `served` says of itself that contradicts the identity at the start, which may be older than this scorer.
+    fn contradiction(&self, served: &ServedModel) -> Option<String> {
+        let (now, then) = (served.identity(), &self.identity);
+        let shown = |digest: &Option<Digest>| digest.as_ref().map(|d| d.short(12).to_owned());
+        let said = |what, now: Option<String>, then: Option<String>| match (now, then) {
+            (Some(now), Some(then)) if now != then => Some(format!("{what} {now}, was {then}")),
+            _ => None,
+        };
+        said("engine", Some(now.engine), Some(then.engine.clone()))
+            .or_else(|| said("device", Some(now.device), Some(then.device.clone())))
+            .or_else(|| said("kernel path", Some(now.kernel_path), Some(then.kernel_path.clone())))
+            .or_else(|| said("checkpoint", shown(&now.checkpoint_digest), shown(&then.checkpoint_digest)))
+            .or_else(|| said("tokenizer", shown(&now.tokenizer_digest), shown(&then.tokenizer_digest)))
     }
 
     /// Scores one batch; a batch that the server refuses as a whole (400, 413, 422) is halved, so that only the
@@ -151,8 +167,8 @@ pub(crate) fn read_fingerprint(
 }
 
 impl Scorer for EndpointScorer {
-    fn confirm(&self) -> Result<(), ItemError> {
-        let Some(watch) = &self.watch else { return Ok(()) };
+    fn confirm(&self) -> Result<Option<Confirmation>, ItemError> {
+        let Some(watch) = &self.watch else { return Ok(None) };
         let changed = |message: String| ItemError { status: Some(200), transient: false, message };
         let served = self.client.served_model().map_err(|e| ItemError {
             status: e.status(),
@@ -165,14 +181,23 @@ impl Scorer for EndpointScorer {
                 "the endpoint says it is another engine than at the start ({now}, was {then})"
             )));
         }
-        let (now, _) =
-            read_fingerprint(&self.client, &self.model, &watch.prompts).map_err(|e| ItemError::from(&e))?;
-        if watch.start.agrees_with(&now) {
-            return Ok(());
+        if let Some(other) = self.contradiction(&served) {
+            return Err(changed(format!(
+                "the endpoint says it is another engine than at the start ({other})"
+            )));
         }
-        Err(changed(
-            "fixed prompts score differently than at the start: another checkpoint answers".to_owned(),
-        ))
+        let (reading, token_ids_echoed) =
+            read_fingerprint(&self.client, &self.model, &watch.prompts).map_err(|e| ItemError::from(&e))?;
+        if !watch.start.agrees_with(&reading) {
+            return Err(changed(
+                "fixed prompts score differently than at the start: another checkpoint answers".to_owned(),
+            ));
+        }
+        if watch.token_ids_echoed.is_some() && token_ids_echoed != watch.token_ids_echoed {
+            return Err(changed("the endpoint no longer repeats the token ids it is sent".to_owned()));
+        }
+        let EngineIdentity { engine, tokenizer_digest, .. } = self.identity.clone();
+        Ok(Some(Confirmation { engine, tokenizer_digest, token_ids_echoed, reading }))
     }
 
     fn identity(&self) -> EngineIdentity {

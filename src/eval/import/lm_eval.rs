@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{ImportError, entries, lines};
 use crate::base::digest::{Digest, DigestBuilder};
 use crate::base::{json, python};
-use crate::record::eval::{EvalRecord, ItemRecord, Metric, MetricInfo, TaskRecord, TaskStatus};
+use crate::record::eval::{EvalRecord, GroupRecord, ItemRecord, Metric, MetricInfo, TaskRecord, TaskStatus};
 
 /// Metrics that decide where nobody names one, in order of preference.
 const PREFERRED: [&str; 4] = ["acc", "exact_match", "bits_per_byte", "word_perplexity"];
@@ -48,7 +48,55 @@ pub(super) fn read(
     };
     let config = &value["config"];
     let model = serde_json::json!([config["model_args"], config["model_sha"], value["model_name"]]);
-    Ok(super::record(engine, &text(&config["device"]), &model, tasks))
+    let groups = groups(&value, &tasks);
+    Ok(EvalRecord { groups, ..super::record(engine, &text(&config["device"]), &model, tasks) })
+}
+
+/// Groups with the metrics that their scores combine. Results do not say how tasks count in them: by size if that gives
+/// the stated score, alike if that does; a score that neither gives is left out.
+fn groups(results: &Value, tasks: &BTreeMap<String, TaskRecord>) -> BTreeMap<String, GroupRecord> {
+    let subtasks = &results["group_subtasks"];
+    let record = |name: &String| {
+        let members = tasks_below(subtasks, name, tasks, &mut BTreeSet::new());
+        let stated = metrics(&results["groups"][name], &Value::Null);
+        let how = |(metric, stated): (String, Metric)| {
+            let parts: Option<Vec<(f64, f64)>> = members
+                .iter()
+                .map(|task| Some((tasks[task].metrics.get(&metric)?.value, tasks[task].scored() as f64)))
+                .collect();
+            let parts = parts?;
+            let total: f64 = parts.iter().map(|(_, n)| n).sum();
+            let by_size = parts.iter().map(|(value, n)| value * n).sum::<f64>() / total;
+            let alike = parts.iter().map(|(value, _)| value).sum::<f64>() / parts.len() as f64;
+            let is_stated = |value: f64| (value - stated.value).abs() <= 1e-9;
+            match (is_stated(by_size), is_stated(alike)) {
+                (true, _) => Some((metric, true)),
+                (_, true) => Some((metric, false)),
+                _ => None,
+            }
+        };
+        let metrics = stated.into_iter().filter_map(how).collect();
+        (name.clone(), GroupRecord { tasks: members, metrics })
+    };
+    let names = subtasks.as_object().into_iter().flatten().map(|(name, _)| name);
+    names.map(record).filter(|(_, group)| !group.tasks.is_empty()).collect()
+}
+
+/// Tasks below a group, each once; a group that holds itself ends there.
+fn tasks_below<'a>(
+    subtasks: &'a Value,
+    name: &'a str,
+    tasks: &BTreeMap<String, TaskRecord>,
+    seen: &mut BTreeSet<&'a str>,
+) -> Vec<String> {
+    if !seen.insert(name) {
+        return Vec::new();
+    }
+    if tasks.contains_key(name) {
+        return vec![name.to_owned()];
+    }
+    let members = subtasks[name].as_array().into_iter().flatten().filter_map(Value::as_str);
+    members.flat_map(|member| tasks_below(subtasks, member, tasks, seen)).collect()
 }
 
 /// The newest samples file of a task: `samples_<task>.jsonl` or `samples_<task>_<date>.jsonl`.
@@ -244,4 +292,46 @@ pub fn item_texts(
         texts.insert(doc_id, ItemText { prompt, choices, target: python::str(&sample["target"]) });
     }
     Ok(texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Two tasks of four and two items, and groups whose scores count them by size, alike, and in no way that is known.
+    #[test]
+    fn groups_count_their_tasks_as_their_scores_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let right = [("a", vec![1.0, 1.0, 1.0, 0.0]), ("b", vec![1.0, 0.0])];
+        for (task, values) in &right {
+            let line = |(doc_id, acc): (usize, &f64)| {
+                json!({"doc_id": doc_id, "target": "0", "arguments": {"gen_args_0": {"arg_0": "q", "arg_1": " c"}},
+                       "filtered_resps": [["-1.5", "False"]], "metrics": ["acc"], "acc": acc})
+                .to_string()
+            };
+            let lines: Vec<String> = values.iter().enumerate().map(line).collect();
+            let path = dir.path().join(format!("samples_{task}_2026-11-29T10-00-00.000001.jsonl"));
+            crate::base::atomic::write(&path, lines.join("\n").as_bytes()).unwrap();
+        }
+        let results = json!({
+            "results": {"a": {"acc,none": 0.75}, "b": {"acc,none": 0.5}},
+            "configs": {"a": {}, "b": {}},
+            "groups": {"by_size": {"acc,none": 4.0 / 6.0}, "alike": {"acc,none": 0.625}, "other": {"acc,none": 0.7}},
+            "group_subtasks": {"by_size": ["inner", "b"], "inner": ["a", "inner"], "alike": ["a", "b"], "other": ["a", "b"],
+                               "gone": ["c"]},
+        });
+        let path = dir.path().join("results_2026-11-29T10-00-00.000001.json");
+        crate::base::atomic::write(&path, results.to_string().as_bytes()).unwrap();
+        let record = read(dir.path(), &path, &|_| None).unwrap();
+        let found =
+            |name: &str| (record.groups[name].tasks.clone(), record.groups[name].metrics.get("acc").copied());
+        let both = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(found("by_size"), (both.clone(), Some(true)));
+        assert_eq!(found("alike"), (both.clone(), Some(false)));
+        assert_eq!(found("other"), (both, None));
+        assert_eq!(found("inner"), (vec!["a".to_owned()], None));
+        assert_eq!(record.groups.len(), 4);
+    }
 }

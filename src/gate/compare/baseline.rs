@@ -2,12 +2,12 @@
 
 use super::evidence::TaskEvidence;
 use super::options::CompareOptions;
+use super::pairs::Pairs;
 use super::policy::is_limited;
 use super::sample::choices;
 use crate::base::stats::{Alpha, wilson};
 use crate::gate::decimal::{Decimal, exceeds};
 use crate::gate::findings::Collector;
-use crate::record::eval::TaskRecord;
 use crate::record::{FailureClass, Finding, GateName};
 
 /// Largest difference between measured and published score, as a fraction of the scale (of the published score for
@@ -16,28 +16,29 @@ const PUBLISHED_TOLERANCE: f64 = 0.05;
 
 /// The share of right answers that guessing gives: the mean of 1/choices. `None` unless the metric counts right
 /// answers among at least two choices.
-fn chance(task: &TaskRecord) -> Option<f64> {
-    let metric = &task.primary_metric;
+fn chance(pairs: &Pairs<'_>) -> Option<f64> {
+    let metric = pairs.metric();
+    let items = || pairs.items().map(|(item, _)| item);
     let is_count = |v: &f64| *v == 0.0 || *v == 1.0;
     let countable = metric.higher_is_better
         && metric.scale == Some(1.0)
-        && task.items.iter().all(|item| item.values.get(&metric.name).is_some_and(is_count));
-    let sizes = || task.items.iter().map(|item| choices(item).len());
-    if !countable || task.items.is_empty() || sizes().any(|n| n < 2) {
+        && items().all(|item| item.values.get(&metric.name).is_some_and(is_count));
+    let sizes = || items().map(|item| choices(item).len());
+    if !countable || sizes().count() == 0 || sizes().any(|n| n < 2) {
         return None;
     }
-    Some(sizes().map(|n| 1.0 / n as f64).sum::<f64>() / task.items.len() as f64)
+    Some(sizes().map(|n| 1.0 / n as f64).sum::<f64>() / sizes().count() as f64)
 }
 
 /// A baseline that is not shown to be better than guessing cannot lose anything, so nothing follows from a candidate
 /// that is as good: INSUFFICIENT_EVIDENCE. One-sided score test of the binomial share at level `alpha`.
 pub(super) fn above_chance(
-    task: &TaskRecord,
+    pairs: &Pairs<'_>,
     name: &str,
     evidence: &TaskEvidence,
     alpha: Alpha,
 ) -> Option<Finding> {
-    let chance = chance(task)?;
+    let chance = chance(pairs)?;
     let noise = alpha.z() * (chance * (1.0 - chance) / evidence.n as f64).sqrt();
     (evidence.baseline <= chance + noise).then(|| {
         Finding::new(GateName::Compare, "baseline.chance", FailureClass::InsufficientEvidence, name)

@@ -1,15 +1,16 @@
-//! What the paired items of one task show: estimates, interval, flips. Every policy reports the same evidence.
+//! What the paired items of one task or group show: estimates, interval, flips. Every policy reports the same evidence.
 
 use serde::{Deserialize, Serialize};
 
 use super::options::{Margin, Tier};
+use super::pairs::Pairs;
 use super::sample::{Interval, Sample, choices};
 use super::sequential::{Decision, Look, StopRule, waves};
 use crate::base::stats::{
     Alpha, Estimate, PairedCounts, Ratio, WaveFlips, betting_bounds, mcnemar, minimal_detectable, needed_n,
     zero_flip_bound, zero_flip_n,
 };
-use crate::record::eval::{ItemRecord, NoiseFloor, TaskRecord};
+use crate::record::eval::{ItemRecord, MetricInfo, NoiseFloor};
 
 /// Flipped items listed in a report; the counts are always complete.
 const LISTED_FLIPS: usize = 200;
@@ -40,6 +41,8 @@ pub enum Method {
     PairedT,
     /// The wider of the paired t and the cluster-robust interval.
     PairedTOrCluster,
+    /// t interval of the mean over fixed strata, the tasks of a group.
+    Stratified,
     /// The margins that betting does not reject, valid at every look: of a task that stopped early.
     Betting,
     /// There are too few items, or the baseline is zero.
@@ -76,6 +79,10 @@ pub struct TaskEvidence {
     pub scale: Option<f64>,
     /// Whether the task decides.
     pub tier: Tier,
+    /// Of a group that is decided as one: its tasks; else empty.
+    pub pooled: Vec<String>,
+    /// The group that is decided instead of this part of it.
+    pub part_of: Option<String>,
     /// Largest allowed drop.
     pub margin: Margin,
     /// Value on the baseline.
@@ -143,7 +150,7 @@ pub struct TaskEvidence {
     pub verdict: TaskVerdict,
     /// `verdict` as upstream's key: whether the task is within the margin.
     pub within_threshold: bool,
-    /// The first flipped items, at most 200.
+    /// The first flipped items, at most 200; those of a group are with its tasks.
     pub flips: Vec<Flip>,
 }
 
@@ -155,9 +162,9 @@ pub(super) struct Path {
 }
 
 impl Path {
-    /// The path of a task that had looks under `rule`.
-    pub fn of(rule: Option<&StopRule>, baseline: &TaskRecord, candidate: &TaskRecord) -> Option<Self> {
-        let (rule, waves) = (*rule?, waves(baseline, candidate)?);
+    /// The path of a subject that had looks under `rule`.
+    pub fn of(rule: Option<&StopRule>, pairs: &Pairs<'_>) -> Option<Self> {
+        let (rule, waves) = (*rule?, waves(pairs)?);
         let flips = waves.iter().map(|w| WaveFlips { n: w.n, lost: w.lost, gained: w.gained });
         Some(Self { rule, looks: rule.replay(&waves), waves: flips.collect() })
     }
@@ -167,6 +174,9 @@ impl Path {
 pub(super) struct Terms {
     pub margin: Margin,
     pub tier: Tier,
+    /// The tasks of a group.
+    pub pooled: Vec<String>,
+    pub part_of: Option<String>,
     /// One-sided level of the whole test.
     pub alpha: Alpha,
     /// How it was visited, if it had looks.
@@ -203,10 +213,10 @@ impl Terms {
 }
 
 impl TaskEvidence {
-    /// The evidence of a task whose items are the same on both arms; not yet judged.
-    pub(super) fn new(baseline: &TaskRecord, candidate: &TaskRecord, sample: &Sample, terms: &Terms) -> Self {
-        let metric = &baseline.primary_metric;
-        let stopped = baseline.not_needed() > 0;
+    /// The evidence of a subject whose items are the same on both arms; not yet judged.
+    pub(super) fn new(pairs: &Pairs<'_>, sample: &Sample, terms: &Terms) -> Self {
+        let metric = pairs.metric();
+        let stopped = pairs.not_needed() > 0;
         let (margin, level) = (terms.margin, terms.level());
         let interval = terms.interval(sample, stopped);
         let finite = |value: f64| value.is_finite().then_some(value);
@@ -214,7 +224,7 @@ impl TaskEvidence {
         let drop_fraction = estimate.and_then(|e| finite(e.value));
         let stderr = estimate.and_then(|e| finite(e.stderr));
         let counts = sample.counts;
-        let shift = gold_margin_shift(baseline, candidate);
+        let shift = gold_margin_shift(pairs);
         let plan = |distance: f64| {
             let variance = stderr?.powi(2) * sample.n as f64;
             let floor = if counts.is_some() { zero_flip_n(margin.value(), level)? } else { 2 };
@@ -225,6 +235,8 @@ impl TaskEvidence {
             higher_is_better: metric.higher_is_better,
             scale: metric.scale,
             tier: terms.tier,
+            pooled: terms.pooled.clone(),
+            part_of: terms.part_of.clone(),
             margin,
             baseline: sample.baseline,
             candidate: sample.candidate,
@@ -238,9 +250,9 @@ impl TaskEvidence {
             method: interval.method,
             unreliable: interval.unreliable,
             n: sample.n,
-            full_split: baseline.full_split,
-            limited_by: baseline.limited_by.clone(),
-            not_needed: baseline.not_needed(),
+            full_split: pairs.full_split(),
+            limited_by: pairs.limited_by(),
+            not_needed: pairs.not_needed(),
             looks: terms.path.as_ref().map_or_else(Vec::new, |path| path.looks.clone()),
             flips_b: counts.map(PairedCounts::b),
             flips_c: counts.map(PairedCounts::c),
@@ -255,13 +267,13 @@ impl TaskEvidence {
             gain_upper: finite(sample.interval(level).bounds.upper),
             p_value: terms.p_at_most(sample, stopped),
             p_adjusted: None,
-            choice_kl: choice_kl(baseline, candidate),
+            choice_kl: choice_kl(pairs),
             gold_margin_shift: shift.map(|e| e.value),
             gold_margin_stderr: shift.map(|e| e.stderr),
             noise: None,
             verdict: TaskVerdict::Undecided,
             within_threshold: false,
-            flips: if counts.is_some() { flips(baseline, candidate) } else { Vec::new() },
+            flips: if counts.is_some() && !pairs.pooled { flips(pairs) } else { Vec::new() },
         }
     }
 
@@ -281,10 +293,10 @@ impl TaskEvidence {
     }
 }
 
-fn flips(baseline: &TaskRecord, candidate: &TaskRecord) -> Vec<Flip> {
-    let metric = &baseline.primary_metric;
+fn flips(pairs: &Pairs<'_>) -> Vec<Flip> {
+    let metric: &MetricInfo = pairs.metric();
     let value = |item: &ItemRecord| item.values.get(&metric.name).copied();
-    let changed = baseline.items.iter().zip(&candidate.items).filter(|(a, b)| value(a) != value(b));
+    let changed = pairs.items().filter(|(a, b)| value(a) != value(b));
     let flip = |(a, b): (&ItemRecord, &ItemRecord)| Flip {
         doc_id: a.doc_id,
         lost: (value(a) > value(b)) == metric.higher_is_better,
@@ -306,9 +318,9 @@ fn likeliest(loglikelihoods: &[f64]) -> Option<usize> {
 }
 
 /// Mean over items of KL(softmax(baseline) ‖ softmax(candidate)) over the choices; `None` without choices.
-fn choice_kl(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<f64> {
-    let pairs = baseline.items.iter().zip(&candidate.items).map(|(a, b)| (choices(a), choices(b)));
-    let divergences: Vec<f64> = pairs
+fn choice_kl(pairs: &Pairs<'_>) -> Option<f64> {
+    let distributions = pairs.items().map(|(a, b)| (choices(a), choices(b)));
+    let divergences: Vec<f64> = distributions
         .filter(|(a, b)| a.len() > 1 && a.len() == b.len())
         .map(|(a, b)| {
             let (p, q) = (log_softmax(a), log_softmax(b));
@@ -321,14 +333,13 @@ fn choice_kl(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<f64> {
 
 /// Mean over items of the change in ln p(right choice) − ln p(best other choice); `None` where fewer than two items
 /// have one right choice among several.
-fn gold_margin_shift(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<Estimate> {
+fn gold_margin_shift(pairs: &Pairs<'_>) -> Option<Estimate> {
     let margin = |item: &ItemRecord| {
         let (gold, all) = (item.gold?, choices(item));
         let others = all.iter().enumerate().filter(|(i, _)| *i != gold).map(|(_, l)| *l);
         Some(all.get(gold)? - others.reduce(f64::max)?)
     };
-    let pairs = baseline.items.iter().zip(&candidate.items);
-    let shifts: Vec<f64> = pairs.filter_map(|(a, b)| Some(margin(b)? - margin(a)?)).collect();
+    let shifts: Vec<f64> = pairs.items().filter_map(|(a, b)| Some(margin(b)? - margin(a)?)).collect();
     Ratio::mean(&shifts, None).map(|ratio| ratio.estimate())
 }
 

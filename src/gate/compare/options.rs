@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::subject::Subject;
 use crate::base::stats::Alpha;
 use crate::gate::findings::Collector;
 use crate::record::FailureClass;
@@ -25,8 +26,9 @@ pub enum Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
-    /// Its findings decide the verdict.
+    /// Its findings decide the verdict. Also spelled `critical`.
     #[default]
+    #[serde(alias = "critical")]
     Required,
     /// Its findings are notes.
     Advisory,
@@ -63,14 +65,22 @@ impl fmt::Display for Margin {
     }
 }
 
-/// What is asked of one task.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+/// What is asked of one task or group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TaskOptions {
     /// Its margin; `None` for the comparison's.
     pub margin: Option<Margin>,
     /// Whether it decides.
     pub tier: Tier,
+    /// Of a group with a score of its own: whether it is decided as one; else each of its tasks is.
+    pub pooled: bool,
+}
+
+impl Default for TaskOptions {
+    fn default() -> Self {
+        Self { margin: None, tier: Tier::default(), pooled: true }
+    }
 }
 
 /// What a comparison is asked to decide.
@@ -83,7 +93,7 @@ pub struct CompareOptions {
     pub alpha: Alpha,
     /// Margin of tasks that set none; `None`: 1 % of the scale, or of the baseline for metrics without a scale.
     pub margin: Option<Margin>,
-    /// Margins and tiers by task; a task that is not named is required.
+    /// Margins and tiers by task or group; what is not named is required.
     pub tasks: BTreeMap<String, TaskOptions>,
     /// Whether a run comes from another harness, which may score without log-likelihoods.
     pub imported: bool,
@@ -123,49 +133,62 @@ impl CompareOptions {
     }
 }
 
-/// Adds what is wrong with the options for these tasks.
-pub(super) fn check(out: &mut Collector, options: &CompareOptions, baseline: &EvalRecord) {
-    for (name, task) in &baseline.tasks {
-        let metric = &task.primary_metric;
-        let margin = options.margin_of(name, metric);
-        let bad = |observed: String, expected: &str, out: &mut Collector| {
-            let finding = out.finding("options", FailureClass::UserConfigError, name);
-            out.add(finding.observed(observed).expected(expected));
-        };
-        if !(margin.value() > 0.0 && margin.value() < 1.0) {
-            bad(format!("margin {margin}"), "a fraction between 0 and 1", out);
-        }
-        if metric.scale.is_none() && matches!(margin, Margin::Absolute(_)) {
-            bad(format!("margin {margin}, but {} has none", metric.name), "a relative margin", out);
-        }
-        if metric.scale.is_some_and(|scale| !(scale.is_finite() && scale > 0.0)) {
-            bad(format!("scale {:?} of {}", metric.scale, metric.name), "a positive number", out);
-        }
-        if let Some(published) = options.published.get(name) {
-            let highest = metric.scale.unwrap_or(f64::MAX);
-            if !(0.0..=highest).contains(published) {
-                bad(
-                    format!("published score {published}"),
-                    &format!("0 to {highest}, as {} is", metric.name),
-                    out,
-                );
-            }
+/// Adds what is wrong with the options for these subjects.
+pub(super) fn check(
+    out: &mut Collector,
+    options: &CompareOptions,
+    baseline: &EvalRecord,
+    subjects: &[Subject],
+) {
+    for subject in subjects {
+        if let Some(task) = subject.tasks.first().and_then(|task| baseline.tasks.get(task)) {
+            check_subject(out, options, &subject.name, &task.primary_metric);
         }
     }
-    let deciding = baseline.tasks.keys().filter(|name| options.tier(name) == Tier::Required).count();
-    if deciding == 0 && !baseline.tasks.is_empty() {
+    let deciding = |subject: &&Subject| subject.decides() && options.tier(&subject.name) == Tier::Required;
+    if !subjects.iter().any(|subject| deciding(&subject)) && !baseline.tasks.is_empty() {
         out.add(
             out.finding("options", FailureClass::InsufficientEvidence, "tasks")
                 .observed("all are advisory")
                 .expected("at least one required task"),
         );
     }
+    let known = |name: &String| {
+        subjects.iter().any(|subject| subject.name == *name) || baseline.groups.contains_key(name)
+    };
     for (name, task) in &options.tasks {
-        if task.tier == Tier::Required && !baseline.tasks.contains_key(name) {
+        if task.tier == Tier::Required && !known(name) {
             out.add(
                 out.finding("options", FailureClass::InsufficientEvidence, name)
                     .observed("required, but not evaluated")
                     .hint("evaluate the task, or make it advisory"),
+            );
+        }
+    }
+}
+
+fn check_subject(out: &mut Collector, options: &CompareOptions, name: &str, metric: &MetricInfo) {
+    let margin = options.margin_of(name, metric);
+    let bad = |observed: String, expected: &str, out: &mut Collector| {
+        let finding = out.finding("options", FailureClass::UserConfigError, name);
+        out.add(finding.observed(observed).expected(expected));
+    };
+    if !(margin.value() > 0.0 && margin.value() < 1.0) {
+        bad(format!("margin {margin}"), "a fraction between 0 and 1", out);
+    }
+    if metric.scale.is_none() && matches!(margin, Margin::Absolute(_)) {
+        bad(format!("margin {margin}, but {} has none", metric.name), "a relative margin", out);
+    }
+    if metric.scale.is_some_and(|scale| !(scale.is_finite() && scale > 0.0)) {
+        bad(format!("scale {:?} of {}", metric.scale, metric.name), "a positive number", out);
+    }
+    if let Some(published) = options.published.get(name) {
+        let highest = metric.scale.unwrap_or(f64::MAX);
+        if !(0.0..=highest).contains(published) {
+            bad(
+                format!("published score {published}"),
+                &format!("0 to {highest}, as {} is", metric.name),
+                out,
             );
         }
     }

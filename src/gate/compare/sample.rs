@@ -1,13 +1,18 @@
-//! The paired items of one task as the statistics see them.
+//! The paired items of one subject as the statistics see them.
+//!
+//! The items of a group whose tasks count by size are one sample of 0/1 pairs: Tango's interval on their counts is
+//! valid, and a little wider than one that knows the strata. Where tasks weigh otherwise, the interval is the t interval
+//! of the stratified mean.
 
 use std::collections::BTreeMap;
 
 use super::evidence::Method;
 use super::options::Margin;
+use super::pairs::Pairs;
 use crate::base::stats::{Alpha, Bounds, Estimate, PairedCounts, Ratio};
 use crate::gate::decimal::Decimal;
 use crate::gate::run::{Aggregation, aggregation};
-use crate::record::eval::{ItemRecord, TaskRecord};
+use crate::record::eval::ItemRecord;
 
 /// Documents that a metric without a scale needs: its items are few and long, and their differences skewed.
 const MIN_DOCUMENTS: usize = 300;
@@ -17,7 +22,7 @@ const MIN_DOCUMENTS: usize = 300;
 /// See also S. Bowyer et al., arXiv 2503.01747.
 const MIN_DIFFERING: usize = 30;
 
-/// Paired items of a task, oriented so that a positive drop is worse.
+/// Paired items of a subject, oriented so that a positive drop is worse.
 pub(super) struct Sample {
     /// Pairs.
     pub n: usize,
@@ -33,6 +38,8 @@ pub(super) struct Sample {
     clustered: Option<Ratio>,
     higher_is_better: bool,
     scale: Option<f64>,
+    /// Whether the items are those of several tasks.
+    pooled: bool,
     differing: usize,
     aggregation: Aggregation,
     values: [f64; 2],
@@ -47,21 +54,33 @@ pub(super) struct Interval {
 }
 
 impl Sample {
-    /// Pairs the items of two arms, which have the same items; `None` without items or with a missing value.
-    pub fn new(baseline: &TaskRecord, candidate: &TaskRecord, margin: Margin) -> Option<Self> {
-        let metric = &baseline.primary_metric;
-        let values = |task: &TaskRecord| -> Option<Vec<f64>> {
-            task.items.iter().map(|item| item.values.get(&metric.name).copied()).collect()
-        };
-        let (base, cand) = (values(baseline)?, values(candidate)?);
-        if base.is_empty() || base.len() != cand.len() {
+    /// Pairs the items of two arms, which have the same items; `None` without items or with a missing value, and for
+    /// tasks that cannot be pooled: those whose items have weights of their own or whose metric is no mean.
+    pub fn new(pairs: &Pairs<'_>, margin: Margin) -> Option<Self> {
+        let metric = pairs.metric();
+        let value = |item: &ItemRecord| item.values.get(&metric.name).copied();
+        let (mut base, mut cand, mut weights, mut strata) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (stratum, (pair, factor)) in pairs.tasks.iter().zip(pairs.factors()).enumerate() {
+            if pair.baseline.items.len() != pair.candidate.items.len() {
+                return None;
+            }
+            for (a, b) in pair.baseline.items.iter().zip(&pair.candidate.items) {
+                base.push(value(a)?);
+                cand.push(value(b)?);
+                weights.push(a.weight * factor);
+                strata.push(stratum);
+            }
+        }
+        // A group may stop before it comes to an item of each task.
+        let first = pairs.tasks.iter().find(|pair| !pair.baseline.items.is_empty())?;
+        let aggregation = aggregation(first.baseline)?;
+        let poolable = || aggregation == Aggregation::Mean && pairs.items().all(|(a, _)| a.weight == 1.0);
+        if base.is_empty() || (pairs.pooled && !poolable()) {
             return None;
         }
-        let weights: Vec<f64> = baseline.items.iter().map(|item| item.weight).collect();
         let weighted = |values: &[f64]| values.iter().zip(&weights).map(|(v, w)| v * w).sum::<f64>();
         let total: f64 = weights.iter().sum();
         let worse = |(a, b): (&f64, &f64)| if metric.higher_is_better { a - b } else { b - a };
-        let aggregation = aggregation(baseline)?;
         let drops: Vec<f64> = base.iter().zip(&cand).map(worse).collect();
         let num: Vec<f64> = drops.iter().zip(&weights).map(|(d, w)| d * w).collect();
         let per = |baseline: f64| match (aggregation, margin) {
@@ -75,7 +94,11 @@ impl Sample {
             Aggregation::Mean => weighted(values) / total,
             Aggregation::ExpMean => (weighted(values) / total).exp(),
         };
-        let clusters = clusters(&baseline.items);
+        let independent = if pairs.tasks.len() > 1 {
+            Ratio::stratified(&num, &den, &strata)
+        } else {
+            Ratio::new(&num, &den, None)
+        };
         let all_counts = weights.iter().all(|w| *w == 1.0)
             && base.iter().chain(&cand).all(|v| *v == 0.0 || *v == 1.0)
             && metric.scale == Some(1.0);
@@ -84,11 +107,12 @@ impl Sample {
             baseline: value(&base),
             candidate: value(&cand),
             counts: counts(&drops).filter(|_| all_counts && matches!(margin, Margin::Absolute(_))),
-            independent: Ratio::new(&num, &den, None),
-            clustered: clusters.and_then(|clusters| Ratio::new(&num, &den, Some(&clusters))),
+            independent,
+            clustered: clusters(pairs).and_then(|clusters| Ratio::new(&num, &den, Some(&clusters))),
+            pooled: pairs.tasks.len() > 1,
             higher_is_better: metric.higher_is_better,
             scale: metric.scale,
-            differing: drops.iter().filter(|d| **d != 0.0).count(),
+            differing: differing(&num),
             aggregation,
             values: [base.iter().sum(), cand.iter().sum()],
             all_counts,
@@ -111,7 +135,9 @@ impl Sample {
             };
             Some(Estimate { value: self.fraction(value), stderr: stderr * slope, n })
         };
-        self.counts.map(PairedCounts::drop).or_else(ratio)
+        let by_counts = || self.counts.map(PairedCounts::drop);
+        // Fixed strata add nothing to the error, which the counts alone do not know.
+        if self.pooled { ratio().or_else(by_counts) } else { by_counts().or_else(ratio) }
     }
 
     /// Bounds of the drop fraction: of each applicable method the wider one.
@@ -126,6 +152,7 @@ impl Sample {
             (Some(counts), _, Some(other)) => {
                 (counts.tango_bounds(alpha).envelope(other), Method::TangoOrCluster)
             }
+            (None, Some(ratio), None) if self.pooled => (of(ratio), Method::Stratified),
             (None, Some(ratio), None) => (of(ratio), Method::PairedT),
             (None, Some(ratio), Some(other)) => (of(ratio).envelope(other), Method::PairedTOrCluster),
             (None, None, _) => (Bounds::NONE, Method::None),
@@ -232,14 +259,31 @@ fn counts(drops: &[f64]) -> Option<PairedCounts> {
     PairedCounts::new(drops.len() as u64, count(1.0), count(-1.0))
 }
 
+/// Number of differing items; where they weigh differently, of as many alike ones as carry the same information
+/// (L. Kish, Survey Sampling, section 11.7: (Σw)²/Σw²).
+fn differing(weighted_drops: &[f64]) -> usize {
+    let sum: f64 = weighted_drops.iter().map(|d| d.abs()).sum();
+    let squares: f64 = weighted_drops.iter().map(|d| d * d).sum();
+    let count = weighted_drops.iter().filter(|d| **d != 0.0).count();
+    if squares > 0.0 { count.min((sum * sum / squares).round() as usize) } else { 0 }
+}
+
 /// Number of each item's cluster; `None` unless every item has one and there are at least two. A task whose items all
-/// belong to one cluster is one stratum, which says nothing about variation between clusters.
-fn clusters(items: &[ItemRecord]) -> Option<Vec<usize>> {
-    let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut clusters = Vec::with_capacity(items.len());
-    for item in items {
-        let next = numbers.len();
-        clusters.push(*numbers.entry(item.cluster.as_deref()?).or_insert(next));
+/// belong to one cluster is one stratum, which says nothing about variation between clusters. In a group, clusters are
+/// of their task, and an item without one stands alone.
+fn clusters(pairs: &Pairs<'_>) -> Option<Vec<usize>> {
+    if pairs.items().all(|(item, _)| item.cluster.is_none()) {
+        return None;
+    }
+    let mut numbers: BTreeMap<(usize, String), usize> = BTreeMap::new();
+    let mut clusters = Vec::new();
+    for (task, pair) in pairs.tasks.iter().enumerate() {
+        for item in &pair.baseline.items {
+            let own = item.cluster.clone().map(|name| format!("cluster {name}"));
+            let alone = || pairs.pooled.then(|| format!("item {}", item.doc_id));
+            let next = numbers.len();
+            clusters.push(*numbers.entry((task, own.or_else(alone)?)).or_insert(next));
+        }
     }
     (numbers.len() > 1).then_some(clusters)
 }

@@ -1,4 +1,5 @@
-//! When a task may stop before its last planned item, and the replay of the path that led there.
+//! When a task, or a group that is decided as one, may stop before its last planned item, and the replay of the path
+//! that led there.
 //!
 //! Items are visited in waves along a permutation fixed before the run; after each wave the counts of both arms are
 //! looked at. Each side of the test spends half of α on the betting test (`base::stats::betting`), which may be looked
@@ -11,9 +12,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{CompareOptions, Margin, Policy, Tier};
+use super::pairs::{Pair, Pairs};
 use super::policy::IMPLAUSIBLE_GAIN;
 use super::sample::choices;
+use super::subject::Subject;
 use crate::base::stats::{Alpha, Betting, Claim, PairedCounts, WaveFlips};
 use crate::record::eval::{ItemRecord, MetricInfo, TaskRecord};
 
@@ -29,7 +31,7 @@ pub struct StopRule {
     pub margin: f64,
     /// Level of the whole test, one side.
     pub alpha: Alpha,
-    /// Tasks among which Holm's correction is made.
+    /// Subjects among which Holm's correction is made.
     pub tests: usize,
 }
 
@@ -73,25 +75,6 @@ pub struct Look {
     pub ln_e_worse: f64,
     /// What follows.
     pub decision: Option<Decision>,
-}
-
-impl CompareOptions {
-    /// How each of `tasks` may stop early; tasks that cannot are left out: those whose metric is not of scale 1, whose
-    /// margin is relative, or whose items come in `clustered` groups and so are not exchangeable.
-    pub fn stop_rules<'a>(
-        &self,
-        tasks: impl Iterator<Item = (&'a str, &'a MetricInfo, bool)>,
-    ) -> std::collections::BTreeMap<String, StopRule> {
-        let tasks: Vec<_> = tasks.collect();
-        let family = |tier: Tier| tasks.iter().filter(|(name, ..)| self.tier(name) == tier).count();
-        let rule = |(name, metric, clustered): &(&str, &MetricInfo, bool)| {
-            let Margin::Absolute(margin) = self.margin_of(name, metric) else { return None };
-            let bounded = metric.scale == Some(1.0) && !clustered && self.policy == Policy::Certify;
-            let rule = StopRule { margin, alpha: self.alpha, tests: family(self.tier(name)) };
-            bounded.then(|| ((*name).to_owned(), rule))
-        };
-        tasks.iter().filter_map(rule).collect()
-    }
 }
 
 impl StopRule {
@@ -206,7 +189,9 @@ impl Follower {
 }
 
 impl WaveCounts {
-    fn plus(&self, other: &Self) -> Self {
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
         Self {
             n: self.n + other.n,
             lost: self.lost + other.lost,
@@ -243,9 +228,24 @@ impl WaveCounts {
     }
 }
 
-/// The waves of a task as its records say they were visited; `None` if the task had no looks or an item cannot be
-/// counted.
-pub(super) fn waves(baseline: &TaskRecord, candidate: &TaskRecord) -> Option<Vec<WaveCounts>> {
+/// The waves of a subject as its records say they were visited; `None` if it had no looks or an item cannot be counted.
+pub(super) fn waves(pairs: &Pairs<'_>) -> Option<Vec<WaveCounts>> {
+    let mut sums: Option<Vec<WaveCounts>> = None;
+    for pair in &pairs.tasks {
+        let own = task_waves(pair)?;
+        sums = Some(match sums {
+            None => own,
+            Some(sums) if sums.len() == own.len() => {
+                sums.iter().zip(&own).map(|(sum, wave)| sum.plus(wave)).collect()
+            }
+            Some(_) => return None,
+        });
+    }
+    sums
+}
+
+fn task_waves(pair: &Pair<'_>) -> Option<Vec<WaveCounts>> {
+    let Pair { baseline, candidate } = pair;
     let visit = baseline.visit.as_ref()?;
     let mut start = 0;
     let mut waves = Vec::with_capacity(visit.looks.len());
@@ -263,18 +263,29 @@ fn find(task: &TaskRecord, doc_id: usize) -> Option<&ItemRecord> {
     task.items.get(place)
 }
 
-/// What is wrong with the way a task was visited, in words: the arms differ, or it stopped without a reason.
+/// What is wrong with the way a subject was visited, in words: the arms differ, its tasks were looked at for something
+/// else, or it stopped without a reason.
 pub(super) fn fault(
     rule: Option<&StopRule>,
-    baseline: &TaskRecord,
-    candidate: &TaskRecord,
+    subject: &Subject,
+    pairs: &Pairs<'_>,
 ) -> Option<(String, String)> {
-    if baseline.visit != candidate.visit {
+    if pairs.tasks.iter().any(|pair| pair.baseline.visit != pair.candidate.visit) {
         return Some(("another order of visit on the candidate".into(), "the same on both arms".into()));
     }
-    let visit = baseline.visit.as_ref().filter(|visit| visit.not_needed > 0)?;
-    let stopped = format!("stopped after {} of {} items", visit.order.len(), baseline.expected);
-    let looks = rule.zip(waves(baseline, candidate)).map(|(rule, waves)| (waves.len(), rule.replay(&waves)));
+    if pairs.not_needed() == 0 {
+        return None;
+    }
+    let visits = pairs.tasks.iter().map(|pair| pair.baseline.visit.as_ref());
+    let owner = subject.pooled.then_some(&subject.name);
+    let looked_at = visits.clone().all(|visit| visit.is_some_and(|visit| visit.group.as_ref() == owner));
+    if !looked_at {
+        let observed = "left items out by looks at something else".to_owned();
+        return Some((observed, format!("looks at {}, and at nothing else", subject.name)));
+    }
+    let visited: usize = visits.flatten().map(|visit| visit.order.len()).sum();
+    let stopped = format!("stopped after {visited} of {} items", visited + pairs.not_needed());
+    let looks = rule.zip(waves(pairs)).map(|(rule, waves)| (waves.len(), rule.replay(&waves)));
     let decided = looks.is_some_and(|(waves, looks)| {
         looks.len() == waves && looks.last().is_some_and(|look| look.decision.is_some())
     });

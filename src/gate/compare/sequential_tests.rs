@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::pairs::Pairs;
 use super::*;
 use crate::base::stats::{Alpha, PairedCounts};
 use crate::gate::fixtures::accuracy_arm;
@@ -62,6 +63,7 @@ fn stopped(n: usize, full: usize, lost: impl Fn(usize) -> bool) -> (EvalRecord, 
         task.visit = Some(Visit {
             order: (0..n).rev().collect(),
             looks: (1..=n.div_ceil(64)).map(|w| n.min(64 * w)).collect(),
+            group: None,
             not_needed: full - n,
         });
         record
@@ -146,7 +148,8 @@ fn the_end_of_a_plan_is_judged_as_by_the_gate() {
     for lost in [0, 3, 8, 9, 10, 11, 12, 20, 40] {
         let spread = |i: usize| !i.is_multiple_of(4) && i % 8 == 1 && i / 8 < lost;
         let arms = stopped(400, 400, spread);
-        let waves = super::sequential::waves(&arms.0.tasks["task"], &arms.1.tasks["task"]).unwrap();
+        let pairs = Pairs::of(&Subject::task("task", None), &arms.0, &arms.1).unwrap();
+        let waves = super::sequential::waves(&pairs).unwrap();
         let looks = RULE.replay(&waves);
         if looks.iter().any(|look| look.decision.is_some()) {
             continue;

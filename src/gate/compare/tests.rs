@@ -126,9 +126,9 @@ fn margins_and_tiers_of_a_task_are_its_own() {
         let tasks = [("task".to_owned(), task)].into();
         compare(&baseline, &candidate, &CompareOptions { tasks, ..CompareOptions::default() })
     };
-    assert!(with(TaskOptions { margin: Some(Margin::Absolute(0.06)), tier: Tier::Required }).pass);
+    assert!(with(TaskOptions { margin: Some(Margin::Absolute(0.06)), ..TaskOptions::default() }).pass);
     // With every task advisory there is nothing to accept on.
-    let advisory = with(TaskOptions { margin: None, tier: Tier::Advisory });
+    let advisory = with(TaskOptions { tier: Tier::Advisory, ..TaskOptions::default() });
     assert_eq!(advisory.failure_class, INSUFFICIENT);
     assert!(advisory.findings.iter().any(|f| f.check == "accuracy" && !f.decides()));
 }
@@ -139,7 +139,7 @@ fn a_required_task_that_was_not_evaluated_is_missed() {
     let mut options = CompareOptions::default();
     options.tasks.insert("other".into(), TaskOptions::default());
     assert_eq!(compare(&baseline, &candidate, &options).failure_class, INSUFFICIENT);
-    options.tasks.insert("other".into(), TaskOptions { margin: None, tier: Tier::Advisory });
+    options.tasks.insert("other".into(), TaskOptions { tier: Tier::Advisory, ..TaskOptions::default() });
     assert!(compare(&baseline, &candidate, &options).pass);
 }
 
@@ -526,7 +526,7 @@ proptest! {
         let mut options = CompareOptions { policy, ..CompareOptions::default() };
         for (i, (_, margin, required)) in tasks.iter().enumerate() {
             let tier = if *required { Tier::Required } else { Tier::Advisory };
-            let task = TaskOptions { margin: Some(Margin::Absolute(*margin)), tier };
+            let task = TaskOptions { margin: Some(Margin::Absolute(*margin)), tier, ..TaskOptions::default() };
             options.tasks.insert(format!("task{i}"), task);
         }
         let report = compare(&baseline, &candidate, &options);

@@ -75,8 +75,8 @@ pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> 
     }
     if let Some(noise) = &task.noise {
         let observed = format!(
-            "{} of {} items flip when the baseline is scored again on {}, mean |Δ ln p| {:.2e}, largest {:.2e}",
-            noise.flips, noise.items, noise.kernel_path, noise.mean_abs_dll, noise.max_abs_dll
+            "{} of {} items flip when the baseline is scored again {}, mean |Δ ln p| {:.2e}, largest {:.2e}",
+            noise.flips, noise.items, noise.how, noise.mean_abs_dll, noise.max_abs_dll
         );
         findings.push(finding("noise", FailureClass::AccuracyRegression).observed(observed).as_note());
     }

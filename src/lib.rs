@@ -16,7 +16,7 @@
 //! | 5 | [`exec`], [`scan`], [`quantize`], [`engine`] | units and ledger; verifier; quantizer; scoring and generation |
 //! | 6 | [`serve`], [`suite`] | the OpenAI-compatible server; tasks, prompts, data sets |
 //! | 7 | [`eval`] | requests to log-likelihoods to metrics to sample files |
-//! | 8 | [`gate`] | pure decisions; uses [`base`] and [`record`] only |
+//! | 8 | [`gate`], [`ready`] | pure decisions, which use [`base`] and [`record`] only; measuring for the readiness gates |
 //! | 9 | [`report`], [`release`] | Markdown; the conductor |
 //! | 10 | [`cli`] | the command line |
 
@@ -38,6 +38,7 @@ pub mod serve;
 pub mod suite;
 pub mod eval;
 pub mod gate;
+pub mod ready;
 pub mod report;
 pub mod release;
 pub mod cli;

@@ -7,25 +7,21 @@
 
 mod card;
 mod check;
-mod corpus;
 mod files;
-mod fused;
-mod generator;
-mod model;
 mod pipeline;
 mod schemes;
 mod tasks;
 mod tokenizer;
 mod train;
-mod words;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
 
+use day0::ready::train::{corpus, fused, generator, model, tokens, trainer, words};
 use pipeline::Options;
-use train::Schedule;
+use trainer::Schedule;
 
 /// Trains the embedded default model and writes its evaluation tasks.
 #[derive(Parser)]

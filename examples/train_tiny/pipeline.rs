@@ -13,7 +13,8 @@ use super::generator::World;
 use super::model::{Config, Model, rounded};
 use super::tasks::{self, Suite};
 use super::tokenizer;
-use super::train::{Schedule, Trained, train};
+use super::train::{Trained, train};
+use super::trainer::{Schedule, Trainer};
 
 /// The vocabulary of a model is rounded up to this, for aligned rows of logits.
 const VOCAB_MULTIPLE: usize = 64;
@@ -62,10 +63,11 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Trained>
     files::write_suite(&options.out.join("suites").join(NAME), &suite)?;
 
     let vars = config.initial(&mut stream(options.seed, Stream::Weights))?;
-    let mut corpus = Corpus::new(&world, &held_out, options.seed);
+    let corpus = Corpus::new(&world, &held_out, options.seed);
     let glance = Suite::new(&world, GLANCE_ITEMS, 0, options.seed.wrapping_add(1));
     let look = |model: &Model| check::glance(model, &tokenizer, &glance);
-    let trained = train(&config, &vars, &options.schedule, &mut corpus, &tokenizer, progress, &look)?;
+    let trainer = Trainer::new(&config, vars, &options.schedule, corpus, &tokenizer)?;
+    let trained = train(trainer, &options.schedule, progress, &look)?;
     files::write_weights(&dir, &trained.weights)?;
 
     progress("checking the tasks under simulated schemes");

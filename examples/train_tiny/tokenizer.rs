@@ -6,6 +6,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer, TokenizerImpl};
 
 use super::corpus::Corpus;
+pub use super::tokens::{END_OF_TEXT_ID, encode};
 use super::words::{ATTRIBUTES, KINDS, NUMBERS};
 
 /// Separates documents; also the prefix of a scored document.
@@ -14,8 +15,6 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 pub const IM_START: &str = "<|im_start|>";
 /// Closes a chat message.
 pub const IM_END: &str = "<|im_end|>";
-/// The id of [`END_OF_TEXT`]: special tokens come first.
-pub const END_OF_TEXT_ID: u32 = 0;
 /// The id of [`IM_END`].
 pub const IM_END_ID: u32 = 2;
 
@@ -48,11 +47,6 @@ pub fn train(corpus: &mut Corpus<'_>, vocab: usize) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::from(tokenizer);
     check(&tokenizer)?;
     Ok(tokenizer)
-}
-
-/// Token ids of `text`.
-pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    Ok(tokenizer.encode(text, false).map_err(|e| anyhow!(e))?.get_ids().to_vec())
 }
 
 /// The one token of a choice, with the space before it.

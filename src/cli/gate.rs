@@ -9,7 +9,10 @@ use super::{Settings, output};
 use crate::base::{env_vars, json};
 use crate::checkpoint::source;
 use crate::gate::{self, upstream};
+use crate::ready::integrity;
+use crate::ready::lineage::{self, Attempt};
 use crate::record::eval::EvalRecord;
+use crate::record::release::ReleaseRecord;
 use crate::record::{Failure, GateReport, Provenance};
 use crate::release::config::{ConfigFile, Policy};
 use crate::{recipe, scan};
@@ -38,6 +41,12 @@ enum Gate {
     },
     /// Is the candidate within the margin of the baseline?
     Compare(Compare),
+    /// How good is a run: its findings, its attempts, and whether its directory is whole.
+    Quality {
+        /// Run directory; of several recipe attempts one each, in order.
+        #[arg(long, value_name = "RUN", required = true)]
+        run: Vec<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +96,7 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
         Gate::Serve { record } => gate::serve(&json::read(&record)?),
         Gate::Run { run } => decide_run(&run)?,
         Gate::Compare(compare) => decide_compare(&compare)?,
+        Gate::Quality { run } => decide_quality(&run)?,
     };
     output::json(&report)?;
     Ok(report.outcome().exit_code())
@@ -105,6 +115,14 @@ fn decide_ptq(ptq: &Ptq, settings: &Settings) -> Result<GateReport, Failure> {
         (Some(summary), ..) => Ok(upstream::ptq_summary(&json::read(summary)?, ptq.recipe.as_deref())),
         _ => Err(Failure::config("--checkpoint needs --source")),
     }
+}
+
+fn decide_quality(runs: &[PathBuf]) -> Result<GateReport, Failure> {
+    let read = |run: &PathBuf| Ok(json::read(&run.join("release.json"))?);
+    let records = runs.iter().map(read).collect::<Result<Vec<ReleaseRecord>, Failure>>()?;
+    let attempts: Vec<Attempt<'_>> = records.iter().map(Attempt::of).collect();
+    let integrity = runs.last().map(|run| integrity::examine(run)).transpose()?;
+    Ok(gate::quality::decide(&lineage::state(&attempts), integrity.as_ref()))
 }
 
 /// A directory means the record in it.

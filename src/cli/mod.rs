@@ -15,6 +15,7 @@ mod power;
 mod power_from;
 mod power_time;
 mod quantize;
+mod ready;
 mod release;
 mod runs;
 mod scan;
@@ -87,6 +88,8 @@ enum Command {
     Power(power::Arguments),
     /// Decide one gate on records or upstream summaries.
     Gate(gate::Arguments),
+    /// Readiness gates: reproducibility, QA, baseline diff, ratchet.
+    Ready(ready::Arguments),
     /// List runs.
     Runs(runs::Arguments),
     /// List recipes, suites, tasks or architectures.
@@ -140,6 +143,7 @@ fn dispatch(command: Command, settings: &Settings) -> Result<u8, Failure> {
         Command::Compare(arguments) => compare::run(&arguments, settings),
         Command::Power(arguments) => power::run(&arguments, settings),
         Command::Gate(arguments) => gate::run(arguments, settings),
+        Command::Ready(arguments) => ready::run(arguments, settings),
         Command::Runs(arguments) => runs::run(&arguments, settings),
         Command::List(arguments) => list::run(&arguments, settings),
         Command::Doctor => doctor::run(settings),

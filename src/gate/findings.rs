@@ -55,6 +55,11 @@ impl Collector {
         self.checks.insert(name.to_owned(), seen);
     }
 
+    /// What the check `name` saw, if it was recorded.
+    pub fn seen(&mut self, name: &str) -> Option<&mut Value> {
+        self.checks.get_mut(name)
+    }
+
     /// A record of another schema cannot be judged.
     pub fn require_schema(&mut self, found: u32) {
         if found != SCHEMA_VERSION {

@@ -3,10 +3,15 @@
 
 mod compare;
 mod decimal;
+pub mod diff;
 mod findings;
 #[cfg(test)]
 mod fixtures;
 mod ptq;
+pub mod qa;
+pub mod quality;
+pub mod ratchet;
+pub mod repro;
 mod run;
 mod serve;
 pub mod upstream;

@@ -10,11 +10,16 @@ pub mod fold;
 pub mod gate;
 pub mod preflight;
 pub mod provenance;
+pub mod qa;
+pub mod quality;
 pub mod quantize;
+pub mod ratchet;
 pub mod release;
+pub mod repro;
 pub mod scan;
 pub mod score;
 pub mod serve;
+pub mod snapshot;
 pub mod verdict;
 
 pub use failure::{Classified, Failure};

@@ -36,6 +36,9 @@ pub struct ReleaseRecord {
     pub gates: Vec<GateReport>,
     /// All findings.
     pub findings: Vec<Finding>,
+    /// The readiness gates, those that did not run included.
+    #[serde(default)]
+    pub readiness: Vec<ReadinessRecord>,
     /// What was not tested, in words.
     pub not_tested: Vec<String>,
     /// Whether the baseline arm's scores came from an earlier run with the same key.
@@ -46,10 +49,23 @@ pub struct ReleaseRecord {
     pub provenance: Provenance,
 }
 
+/// One readiness gate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadinessRecord {
+    /// `roundtrip`, `repro`, `qa`, `diff`, `ratchet` or `quality`.
+    pub gate: String,
+    /// `required`, `advisory` or `off`.
+    pub level: String,
+    /// What it says: `pass`, `fail`, `not run`.
+    pub result: String,
+    /// In one line.
+    pub detail: String,
+}
+
 /// One stage of the chain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageRecord {
-    /// Stage name: `quantize`, `scan`, `serve`, `eval`, `compare`.
+    /// Stage name: `quantize`, `scan`, `serve`, `eval`, `compare`, or a readiness gate's.
     pub stage: String,
     /// Verdict of its gate; `None` when it did not run or ended without one.
     pub verdict: Option<Verdict>,

@@ -5,17 +5,22 @@ use std::path::Path;
 
 use super::arm::{ArmEngine, ArmName};
 use super::conductor::Ending;
+use super::config::{Level, ReadinessConfig};
 use super::graph::names;
 use super::preflight::Inputs;
+use super::readiness::leveled;
+use super::ready_units;
 use super::run_dir::{RunDir, RunRecord};
 use crate::base::digest::Digest;
 use crate::base::json;
 use crate::exec::RunSummary;
-use crate::record::release::{ReleaseRecord, StageRecord};
+use crate::ready::integrity;
+use crate::ready::lineage::{self, Attempt};
+use crate::record::release::{ReadinessRecord, ReleaseRecord, StageRecord};
 use crate::record::{
     Failure, Finding, Folded, GateName, GateReport, Outcome, Provenance, SCHEMA_VERSION, Verdict, fold,
 };
-use crate::report;
+use crate::{gate, report};
 
 /// Stages in order, with the node whose gate decides each.
 fn stages() -> Vec<(&'static str, String)> {
@@ -27,6 +32,7 @@ fn stages() -> Vec<(&'static str, String)> {
         stages.push((arm.eval_stage(), names::gate_run(arm)));
     }
     stages.push(("compare", names::GATE_COMPARE.to_owned()));
+    stages.extend(ready_units::GATES.map(|gate| (gate.trim_start_matches("gate/"), gate.to_owned())));
     stages
 }
 
@@ -53,12 +59,22 @@ fn finding_of(node: &str, failure: &Failure) -> Finding {
 }
 
 fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>) -> Result<Ending, Failure> {
-    let gates = gates(summary);
-    let findings: Vec<Finding> = gates.iter().flat_map(|g| g.findings.clone()).chain(own).collect();
+    let mut gates = gates(summary);
+    let config = &inputs.config.readiness;
+    let compared = gates.iter().any(|g| g.gate == GateName::Compare && g.pass);
+    let undecided = if compared { ready_units::undecided(config, &gates) } else { Vec::new() };
+    let mut findings: Vec<Finding> =
+        gates.iter().flat_map(|g| g.findings.clone()).chain(own).chain(undecided).collect();
+    if config.quality != Level::Off {
+        let report = quality(run, config.quality, &gates, &findings)?;
+        findings.extend(report.findings.clone());
+        gates.push(report);
+    }
     let folded = fold(&findings);
     let complete = summary.outputs.contains_key(names::GATE_COMPARE);
     // Without a finding and without a comparison something was skipped that nobody noticed: never ACCEPT.
     let folded = if folded.outcome.is_accept() && !complete { incomplete() } else { folded };
+    let readiness = readiness(config, &gates);
     let identity: RunRecord = json::read(&run.join("run.json"))?;
     let mut record = ReleaseRecord {
         schema_version: SCHEMA_VERSION,
@@ -70,9 +86,10 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         failure_class: folded.failure_class,
         detail: folded.detail.clone(),
         recommendation: recommendation(&folded, inputs, run, &gates),
-        stages: stage_records(summary),
+        stages: stage_records(summary, &inputs.config.readiness),
         gates,
         findings,
+        readiness,
         not_tested: not_tested(inputs),
         baseline_reused: summary.reused.iter().any(|n| n.starts_with("score/baseline")),
         artifacts: artifacts(run.path())?,
@@ -90,6 +107,47 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         &folded.outcome.verdict().map_or_else(|| "no verdict".into(), |v| v.to_string()),
     );
     Ok(Ending::Closed { record: Box::new(record), outcome: folded.outcome, run: run.path().to_path_buf() })
+}
+
+/// The gate `quality`, on everything found so far and on the run directory itself.
+fn quality(
+    run: &RunDir,
+    level: Level,
+    gates: &[GateReport],
+    findings: &[Finding],
+) -> Result<GateReport, Failure> {
+    let attempt = Attempt { findings, gates, verdict: fold(findings).outcome.verdict() };
+    let integrity = integrity::examine(run.path())?;
+    let report = leveled(gate::quality::decide(&lineage::state(&[attempt]), Some(&integrity)), level);
+    json::write(&run.join("gates/quality.json"), &report)?;
+    Ok(report)
+}
+
+/// One line a readiness gate for people.
+fn readiness(config: &ReadinessConfig, gates: &[GateReport]) -> Vec<ReadinessRecord> {
+    let records = config.levels().into_iter().map(|(name, level)| {
+        // The round trip is a family of the gate `repro`.
+        let gate = if name == "roundtrip" { "repro" } else { name };
+        let report = gates.iter().find(|g| g.gate.to_string() == gate).filter(|_| level != Level::Off);
+        let (result, detail) = match report {
+            None => ("not run".to_owned(), String::new()),
+            Some(report) => {
+                let own = |f: &&Finding| (name == "roundtrip") == f.check.starts_with("roundtrip.");
+                let mine = report.findings.iter().filter(|f| gate != "repro" || own(f));
+                let (broken, notes) =
+                    mine.fold((0, 0), |(b, n), f| if f.decides() { (b + 1, n) } else { (b, n + 1) });
+                let result = match (broken, notes) {
+                    (0, 0) => "pass".to_owned(),
+                    (0, notes) => format!("pass with {notes} note(s)"),
+                    (broken, _) => format!("**fail**: {broken} finding(s)"),
+                };
+                (result, report.detail.clone())
+            }
+        };
+        let level = serde_json::to_value(level).ok().and_then(|v| v.as_str().map(str::to_owned));
+        ReadinessRecord { gate: name.to_owned(), level: level.unwrap_or_default(), result, detail }
+    });
+    records.collect()
 }
 
 /// Texts of the flipped items that the report shows.
@@ -121,14 +179,23 @@ fn gates(summary: &RunSummary) -> Vec<GateReport> {
     }
     order.extend(ArmName::BOTH.map(names::gate_run));
     order.push(names::GATE_COMPARE.to_owned());
+    order.extend(ready_units::GATES.map(str::to_owned));
     order.iter().filter_map(|name| summary.output(name)).collect()
 }
 
-fn stage_records(summary: &RunSummary) -> Vec<StageRecord> {
+fn stage_records(summary: &RunSummary, config: &ReadinessConfig) -> Vec<StageRecord> {
+    let asked = |stage: &str| match stage {
+        "qa" => config.qa != Level::Off,
+        "diff" => config.diff != Level::Off,
+        "ratchet" => config.ratchet != Level::Off && config.ratchet_file.is_file(),
+        _ => true,
+    };
     stages()
         .into_iter()
+        .filter(|(stage, _)| asked(stage))
         .map(|(stage, node)| {
-            let done = summary.outputs.contains_key(&node);
+            let done =
+                summary.outputs.get(&node).is_some_and(|output| ready_units::not_run(output).is_none());
             let report: Option<GateReport> = summary.output(&node);
             StageRecord {
                 stage: stage.to_owned(),
@@ -169,8 +236,12 @@ fn not_tested(inputs: &Inputs) -> Vec<String> {
     let mut list = vec![
         "generation quality: only log-likelihood tasks ran".to_owned(),
         "other engines, devices and tensor-parallel layouts than the one named in the records".to_owned(),
-        "readiness gates: reproducibility, QA, diff, ratchet, quality".to_owned(),
     ];
+    let off = inputs.config.readiness.levels().into_iter().filter(|(_, level)| *level == Level::Off);
+    let off: Vec<&str> = off.map(|(gate, _)| gate).collect();
+    if !off.is_empty() {
+        list.push(format!("readiness gates that are off: {}", off.join(", ")));
+    }
     if let Some(limit) = inputs.config.limit {
         list.push(format!("all items but {limit} a task (--limit)"));
     }
@@ -205,8 +276,10 @@ fn artifacts(run: &Path) -> Result<BTreeMap<String, Digest>, Failure> {
 }
 
 /// Keys whose values are times, places or process details.
-const VOLATILE: [&str; 10] = [
+const VOLATILE: [&str; 12] = [
     "timing",
+    "setup_s",
+    "steps_s",
     "elapsed_s",
     "sync_s",
     "url",

@@ -10,8 +10,11 @@ use crate::base::closest::suggestion;
 use crate::gate::{CompareOptions, Margin, TaskOptions};
 pub use crate::gate::{Policy, Tier};
 use crate::ops::kernel_path::ComputeDtype;
+use crate::ready::config::QualityConfig;
 use crate::record::Failure;
 use crate::record::eval::{EvalRecord, GroupRecord, MetricInfo};
+
+pub use super::readiness::{Level, ReadinessConfig};
 
 /// Default margin: share of the scale for 0/1 metrics, relative for unbounded ones.
 pub const DEFAULT_MARGIN: f64 = 0.01;
@@ -76,10 +79,14 @@ pub struct ConfigFile {
     pub dtype: Option<ComputeDtype>,
     /// External engines.
     pub engine: Option<EngineConfig>,
+    /// Readiness gates.
+    pub readiness: Option<ReadinessConfig>,
+    /// What `diff` and `ratchet` count, and whether they decide.
+    pub quality: Option<QualityConfig>,
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 15] = [
     "model",
     "recipe",
     "suites",
@@ -93,6 +100,8 @@ const FIELDS: [&str; 13] = [
     "seed",
     "dtype",
     "engine",
+    "readiness",
+    "quality",
 ];
 
 /// A valid release configuration. This is what the run directory keeps as `day0.yaml`.
@@ -126,6 +135,10 @@ pub struct ReleaseConfig {
     pub dtype: ComputeDtype,
     /// External engines.
     pub engine: EngineConfig,
+    /// Readiness gates.
+    pub readiness: ReadinessConfig,
+    /// What `diff` and `ratchet` count, and whether they decide.
+    pub quality: QualityConfig,
 }
 
 impl ConfigFile {
@@ -178,11 +191,15 @@ impl ConfigFile {
             seed: over.seed.or(self.seed),
             dtype: over.dtype.or(self.dtype),
             engine,
+            readiness: over.readiness.or(self.readiness),
+            quality: over.quality.or(self.quality),
         }
     }
 
     /// Fills in the defaults and checks every value.
     pub fn validate(self) -> Result<ReleaseConfig, Failure> {
+        let quality = self.quality.unwrap_or_default();
+        quality.check("day0.yaml")?;
         let config = ReleaseConfig {
             model: self.model.unwrap_or_else(|| "day0-tiny".to_owned()),
             recipe: self.recipe.unwrap_or_else(|| "fp8_dynamic".to_owned()),
@@ -197,6 +214,8 @@ impl ConfigFile {
             seed: self.seed.unwrap_or(DEFAULT_SEED),
             dtype: self.dtype.unwrap_or_default(),
             engine: self.engine.unwrap_or_default(),
+            readiness: self.readiness.unwrap_or_default().validate(&quality)?,
+            quality,
         };
         check_margin("margin", config.margin)?;
         for (task, settings) in &config.tasks {

@@ -8,7 +8,7 @@ use super::preflight::Inputs;
 use super::quantize_units::{QuantizeJob, QuantizeOutput};
 use super::run_dir::RunDir;
 use super::score_units::{EvalJob, OpenJournal};
-use super::{eval_units, quantize_units};
+use super::{eval_units, quantize_units, ready_units};
 use crate::base::{clock, json};
 use crate::exec::{Context, Flow, FnUnit, Graph, Node, Output, Unit, UnitKey};
 use crate::quantize::QuantizePlan;
@@ -187,11 +187,12 @@ impl<'a> Jobs<'a> {
     }
 }
 
-/// The whole chain: quantize → scan → serve → eval → compare.
+/// The whole chain: quantize → scan → serve → eval → compare → readiness.
 pub fn build<'a>(build: &'a Build<'a>, jobs: &'a Jobs<'a>) -> Graph<'a> {
     let mut graph = Graph::default();
     quantize_units::add_quantize(&mut graph, &jobs.quantize);
     quantize_units::add_scan(&mut graph, build);
     eval_units::add(&mut graph, build, &jobs.evals);
+    ready_units::add(&mut graph, build);
     graph
 }

@@ -7,6 +7,8 @@ mod eval_units;
 mod graph;
 mod noise_units;
 mod preflight;
+mod readiness;
+mod ready_units;
 mod stage_lines;
 mod waves;
 

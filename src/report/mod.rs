@@ -1,9 +1,15 @@
 //! Layer 9: Markdown for people.
 
+mod diff;
+mod quality;
 mod release;
+mod repro;
 mod scores;
 
+pub use diff::{brief, diff};
+pub use quality::quality;
 pub use release::{SHOWN_FLIPS, release};
+pub use repro::{criteria, curves, repro};
 pub use scores::{Texts, decided, evidence, explain, shown_flips, table};
 
 /// Text that does not break a table or list.

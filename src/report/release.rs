@@ -16,6 +16,7 @@ pub fn release(record: &ReleaseRecord, texts: &Texts) -> String {
     let mut text = String::new();
     verdict(&mut text, record);
     stages(&mut text, record);
+    readiness(&mut text, record);
     for gate in &record.gates {
         gate_section(&mut text, gate);
     }
@@ -60,6 +61,27 @@ fn stages(text: &mut String, record: &ReleaseRecord) {
     line!(text);
     if record.baseline_reused {
         line!(text, "The baseline arm was reused from an earlier run with the same key.\n");
+    }
+}
+
+fn readiness(text: &mut String, record: &ReleaseRecord) {
+    if record.readiness.is_empty() {
+        return;
+    }
+    line!(text, "## Readiness\n\n| gate | level | result | detail |\n|---|---|---|---|");
+    for gate in &record.readiness {
+        line!(text, "| {} | {} | {} | {} |", gate.gate, gate.level, gate.result, cell(&gate.detail));
+    }
+    line!(text);
+    if let Some(repro) = record.gates.iter().find(|g| g.gate == GateName::Repro) {
+        text.push_str(&super::criteria(repro));
+    }
+    let is_curve = |f: &&String| f.starts_with("ready/curve_");
+    for curve in record.artifacts.keys().filter(is_curve) {
+        line!(text, "![{curve}]({curve})\n");
+    }
+    if let Some(quality) = record.gates.iter().find(|g| g.gate == GateName::Quality) {
+        line!(text, "{}", super::quality(quality));
     }
 }
 

@@ -14,6 +14,8 @@ mod endpoints;
 mod eval_resume;
 mod fake_engine;
 mod fuzz;
+mod ready;
+mod ready_container;
 mod resume;
 mod scan;
 mod serving;

@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["exec", "scan", "quantize", "engine"],
     &["serve", "suite"],
     &["eval"],
-    &["gate"],
+    &["gate", "ready"],
     &["report", "release"],
     &["cli"],
 ];
@@ -183,9 +183,53 @@ fn readme_and_ci_run_the_same_commands() {
         assert!(readme.contains(command), "README.md shows `{command}`");
         assert!(ci.contains(command), ".ci/run runs `{command}`");
     }
-    for folder in ["src", "kernels", "recipes", "suites", "benches", "models", "tests", "examples"] {
+    for folder in ["docs", "src", "kernels", "recipes", "suites", "benches", "models", "tests", "examples"] {
         assert!(readme.contains(&format!("`{folder}/`")), "the map in README.md names {folder}/");
     }
+}
+
+/// docs/readiness.md maps each requirement to its test: every test it names is there.
+#[test]
+fn tests_named_by_the_documentation_exist() {
+    let text = read("docs/readiness.md");
+    let rows =
+        text.lines().skip_while(|l| !l.starts_with("## Every requirement")).filter(|l| l.starts_with('|'));
+    let mut missing = Vec::new();
+    let mut named = 0;
+    for row in rows {
+        // A name without a path is one of the file named before it.
+        let mut sources = String::new();
+        for name in row.split('`').skip(1).step_by(2).filter(|n| n.contains("::") || n.contains('_')) {
+            let parts: Vec<&str> = name.split("::").collect();
+            if parts.len() > 1 {
+                sources = test_sources(&parts);
+                named += 1;
+                if sources.is_empty() {
+                    missing.push(name.to_owned());
+                }
+            }
+            let function = parts.last().copied().unwrap_or_default();
+            let is_module = matches!(function, "tests" | "samples");
+            if !sources.is_empty() && !is_module && !sources.contains(&format!("fn {function}(")) {
+                missing.push(name.to_owned());
+            }
+        }
+    }
+    assert!(named > 30, "{named} tests are named");
+    assert!(missing.is_empty(), "docs/readiness.md names tests that are not there: {missing:?}");
+}
+
+/// The text of the file that `a::b::tests::name` or `it::file::name` lies in, with its separate test file.
+fn test_sources(parts: &[&str]) -> String {
+    let text = |path: String| std::fs::read_to_string(root().join(path)).unwrap_or_default();
+    if parts[0] == "it" {
+        return text(format!("tests/it/{}.rs", parts[1]));
+    }
+    let module: Vec<&str> = parts.iter().take_while(|p| **p != "tests").copied().collect();
+    let path = module.join("/");
+    [format!("src/{path}.rs"), format!("src/{path}/mod.rs"), format!("src/{path}_tests.rs")]
+        .map(text)
+        .concat()
 }
 
 #[test]

@@ -4,16 +4,8 @@
 mod card;
 #[path = "../../examples/train_tiny/check.rs"]
 mod check;
-#[path = "../../examples/train_tiny/corpus.rs"]
-mod corpus;
 #[path = "../../examples/train_tiny/files.rs"]
 mod files;
-#[path = "../../examples/train_tiny/fused.rs"]
-mod fused;
-#[path = "../../examples/train_tiny/generator.rs"]
-mod generator;
-#[path = "../../examples/train_tiny/model.rs"]
-mod model;
 #[path = "../../examples/train_tiny/pipeline.rs"]
 mod pipeline;
 #[path = "../../examples/train_tiny/schemes.rs"]
@@ -24,20 +16,20 @@ mod tasks;
 mod tokenizer;
 #[path = "../../examples/train_tiny/train.rs"]
 mod train;
-#[path = "../../examples/train_tiny/words.rs"]
-mod words;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
 use candle_core::DType;
+use day0::ready::train::{corpus, fused, generator, model, tokens, trainer, words};
+
 use corpus::{Corpus, Stream, stream};
 use generator::World;
 use model::Config;
 use pipeline::Options;
 use tasks::{CHOICES, Item, TASKS, items};
-use train::Schedule;
+use trainer::Schedule;
 
 const SEED: u64 = 7;
 

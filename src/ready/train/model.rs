@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use super::fused::{CausalSoftmax, RmsNorm, Rope, SwiGlu};
-use super::tokenizer::END_OF_TEXT_ID;
+use super::tokens::END_OF_TEXT_ID;
+use super::{Result, TrainError};
 
 /// Sizes; hidden and intermediate are multiples of 128, so that groups of 128 divide them.
 #[derive(Clone, Debug)]
@@ -159,7 +159,7 @@ pub struct Model {
 
 impl Model {
     fn weight(&self, name: &str) -> Result<&Tensor> {
-        self.weights.get(name).with_context(|| format!("tensor {name} is missing"))
+        self.weights.get(name).ok_or_else(|| TrainError::MissingTensor { name: name.to_owned() })
     }
 
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
@@ -244,8 +244,8 @@ pub fn rounded(weights: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Te
 mod tests {
     use rand::SeedableRng;
 
+    use super::super::fused::CrossEntropy;
     use super::*;
-    use crate::train_tiny::fused::CrossEntropy;
 
     /// The gradient of each tensor, along itself, against central differences of the loss.
     #[test]

@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
-use anyhow::Result;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokenizers::Tokenizer;
 
+use super::Result;
 use super::generator::World;
-use super::tokenizer::{END_OF_TEXT_ID, encode};
+use super::tokens::{END_OF_TEXT_ID, encode};
 
 /// Independent random streams of one seed, so that more training text never changes a task.
 #[derive(Clone, Copy)]

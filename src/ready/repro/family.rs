@@ -1,0 +1,190 @@
+//! Families as data: `suites/families/*.yaml`, or a file of the same layout.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::base::closest::suggestion;
+use crate::record::Failure;
+use crate::record::repro::{Criterion, Rule};
+
+macro_rules! families {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../../suites/families/", $name, ".yaml")))),*]
+    };
+}
+
+/// The families that come with the program.
+const BUILTIN: &[(&str, &str)] =
+    families!["ptq", "roundtrip", "token", "dreamerv3", "tdmpc2", "jepa", "diffusion"];
+
+/// What runs a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FamilyKind {
+    /// The candidate's scores.
+    Ptq,
+    /// The candidate saved and loaded.
+    Roundtrip,
+    /// Training of the embedded model.
+    Token,
+    /// A command that prints metrics.
+    Command,
+}
+
+/// A family.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Family {
+    /// Name.
+    pub family: String,
+    /// Other names.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// What runs it.
+    pub kind: FamilyKind,
+    /// What one step is.
+    pub step: String,
+    /// What it is.
+    #[serde(default)]
+    pub description: String,
+    /// The command template of kind `command`, if the file has one.
+    #[serde(default)]
+    pub command: Option<String>,
+    /// What a run must meet.
+    pub criteria: Vec<Criterion>,
+}
+
+/// Names of the built-in families.
+pub fn builtin_names() -> Vec<&'static str> {
+    BUILTIN.iter().map(|(name, _)| *name).collect()
+}
+
+/// Loads a family by name, by alias, or from a file.
+pub fn load(name: &str) -> Result<Family, Failure> {
+    if Path::new(name).extension().is_some_and(|e| e == "yaml" || e == "yml") {
+        let text = std::fs::read_to_string(name).map_err(|e| Failure::io(name, &e))?;
+        return parse(&text, name);
+    }
+    for (known, text) in BUILTIN {
+        let family = parse(text, known)?;
+        if *known == name || family.aliases.iter().any(|alias| alias == name) {
+            return Ok(family);
+        }
+    }
+    Err(Failure::config(format!("{name}: no such family")).with_hint(suggestion(name, &builtin_names())))
+}
+
+fn parse(text: &str, name: &str) -> Result<Family, Failure> {
+    let mistake = |detail: String| Failure::config(format!("{name}: {detail}"));
+    // By way of JSON: a rule is an object with one key there, and not a YAML tag.
+    let value: Value = serde_yaml_ng::from_str(text).map_err(|e| mistake(e.to_string()))?;
+    let family: Family = serde_json::from_value(value).map_err(|e| mistake(e.to_string()))?;
+    if family.criteria.is_empty() {
+        return Err(mistake("criteria: none".to_owned()));
+    }
+    for criterion in &family.criteria {
+        check(criterion).map_err(|problem| mistake(format!("criteria.{}: {problem}", criterion.name)))?;
+    }
+    Ok(family)
+}
+
+fn check(criterion: &Criterion) -> Result<(), String> {
+    let positive = |name: &str, value: f64| {
+        let fine = value.is_finite() && value >= 0.0;
+        if fine { Ok(()) } else { Err(format!("{name} is {value}, expected a number of at least 0")) }
+    };
+    let share = |name: &str, value: f64| {
+        let fine = value > 0.0 && value <= 1.0;
+        if fine { Ok(()) } else { Err(format!("{name} is {value}, expected more than 0 and at most 1")) }
+    };
+    match criterion.rule {
+        Rule::RelativeSpread { max } | Rule::RepeatWithin { max } | Rule::AtMost { max } => {
+            positive("max", max)
+        }
+        Rule::AbsoluteSpread { below } => positive("below", below),
+        Rule::Decrease { within: 0, .. } => Err("within is 0 steps".to_owned()),
+        Rule::Decrease { min, .. } | Rule::SuccessRate { min } => share("min", min),
+        Rule::SameBits | Rule::Finite => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::qa::CheckTier;
+
+    fn rule(family: &str, name: &str) -> (Rule, Vec<String>, CheckTier) {
+        let family = load(family).unwrap();
+        let criterion = family.criteria.into_iter().find(|c| c.name == name).unwrap();
+        (criterion.rule, criterion.metrics, criterion.tier)
+    }
+
+    /// Document 000, "Recommended Threshold Defaults", in every family that is trained.
+    #[test]
+    fn thresholds_are_those_of_the_document() {
+        for family in ["token", "dreamerv3", "tdmpc2", "jepa", "diffusion"] {
+            let criteria = load(family).unwrap().criteria;
+            let has = |rule: Rule, tier| criteria.iter().any(|c| c.rule == rule && c.tier == tier);
+            assert!(has(Rule::Decrease { min: 0.10, within: 2000 }, CheckTier::Release), "{family}");
+            assert!(has(Rule::RelativeSpread { max: 0.10 }, CheckTier::Nightly), "{family}");
+            assert!(has(Rule::RepeatWithin { max: 0.10 }, CheckTier::Nightly), "{family}");
+            assert!(has(Rule::SuccessRate { min: 0.8 }, CheckTier::Nightly), "{family}");
+            // "Benchmark Gates (Release Only)": no NaN or Inf.
+            assert!(has(Rule::Finite, CheckTier::Release), "{family}");
+        }
+    }
+
+    /// Document 000, "Family-Specific Gates".
+    #[test]
+    fn every_family_has_its_own_gates() {
+        for (family, name, metric) in [
+            ("dreamerv3", "loss_drop", "loss"),
+            ("dreamerv3", "finite_loss_components", "kl_loss"),
+            ("tdmpc2", "loss_drop", "loss"),
+            ("tdmpc2", "finite_loss_components", "consistency_loss"),
+            ("token", "loss_trend", "perplexity"),
+            ("token", "finite_logits_and_loss", "max_abs_logit"),
+            ("diffusion", "denoise_error_trend", "denoise_error"),
+            ("diffusion", "finite_scheduler_states_and_losses", "scheduler_state"),
+            ("jepa", "prediction_loss_trend", "prediction_loss"),
+            ("jepa", "finite_projections", "target_projection_norm"),
+        ] {
+            assert!(rule(family, name).1.iter().any(|m| m == metric), "{family} {name}");
+        }
+        for (family, name) in [("ptq", "same_bits"), ("ptq", "score_spread"), ("roundtrip", "output_parity")]
+        {
+            rule(family, name);
+        }
+    }
+
+    /// The document's own command says `--models dreamer,tdmpc2`.
+    #[test]
+    fn families_are_found_by_the_documents_names() {
+        assert_eq!(load("dreamer").unwrap().family, "dreamerv3");
+        assert_eq!(load("tdmpc2").unwrap().family, "tdmpc2");
+        assert_eq!(load("tokn").unwrap_err().hint.as_deref(), Some("did you mean 'token'?"));
+        assert!(load("no/such.yaml").is_err());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let file = |rule: &str| {
+            format!("family: x\nkind: token\nstep: s\ncriteria: [{{name: c, tier: pr, rule: {rule}}}]\n")
+        };
+        assert!(parse(&file("same_bits"), "x.yaml").is_ok());
+        for (text, says) in [
+            (file("{at_most: {max: -1}}"), "criteria.c: max is -1"),
+            (file("{decrease: {min: 0.1, within: 0}}"), "within is 0"),
+            (file("{success_rate: {min: 1.5}}"), "min is 1.5"),
+            (file("{at_least: {min: 1}}"), "at_least"),
+            (file("same_bits").replace("kind: token", "kind: tokens"), "tokens"),
+            ("family: x\nkind: token\nstep: s\ncriteria: []\n".to_owned(), "criteria: none"),
+            ("[".to_owned(), "x.yaml"),
+        ] {
+            let failure = parse(&text, "x.yaml").unwrap_err();
+            assert!(failure.message.contains(says), "{text}: {failure}");
+        }
+    }
+}

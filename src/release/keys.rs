@@ -93,3 +93,32 @@ impl Keys {
         Self { candidate, arms, evaluated, compare }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::ops::kernel_path::ComputeDtype;
+
+    /// Whatever answers may differ in has its own key, so that no arm is ever given another's numbers.
+    #[test]
+    fn everything_that_answers_depend_on_is_in_the_key() {
+        let digest = |text: &str| Digest::of(text.as_bytes());
+        let local = |dtype| ArmEngine::Local { dtype };
+        let endpoint = |url: &str| ArmEngine::Endpoint { url: url.to_owned(), api_key: None };
+        let arms = [
+            arm("source", &digest("t"), &digest("b"), &local(ComputeDtype::F32)),
+            arm("candidate", &digest("t"), &digest("b"), &local(ComputeDtype::F32)),
+            arm("source", &digest("other"), &digest("b"), &local(ComputeDtype::F32)),
+            arm("source", &digest("t"), &digest("other"), &local(ComputeDtype::F32)),
+            arm("source", &digest("t"), &digest("b"), &local(ComputeDtype::Bf16)),
+            arm("source", &digest("t"), &digest("b"), &endpoint("http://a")),
+            arm("source", &digest("t"), &digest("b"), &endpoint("http://b")),
+        ];
+        let distinct: BTreeSet<&str> = arms.iter().map(UnitKey::as_str).collect();
+        assert_eq!(distinct.len(), arms.len());
+        let waves: BTreeSet<String> = arms.iter().map(|arm| wave(arm, &[]).as_str().to_owned()).collect();
+        assert_eq!(waves.len(), arms.len());
+    }
+}

@@ -14,6 +14,7 @@ mod endpoints;
 mod eval_resume;
 mod fake_engine;
 mod fuzz;
+mod groups;
 mod ready;
 mod ready_container;
 mod resume;

@@ -23,6 +23,8 @@ pub(super) struct Active {
     choices: HashMap<usize, Choice>,
     /// Choices that are not finished.
     open: Arc<AtomicUsize>,
+    /// Whether the engine has been given any of it.
+    has_begun: bool,
 }
 
 struct Choice {
@@ -56,6 +58,7 @@ impl Active {
             to_generate: if generates(&request) { prompts() } else { VecDeque::new() },
             choices: HashMap::new(),
             open: Arc::new(AtomicUsize::new(request.choices())),
+            has_begun: false,
             job: Arc::new(job),
         };
         if !scored && request.max_tokens == 0 {
@@ -82,17 +85,26 @@ impl Active {
         self.unscored.front().map(|prompt| self.job.request.prompts[*prompt].ids.len())
     }
 
-    pub fn take_unscored(&mut self) -> Option<ScoreItem> {
+    pub fn take_unscored(&mut self, metrics: &Metrics) -> Option<ScoreItem> {
         let prompt = self.unscored.pop_front()?;
+        self.begin(metrics);
         Some(ScoreItem { job: Arc::clone(&self.job), prompt, open: Arc::clone(&self.open) })
     }
 
+    /// The wait for the engine is over.
+    fn begin(&mut self, metrics: &Metrics) {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            metrics.queue_seconds.time(self.job.received.elapsed());
+        }
+    }
+
     /// A prompt to continue, once all are scored.
-    pub fn next_to_generate(&mut self) -> Option<(usize, GenerateRequest)> {
+    pub fn next_to_generate(&mut self, metrics: &Metrics) -> Option<(usize, GenerateRequest)> {
         if !self.unscored.is_empty() {
             return None;
         }
         let prompt = self.to_generate.pop_front()?;
+        self.begin(metrics);
         let (request, now) = (&self.job.request, Instant::now());
         let params = &request.params;
         let ids = &request.prompts[prompt].ids;

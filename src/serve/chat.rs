@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::backend::Backend;
 use super::error::ApiError;
 use super::params::{MAX_LOGPROBS, count};
-use super::request::{Completion, TokenizedPrompt, check_prompt, check_size, parse_parts};
+use super::request::{Completion, TokenizedPrompt, check_min_tokens, check_prompt, check_size, parse_parts};
 use super::text::TextCodec;
 use crate::model::chat_template::ChatMessage;
 
@@ -74,8 +74,10 @@ pub(super) fn parse(
     }
     let ids = prompt(raw.messages.unwrap_or_default(), raw.add_generation_prompt.unwrap_or(true), text)?;
     check_prompt(&ids, max_tokens.unwrap_or(1), backend)?;
+    let room = max_tokens.unwrap_or(backend.max_len() - ids.len());
+    check_min_tokens(&params, room)?;
     let completion = Completion {
-        max_tokens: max_tokens.unwrap_or(backend.max_len() - ids.len()),
+        max_tokens: room,
         prompts: vec![TokenizedPrompt { ids, text: None, first_scored: 1 }],
         echo: false,
         logprobs: with_logprobs.then(|| top_logprobs.unwrap_or(0)),
@@ -104,7 +106,9 @@ pub(super) fn prompt(
 
 impl RawMessage {
     fn check(self) -> Result<ChatMessage, ApiError> {
-        if self.tool_calls.is_some_and(|calls| !calls.is_null()) {
+        // An empty list is what an answer of this server holds, which clients send back.
+        let is_empty = |calls: &Value| calls.is_null() || calls.as_array().is_some_and(Vec::is_empty);
+        if self.tool_calls.is_some_and(|calls| !is_empty(&calls)) {
             return Err(ApiError::unsupported("messages", "tool calls are not served"));
         }
         let content = match self.content {

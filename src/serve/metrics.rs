@@ -184,7 +184,11 @@ impl Metrics {
         [
             ("day0_batch_size", &self.batch_size, "Sequences or prompts in one call of the engine."),
             ("day0_request_duration_seconds", &self.request_seconds, "From the request to its last token."),
-            ("day0_request_queue_time_seconds", &self.queue_seconds, "From the request to the engine."),
+            (
+                "day0_request_queue_time_seconds",
+                &self.queue_seconds,
+                "From the request to the first of its prompts in the engine.",
+            ),
             (
                 "day0_time_to_first_token_seconds",
                 &self.first_token_seconds,

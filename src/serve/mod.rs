@@ -10,6 +10,7 @@ mod backend;
 mod chat;
 mod chat_response;
 mod choice_text;
+mod connections;
 mod error;
 mod job;
 mod metrics;

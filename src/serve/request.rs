@@ -80,6 +80,7 @@ pub(super) fn parse(
     let echo = raw.echo.unwrap_or(false);
     // 0 only makes sense with `echo`.
     let max_tokens = count("max_tokens", raw.max_tokens, i64::from(!echo), i64::MAX)?.unwrap_or(16);
+    check_min_tokens(&params, max_tokens)?;
     let prompts = raw.prompt.map(|p| p.0).unwrap_or_default();
     if prompts.is_empty() {
         return Err(ApiError::bad("prompt", "prompt must be provided and non-empty."));
@@ -143,6 +144,17 @@ fn start_lens(given: Option<StartLen>, prompts: usize) -> Result<Vec<usize>, Api
         }
     };
     given.into_iter().map(|start| Ok(count(NAME, Some(start), 0, i64::MAX)?.unwrap_or(0).max(1))).collect()
+}
+
+/// A choice that may not stop before `min_tokens` must be allowed so many.
+pub(super) fn check_min_tokens(params: &Params, max_tokens: usize) -> Result<(), ApiError> {
+    if params.min_tokens <= max_tokens {
+        return Ok(());
+    }
+    let min_tokens = params.min_tokens;
+    let message =
+        format!("min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.");
+    Err(ApiError::bad("min_tokens", message))
 }
 
 /// Whether prompt and answer fit the model.

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::admission::Admission;
 use super::backend::Backend;
+use super::connections;
 use super::metrics::Metrics;
 use super::routes::{App, router};
 use super::text::TextCodec;
@@ -37,7 +38,7 @@ pub struct ServerOptions {
     pub max_requests_per_client: Option<usize>,
     /// A request that is not answered by then is given up with 503.
     pub request_timeout: Duration,
-    /// A request body that has not arrived by then gets 408.
+    /// A request body that has not arrived by then gets 408; a connection without a whole head by then is closed.
     pub body_timeout: Duration,
     /// Origins whose pages may read answers; `*` means all.
     pub cors_origins: Vec<String>,
@@ -166,7 +167,7 @@ impl Server {
         let http = std::thread::Builder::new()
             .name("day0-serve".to_owned())
             .spawn(move || {
-                runtime.block_on(serve(listener, app, stopped, drain_timeout));
+                runtime.block_on(serve(listener, app, stopped, options.body_timeout, drain_timeout));
                 // What outlived the drain is abandoned: the engine after the call in hand, handlers at once.
                 flags.abandon.store(true, Ordering::Relaxed);
                 runtime.shutdown_background();
@@ -182,21 +183,18 @@ async fn serve(
     listener: TcpListener,
     app: Arc<App>,
     mut stopped: watch::Receiver<bool>,
+    head_timeout: Duration,
     drain_timeout: Duration,
 ) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-    let mut drain_from = stopped.clone();
     let flags = Arc::clone(&app.flags);
-    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
-    let graceful = axum::serve(listener, service).with_graceful_shutdown(async move {
-        // An error means that the handle is gone, which also ends the service.
-        let _ = stopped.wait_for(|stop| *stop).await;
-        flags.draining.store(true, Ordering::Relaxed);
-    });
+    let served = connections::serve(listener, router(app), stopped.clone(), head_timeout);
     tokio::select! {
-        _ = graceful.into_future() => {}
+        () = served => {}
         () = async {
-            let _ = drain_from.wait_for(|stop| *stop).await;
+            // An error means that the handle is gone, which also ends the service.
+            let _ = stopped.wait_for(|stop| *stop).await;
+            flags.draining.store(true, Ordering::Relaxed);
             tokio::time::sleep(drain_timeout).await;
         } => {}
     }

@@ -100,7 +100,6 @@ impl Worker<'_> {
     }
 
     fn accept(&mut self, job: Job) {
-        self.metrics.queue_seconds.time(job.received.elapsed());
         self.metrics.prompt_tokens.add(job.request.prompts.iter().map(|p| p.ids.len()).sum());
         self.next_name += 1;
         self.active.insert(self.next_name, Active::new(job));
@@ -166,7 +165,7 @@ impl Worker<'_> {
             while let Some(len) = active.next_unscored_len().filter(|len| tokens == 0 || tokens + len <= most)
             {
                 tokens += len;
-                items.extend(active.take_unscored());
+                items.extend(active.take_unscored(self.metrics));
             }
         }
         if items.is_empty() {
@@ -186,7 +185,7 @@ impl Worker<'_> {
     /// Lets prompts that are scored, or need not be, join the generation.
     fn start_generating(&mut self) -> Result<(), BackendError> {
         for (key, active) in &mut self.active {
-            while let Some((prompt, request)) = active.next_to_generate() {
+            while let Some((prompt, request)) = active.next_to_generate(self.metrics) {
                 self.next_name += 1;
                 self.names.insert(self.next_name, (*key, prompt));
                 self.generation.add(self.next_name, request)?;

@@ -66,6 +66,20 @@ fn parts_length_and_choices() {
     assert_eq!(full["usage"]["total_tokens"], 64);
 }
 
+/// What a client sends back is the message it was given.
+#[test]
+fn an_answer_is_accepted_as_history() {
+    let (handle, _) = start(FakeEngine { max_len: 512, ..FakeEngine::default() }, |_| {});
+    let (_, first) = ask(&handle, &body(&json!({})));
+    let message = &first["choices"][0]["message"];
+    assert_eq!(message["tool_calls"], json!([]));
+    let history = json!([{"role": "user", "content": "hi"}, message, {"role": "user", "content": "more"}]);
+    let (status, answer) = ask(&handle, &body(&json!({"messages": history})));
+    assert_eq!(status, 200, "{answer}");
+    let called = json!([{"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]);
+    assert_eq!(ask(&handle, &body(&json!({"messages": called}))).0, 400);
+}
+
 #[test]
 fn a_stream_has_role_pieces_and_end() {
     let (handle, _) = start(FakeEngine::default(), |_| {});

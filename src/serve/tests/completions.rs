@@ -244,6 +244,7 @@ fn sampling_fields_out_of_range() {
         (400, with("logprob_start_len", json!([1, 2])), "2 entries for 1 prompts"),
         (400, with("logprob_start_len", json!(-1)), "at least 0"),
         (400, with("min_tokens", json!(-1)), "min_tokens"),
+        (400, with("min_tokens", json!(17)), "less than or equal to max_tokens"),
         (400, with("stream_options", json!({"include_usage": true})), "stream=True"),
     ] {
         let (got, answer) = post(&handle, &body);

@@ -145,6 +145,53 @@ fn slow_bodies_are_given_up() {
     assert_eq!(post(&handle, &json!({"prompt": "x", "max_tokens": 1})).0, 200);
 }
 
+/// Heads that never end, and connections that nothing comes over, are closed; those in use are not.
+#[test]
+fn slow_heads_are_given_up() {
+    let (handle, _) = start(FakeEngine::default(), |o| o.body_timeout = Duration::from_millis(300));
+    let slow: Vec<TcpStream> = ["", "POST /v1/compl", "POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-A: b"]
+        .iter()
+        .map(|head| {
+            let mut stream = TcpStream::connect(address(&handle)).unwrap();
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let mut used = Connection::new(&handle);
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(used.post("/v1/completions", br#"{"prompt":"x","max_tokens":1}"#).0, 200);
+    }
+    for mut stream in slow {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+}
+
+/// A shutdown answers what has begun, closes what is idle, and takes nothing new.
+#[test]
+fn a_shutdown_ends_idle_connections_at_once() {
+    let engine = FakeEngine { delay: Duration::from_millis(300), ..FakeEngine::default() };
+    let (handle, engine) = start(engine, |_| {});
+    let idle: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(address(&handle)).unwrap()).collect();
+    let mut kept = Connection::new(&handle);
+    assert_eq!(kept.post("/tokenize", br#"{"prompt":"x"}"#).0, 200);
+    std::thread::scope(|scope| {
+        let mut busy = Connection::new(&handle);
+        let answer = scope.spawn(move || busy.post("/v1/completions", br#"{"prompt":"x","max_tokens":1}"#).0);
+        until(&|| engine.calls.load(Ordering::Relaxed) == 1);
+        let start = Instant::now();
+        handle.shutdown();
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert_eq!(answer.join().unwrap(), 200);
+    });
+    for mut stream in idle.into_iter().chain([kept.0.into_inner()]) {
+        assert_eq!(stream.read(&mut [0; 8]).unwrap_or(0), 0);
+    }
+}
+
 #[test]
 fn bodies_cut_short_and_too_large() {
     let (handle, _) = start(FakeEngine::default(), |_| {});

@@ -115,6 +115,7 @@ fn serve(arguments: &Serve) -> Result<BenchReport, Failure> {
         concurrency: arguments.concurrency,
         prompt_words: arguments.prompt_words,
         max_tokens: arguments.max_tokens,
+        limit: None,
     };
     Ok(bench::serve(&options, &load)?)
 }
@@ -144,7 +145,7 @@ fn score(arguments: &Score, settings: &Settings) -> Result<BenchReport, Failure>
         Some(_) => (arguments.batch_size, arguments.concurrency),
         None => (requests.len(), 1),
     };
-    Ok(bench::score(&*scorer, &requests, batch_size, concurrency))
+    Ok(bench::score(&*scorer, &requests, batch_size, concurrency, None))
 }
 
 fn print(report: &BenchReport) {

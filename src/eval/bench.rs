@@ -13,8 +13,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Scorer;
-use super::endpoint::{EndpointClient, EndpointError, EndpointOptions};
+use super::endpoint::{EndpointClient, EndpointError, EndpointOptions, EndpointScorer};
+use crate::record::failure::chain;
 use crate::record::score::ScoreRequest;
+use crate::record::serve::ServeSpeed;
+use crate::serve::TextCodec;
+
+/// Tokens of a prompt that [`glance`] scores.
+const SCORED_TOKENS: usize = 128;
 
 /// Generation load.
 #[derive(Debug, Clone)]
@@ -27,6 +33,8 @@ pub struct ServeLoad {
     pub prompt_words: usize,
     /// Tokens asked for; the end token does not end them.
     pub max_tokens: usize,
+    /// No request is sent after this time, but the first.
+    pub limit: Option<Duration>,
 }
 
 /// Percentiles of a sample, by the nearest rank.
@@ -88,7 +96,8 @@ struct Sample {
 pub fn serve(options: &EndpointOptions, load: &ServeLoad) -> Result<BenchReport, EndpointError> {
     let client = EndpointClient::new(options)?;
     let model = client.served_model()?.id;
-    Ok(run(load.requests, load.concurrency, &|i| {
+    let size = Size { calls: load.requests, concurrency: load.concurrency, limit: load.limit };
+    Ok(run(size, &|i| {
         let body = json!({
             "model": model, "prompt": prompt(i, load.prompt_words), "max_tokens": load.max_tokens,
             "temperature": 0, "stream": true, "stream_options": {"include_usage": true}, "ignore_eos": true,
@@ -103,9 +112,11 @@ pub fn score(
     requests: &[ScoreRequest],
     batch_size: usize,
     concurrency: usize,
+    limit: Option<Duration>,
 ) -> BenchReport {
     let batches: Vec<&[ScoreRequest]> = requests.chunks(batch_size.max(1)).collect();
-    run(batches.len(), concurrency, &|i| {
+    let size = Size { calls: batches.len(), concurrency, limit };
+    run(size, &|i| {
         let (batch, start) = (batches[i], Instant::now());
         let results = scorer.score(batch, &|_| ());
         let latency = start.elapsed();
@@ -118,19 +129,26 @@ pub fn score(
     })
 }
 
-/// `count` calls by `concurrency` threads.
-fn run(
-    count: usize,
+/// How much is asked.
+#[derive(Clone, Copy)]
+struct Size {
+    calls: usize,
     concurrency: usize,
-    call: &(dyn Fn(usize) -> Result<Sample, String> + Sync),
-) -> BenchReport {
+    /// No call is begun after this time, but the first.
+    limit: Option<Duration>,
+}
+
+/// Calls by so many threads.
+fn run(size: Size, call: &(dyn Fn(usize) -> Result<Sample, String> + Sync)) -> BenchReport {
+    let Size { calls: count, concurrency, limit } = size;
     let (next, outcomes, start) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Instant::now());
     std::thread::scope(|scope| {
         for _ in 0..concurrency.clamp(1, count.max(1)) {
             scope.spawn(|| {
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
-                    if i >= count {
+                    let is_over = limit.is_some_and(|limit| i > 0 && start.elapsed() > limit);
+                    if i >= count || is_over {
                         return;
                     }
                     let outcome = call(i);
@@ -215,6 +233,36 @@ fn stream_one(client: &EndpointClient, body: &Value) -> Result<Sample, String> {
     })
 }
 
+/// Time that [`glance`] gives each of its two parts.
+const GLANCE: Duration = Duration::from_secs(1);
+
+/// How fast an endpoint scores and generates, in a few seconds; the error says what it could not do.
+pub fn glance(options: &EndpointOptions, text: &dyn TextCodec) -> Result<ServeSpeed, String> {
+    let failed = |report: BenchReport| match report.first_failure.clone() {
+        Some(reason) => Err(reason),
+        None => Ok(report),
+    };
+    let scorer = EndpointScorer::connect(options, None).map_err(|e| chain(&e))?;
+    let max_len = scorer.max_len().min(SCORED_TOKENS);
+    let request = |i: usize| {
+        let mut tokens = text.encode(&prompt(i, SCORED_TOKENS), true)?;
+        tokens.truncate(max_len);
+        Ok(ScoreRequest { tokens, context_len: 1 })
+    };
+    let requests = (0..64).map(request).collect::<Result<Vec<_>, String>>()?;
+    let scored = failed(score(&scorer, &requests, 16, 1, Some(GLANCE)))?;
+    let load =
+        ServeLoad { requests: 8, concurrency: 2, prompt_words: 12, max_tokens: 16, limit: Some(GLANCE) };
+    let generated = failed(serve(options, &load).map_err(|e| chain(&e))?)?;
+    let median = |times: Option<Percentiles>| times.map(|t| t.p50).ok_or("no tokens were streamed");
+    Ok(ServeSpeed {
+        scored_tokens_per_s: scored.prompt_tokens_per_second,
+        generated_tokens_per_s: generated.output_tokens_per_second,
+        ttft_ms_p50: median(generated.ttft_ms)?,
+        tpot_ms_p50: median(generated.tpot_ms)?,
+    })
+}
+
 /// Words in an order of its own for each number: no two prompts share their beginning.
 fn prompt(number: usize, words: usize) -> String {
     const WORDS: [&str; 16] = [
@@ -252,7 +300,7 @@ mod tests {
     fn counts_what_was_generated() {
         let engine = Arc::new(FakeEngine { max_len: 512, ..FakeEngine::default() });
         let server = Server::start(engine, Arc::new(ByteCodec), ServerOptions::local("fake")).unwrap();
-        let load = ServeLoad { requests: 5, concurrency: 2, prompt_words: 3, max_tokens: 9 };
+        let load = ServeLoad { requests: 5, concurrency: 2, prompt_words: 3, max_tokens: 9, limit: None };
         let report = serve(&EndpointOptions::new(&server.url()), &load).unwrap();
         assert_eq!((report.completed, report.failed, report.output_tokens), (5, 0, 45));
         assert!(report.ttft_ms.is_some() && report.latency_ms.is_some());
@@ -261,5 +309,22 @@ mod tests {
         let report = serve(&EndpointOptions::new(&server.url()), &too_long).unwrap();
         assert_eq!((report.completed, report.failed), (0, 5));
         assert!(report.first_failure.unwrap().contains("maximum context length"));
+    }
+
+    #[test]
+    fn a_glance_takes_no_longer_than_it_may() {
+        let slow = FakeEngine { max_len: 512, delay: Duration::from_millis(20), ..FakeEngine::default() };
+        let server =
+            Server::start(Arc::new(slow), Arc::new(ByteCodec), ServerOptions::local("fake")).unwrap();
+        let options = EndpointOptions::new(&server.url());
+        let start = Instant::now();
+        let speed = glance(&options, &ByteCodec).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+        assert!(speed.scored_tokens_per_s > 0.0 && speed.scored_tokens_per_s < 128.0 / 0.02);
+        // Every token waits for the engine's 20 ms.
+        assert!(speed.tpot_ms_p50 >= 19.0 && speed.ttft_ms_p50 >= 19.0, "{speed:?}");
+        assert!(speed.generated_tokens_per_s > 0.0 && speed.generated_tokens_per_s <= 2.0 / 0.02);
+        server.shutdown();
+        assert!(glance(&options, &ByteCodec).is_err());
     }
 }

@@ -179,6 +179,7 @@ fn empty_record(target: &ProbeTarget<'_>) -> ServeRecord {
         self_test: None,
         fingerprint: None,
         stayed_up: None,
+        speed: None,
         log_excerpt: String::new(),
         command: target.command.clone(),
         provenance: target.provenance.clone(),

@@ -88,6 +88,7 @@ pub(super) fn served() -> ServeRecord {
             detail: String::new(),
         }),
         stayed_up: Some(ok),
+        speed: None,
         log_excerpt: "last line".into(),
         command: "day0 serve candidate".into(),
         provenance: provenance(),

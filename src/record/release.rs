@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::finding::{FailureClass, Finding};
 use super::gate::GateReport;
 use super::provenance::Provenance;
+use super::serve::ServeSpeed;
 use super::verdict::Verdict;
 
 /// `release.json`.
@@ -41,6 +42,9 @@ pub struct ReleaseRecord {
     pub readiness: Vec<ReadinessRecord>,
     /// What was not tested, in words.
     pub not_tested: Vec<String>,
+    /// How fast the arms are, by arm; what was not measured is missing.
+    #[serde(default)]
+    pub speed: BTreeMap<String, ServeSpeed>,
     /// Whether the baseline arm's scores came from an earlier run with the same key.
     pub baseline_reused: bool,
     /// Artifacts of the run, relative path → digest.

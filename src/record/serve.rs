@@ -33,12 +33,28 @@ pub struct ServeRecord {
     pub fingerprint: Option<Fingerprint>,
     /// Whether the engine was still healthy, with the same identity, after the last request.
     pub stayed_up: Option<ProbeResult>,
+    /// How fast it answered a short load, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<ServeSpeed>,
     /// Last lines of the engine's log, or of the client's errors.
     pub log_excerpt: String,
     /// Command that reproduces the start.
     pub command: String,
     /// Origin.
     pub provenance: Provenance,
+}
+
+/// How fast an arm is over HTTP. One short measurement each: enough to see a factor, not a few percent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServeSpeed {
+    /// Prompt tokens scored a second, 16 prompts of up to 128 tokens in a request.
+    pub scored_tokens_per_s: f64,
+    /// Tokens generated a second for two clients at once.
+    pub generated_tokens_per_s: f64,
+    /// Median time to the first token in milliseconds.
+    pub ttft_ms_p50: f64,
+    /// Median time for each further token in milliseconds.
+    pub tpot_ms_p50: f64,
 }
 
 /// Result of one probe.

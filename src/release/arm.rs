@@ -10,16 +10,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::base::digest::Digest;
+use crate::base::progress;
 use crate::base::threads::Threads;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions};
-use crate::eval::Scorer;
 use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
+use crate::eval::{Scorer, bench};
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
-use crate::record::serve::{ProbeResult, ServeRecord};
+use crate::record::serve::{ProbeResult, ServeRecord, ServeSpeed};
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::serve::{Server, ServerHandle, ServerOptions};
 
@@ -234,6 +235,15 @@ impl Arm {
         }
     }
 
+    /// How fast the running arm is, if that can be measured: the report says so, no gate does.
+    pub fn speed(&self) -> Option<ServeSpeed> {
+        let running = self.start().ok()?;
+        let measured = bench::glance(&running.options, &*running.tokenizer);
+        let unknown =
+            |reason: String| progress::note(&format!("{} arm: speed not measured: {reason}", self.name));
+        measured.map_err(unknown).ok()
+    }
+
     /// Probes a running arm again after its last request.
     pub fn probe_again(
         &self,
@@ -283,6 +293,7 @@ impl Arm {
             self_test: None,
             fingerprint: None,
             stayed_up: None,
+            speed: None,
             log_excerpt: failure.message.clone(),
             command: self.command.clone(),
             provenance: provenance.clone(),

@@ -17,6 +17,7 @@ use crate::exec::RunSummary;
 use crate::ready::integrity;
 use crate::ready::lineage::{self, Attempt};
 use crate::record::release::{ReadinessRecord, ReleaseRecord, StageRecord};
+use crate::record::serve::{ServeRecord, ServeSpeed};
 use crate::record::{
     Failure, Finding, Folded, GateName, GateReport, Outcome, Provenance, SCHEMA_VERSION, Verdict, fold,
 };
@@ -91,6 +92,7 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         findings,
         readiness,
         not_tested: not_tested(inputs),
+        speed: speeds(summary),
         baseline_reused: summary.reused.iter().any(|n| n.starts_with("score/baseline")),
         artifacts: artifacts(run.path())?,
         provenance: provenance(inputs, summary),
@@ -207,6 +209,12 @@ fn stage_records(summary: &RunSummary, config: &ReadinessConfig) -> Vec<StageRec
         .collect()
 }
 
+/// How fast the arms are, baseline and candidate.
+fn speeds(summary: &RunSummary) -> BTreeMap<String, ServeSpeed> {
+    let of = |arm: ArmName| summary.output::<ServeRecord>(&names::serve(arm))?.speed;
+    ArmName::BOTH.into_iter().filter_map(|arm| Some((arm.to_string(), of(arm)?))).collect()
+}
+
 /// May the checkpoint be published? One sentence.
 fn recommendation(folded: &Folded, inputs: &Inputs, run: &RunDir, gates: &[GateReport]) -> String {
     let recipe = &inputs.recipe.name;
@@ -276,12 +284,13 @@ fn artifacts(run: &Path) -> Result<BTreeMap<String, Digest>, Failure> {
 }
 
 /// Keys whose values are times, places or process details.
-const VOLATILE: [&str; 12] = [
+const VOLATILE: [&str; 13] = [
     "timing",
     "setup_s",
     "steps_s",
     "elapsed_s",
     "sync_s",
+    "speed",
     "url",
     "date",
     "start_time",

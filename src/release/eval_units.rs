@@ -104,9 +104,12 @@ fn came_up(output: &Value) -> bool {
 }
 
 fn serve_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
-    let unit = FnUnit::new(keys::derived("serve/1", &build.keys.arms[arm as usize]), move |_| {
+    let unit = FnUnit::new(keys::derived("serve/2", &build.keys.arms[arm as usize]), move |_| {
         let timer = Timer::start();
         let mut record = build.arm(arm).probe(&build.provenance())?;
+        if gate::serve(&record).pass {
+            record.speed = build.arm(arm).speed();
+        }
         record.provenance = timer.stop(record.provenance);
         Output::of(&record)
     })

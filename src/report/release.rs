@@ -6,6 +6,7 @@ use super::cell;
 use super::scores::{self, Texts};
 use crate::base::units::{human_bytes, human_seconds};
 use crate::record::release::ReleaseRecord;
+use crate::record::serve::ServeSpeed;
 use crate::record::{GateName, GateReport};
 
 /// Flipped items shown per task.
@@ -23,6 +24,7 @@ pub fn release(record: &ReleaseRecord, texts: &Texts) -> String {
     if let Some(compare) = record.gates.iter().find(|g| g.gate == GateName::Compare) {
         scores_and_flips(&mut text, compare, texts);
     }
+    speed(&mut text, record);
     lists(&mut text, record);
     provenance(&mut text, record);
     text
@@ -120,6 +122,28 @@ fn scores_and_flips(text: &mut String, compare: &GateReport, texts: &Texts) {
     );
     line!(text, "{}", scores::table(compare));
     text.push_str(&scores::explain(compare, texts, SHOWN_FLIPS));
+}
+
+fn speed(text: &mut String, record: &ReleaseRecord) {
+    let (Some(baseline), Some(candidate)) = (record.speed.get("baseline"), record.speed.get("candidate"))
+    else {
+        return;
+    };
+    line!(text, "## Speed\n");
+    line!(text, "One short load over HTTP each: it shows a factor, not a few percent.\n");
+    line!(text, "| what | baseline | candidate | candidate / baseline |\n|---|---|---|---|");
+    let numbers =
+        |s: &ServeSpeed| [s.scored_tokens_per_s, s.generated_tokens_per_s, s.ttft_ms_p50, s.tpot_ms_p50];
+    let names = [
+        "prompt tokens scored a second",
+        "tokens generated a second, 2 clients",
+        "time to the first token, median, ms",
+        "time for each further token, median, ms",
+    ];
+    for (what, (a, b)) in names.iter().zip(numbers(baseline).into_iter().zip(numbers(candidate))) {
+        line!(text, "| {what} | {a:.1} | {b:.1} | {:.2} |", b / a);
+    }
+    line!(text);
 }
 
 fn lists(text: &mut String, record: &ReleaseRecord) {

@@ -1,6 +1,7 @@
 //! Layer 10: the command line. One file a subcommand; data goes to standard output, everything else to standard error.
 
 mod bench;
+mod calibration_flags;
 mod compare;
 mod completions;
 mod doctor;

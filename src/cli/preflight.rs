@@ -4,7 +4,7 @@ use super::{engine_line, output};
 use crate::base::progress;
 use crate::base::units::{human_bytes, human_seconds};
 use crate::quantize::QuantizePlan;
-use crate::record::preflight::{PlannedWork, PreflightRecord, TimeEstimate};
+use crate::record::preflight::{PlannedCalibration, PlannedWork, PreflightRecord, TimeEstimate};
 
 /// Cutting problems that are named one by one.
 const LISTED_PROBLEMS: usize = 5;
@@ -72,6 +72,15 @@ fn summary(work: &PlannedWork) -> Vec<String> {
         work.predicted_bytes as f64 / work.source_bytes.max(1) as f64,
         human_bytes(work.source_bytes)
     )];
+    if let Some(PlannedCalibration { data, engine_bytes }) = &work.calibration {
+        lines.push(format!(
+            "calibration            {} samples of {} tokens from the text '{}', {} of weights in memory",
+            data.samples,
+            data.sequence_length,
+            data.text,
+            human_bytes(*engine_bytes)
+        ));
+    }
     if let Some(time) = &work.time {
         lines.push(format!("time                   {}", time_line(time)));
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 
+use super::calibration_flags::CalibrationFlags;
 use super::{Settings, output};
 use crate::base::atomic::staging_path;
 use crate::base::units::human_bytes;
@@ -17,10 +18,12 @@ use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::quantize::preflight::{self, PreflightOptions};
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
+use crate::record::preflight::PreflightRecord;
 use crate::record::quantize::QuantizeRecord;
 use crate::record::scan::ScanRecord;
 use crate::record::verdict::exit_code;
 use crate::record::{Failure, FailureClass, Provenance};
+use crate::release::calibrate_units::{self, CalibrateJob};
 use crate::release::quantize_units::{self, QuantizeJob, QuantizeOutput};
 use crate::release::{keys, program_digest};
 use crate::scan::{ScanOptions, Target};
@@ -55,6 +58,8 @@ pub(super) struct Arguments {
     /// Devices that engines will cut layers for (tensor parallelism); impossible cuts are refused.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     tp: Option<u16>,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
     /// Read everything once more afterwards and report the error of each weight: MSE, SQNR, clipped and lost groups.
     #[arg(long)]
     errors: bool,
@@ -100,12 +105,13 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     if arguments.dry_run {
         return dry_run(&checkpoint, &recipes, arithmetic, arguments, settings);
     }
-    let plans = preflight_all(&checkpoint, &recipes, arithmetic, arguments)?;
+    let (plans, calibration) = preflight_all(&checkpoint, &recipes, arithmetic, arguments, settings)?;
     let start = Instant::now();
     let job = QuantizeJob {
-        outputs: outputs(arguments, &plans, &checkpoint)?,
+        outputs: outputs(arguments, &plans, &checkpoint, calibration.as_ref())?,
         sync: !arguments.no_sync,
         provenance: Provenance::new(settings.threads.clone()),
+        calibration: calibration.as_ref(),
     };
     check_space(&job, out)?;
     let records = execute(&job, &ledger_path)?;
@@ -132,23 +138,47 @@ fn preflight_all(
     recipes: &[Recipe],
     arithmetic: Arithmetic,
     arguments: &Arguments,
-) -> Result<Vec<QuantizePlan>, Failure> {
+    settings: &Settings,
+) -> Result<(Vec<QuantizePlan>, Option<CalibrateJob>), Failure> {
     // A short run is over before its time is measured.
     let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
     let is_long = infos.map(TensorInfo::num_bytes).sum::<u64>() >= LONG_RUN_BYTES;
     let target = is_long.then_some(arguments.out.as_path());
     let devices = arguments.tp.map(usize::from);
-    let mut plans = Vec::new();
+    let (mut records, mut plans) = (Vec::new(), Vec::new());
     for recipe in recipes {
         let options = PreflightOptions { devices, target };
         let (before, plan) = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
         if let Some(failure) = before.impossible {
             return Err(failure);
         }
-        super::preflight::note(&before);
+        records.push(before);
         plans.extend(plan);
     }
-    Ok(plans)
+    let calibration = calibration(checkpoint, plans.iter(), arguments, settings)?;
+    for (record, plan) in records.iter_mut().zip(&plans) {
+        announce(record, plan, calibration.as_ref());
+        super::preflight::note(record);
+    }
+    Ok((plans, calibration))
+}
+
+/// The calibration that the plans need, if any does.
+fn calibration<'a>(
+    checkpoint: &Arc<Checkpoint>,
+    plans: impl Iterator<Item = &'a QuantizePlan>,
+    arguments: &Arguments,
+    settings: &Settings,
+) -> Result<Option<CalibrateJob>, Failure> {
+    let config = arguments.calibration.config();
+    calibrate_units::job(checkpoint, plans, &config, &settings.threads, &program_digest()?)
+}
+
+/// Adds the calibration to the plan of a recipe that needs it.
+fn announce(record: &mut PreflightRecord, plan: &QuantizePlan, calibration: Option<&CalibrateJob>) {
+    if let (true, Some(job), Some(work)) = (plan.needs_calibration(), calibration, &mut record.plan) {
+        job.announce(work);
+    }
 }
 
 /// Replays the loaders' rules on what was written. Reads headers and the values of scales.
@@ -177,7 +207,14 @@ fn dry_run(
     for recipe in recipes {
         let devices = arguments.tp.map(usize::from);
         let options = PreflightOptions { devices, target: Some(arguments.out.as_path()) };
-        let (record, plan) = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
+        let (mut record, plan) = preflight::preflight(checkpoint, recipe, arithmetic, options)?;
+        match calibration(checkpoint, plan.iter(), arguments, settings) {
+            Ok(job) => plan.iter().for_each(|plan| announce(&mut record, plan, job.as_ref())),
+            Err(failure) if failure.class == FailureClass::ModelUnsupported => {
+                record.impossible.get_or_insert(failure);
+            }
+            Err(failure) => return Err(failure),
+        }
         if !settings.json {
             super::preflight::print(&record, plan.as_ref().filter(|_| progress::is_verbose()));
         }
@@ -197,11 +234,13 @@ fn outputs<'a>(
     arguments: &Arguments,
     plans: &'a [QuantizePlan],
     checkpoint: &Checkpoint,
+    calibration: Option<&CalibrateJob>,
 ) -> Result<Vec<QuantizeOutput<'a>>, Failure> {
     let mut outputs: Vec<QuantizeOutput<'a>> = Vec::new();
     let (source, program) = (checkpoint.digest()?, program_digest()?);
     for plan in plans {
-        let key = keys::candidate(&source, &plan.recipe().digest, &program);
+        let calibration = calibration.filter(|_| plan.needs_calibration()).map(CalibrateJob::key);
+        let key = keys::candidate(&source, &plan.recipe().digest, &program, calibration.as_ref());
         let key = keys::derived(&format!("arithmetic-{:?}", arguments.arithmetic), &key);
         let target = match plans.len() {
             1 => arguments.out.clone(),

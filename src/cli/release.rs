@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::calibration_flags::CalibrationFlags;
 use super::{Settings, output};
 use crate::base::progress;
 use crate::ops::kernel_path::ComputeDtype;
+use crate::quantize::calibration::CalibrationConfig;
 use crate::record::Failure;
 use crate::record::verdict::exit_code;
 use crate::release::config::{ConfigFile, EngineConfig, Policy};
@@ -38,7 +40,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Continue a run.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "dtype", "endpoint", "no_early_stop", "noise_floor"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "dtype", "endpoint", "no_early_stop", "noise_floor", "calibration", "calibration_samples", "calibration_length"])]
     resume: Option<PathBuf>,
     /// What the built-in engine's linear layers multiply; bf16 is faster [default: f32].
     #[arg(long, value_parser = super::dtype_parser())]
@@ -46,6 +48,8 @@ pub(super) struct Arguments {
     /// OpenAI-compatible endpoint that serves the candidate.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
     /// Score all items of every task even when it is decided before.
     #[arg(long)]
     no_early_stop: bool,
@@ -115,6 +119,7 @@ fn typed_config(arguments: &Arguments) -> Result<ConfigFile, Failure> {
         limit: arguments.limit,
         dtype: arguments.dtype,
         noise_floor: arguments.noise_floor.then_some(true),
+        calibration: Some(arguments.calibration.config()).filter(|c| *c != CalibrationConfig::default()),
         early_stop: arguments.no_early_stop.then_some(false),
         engine: arguments
             .endpoint

@@ -1,5 +1,6 @@
 //! Layer 5: batching, prefix sharing, scoring, generation.
 
+mod calibrate;
 pub mod error;
 mod generator;
 mod pages;

@@ -324,7 +324,5 @@ mod tests {
         // Every token waits for the engine's 20 ms.
         assert!(speed.tpot_ms_p50 >= 19.0 && speed.ttft_ms_p50 >= 19.0, "{speed:?}");
         assert!(speed.generated_tokens_per_s > 0.0 && speed.generated_tokens_per_s <= 2.0 / 0.02);
-        server.shutdown();
-        assert!(glance(&options, &ByteCodec).is_err());
     }
 }

@@ -121,8 +121,27 @@ impl Decoder {
 
     /// The group that holds the linear module `name`, e.g. `model.layers.0.mlp.up_proj`.
     pub fn linear(&self, name: &str) -> Option<&LinearGroup> {
-        let groups = self.layers.iter().flat_map(Layer::linears);
-        groups.chain([&self.head]).find(|group| group.columns(name).is_some())
+        self.linears().find(|group| group.columns(name).is_some())
+    }
+
+    /// All linear modules, grouped.
+    fn linears(&self) -> impl Iterator<Item = &LinearGroup> {
+        self.layers.iter().flat_map(Layer::linears).chain([&self.head])
+    }
+
+    /// Begins to observe the inputs of all linear modules, or ends; see [`Decoder::take_input_amax`].
+    pub fn observe_inputs(&self, is_on: bool) {
+        self.linears().for_each(|group| group.observer().set(is_on));
+    }
+
+    /// Each linear module with the largest magnitude of its inputs since the last time: NaN or infinite if one of them
+    /// was, `None` if there was none.
+    pub fn take_input_amax(&self) -> Vec<(String, Option<f32>)> {
+        let of_group = |group: &LinearGroup| {
+            let amax = group.observer().take();
+            group.names().map(|name| (name.to_owned(), amax)).collect::<Vec<_>>()
+        };
+        self.linears().flat_map(of_group).collect()
     }
 
     /// Hidden states after the last normalization at `batch.logit_rows`: \[R, hidden\].
@@ -157,7 +176,10 @@ impl Decoder {
             self.leave(&layer.mlp_norms, rows, work);
         }
         self.enter(Some(&self.norm), true, false, rows, work);
-        work.h[..rows * hidden].to_vec()
+        let states = work.h[..rows * hidden].to_vec();
+        // The head reads them in another place.
+        self.head.observer().see(&states, rows);
+        states
     }
 
     /// Log-probabilities at rows of hidden states \[R, hidden\].

@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use super::error::ModelError;
+use super::input_observer::InputObserver;
 use super::module_rows::ModuleRows;
 use super::weights::Weights;
 use crate::ops::activation_quant::{self, ActivationElement, ActivationQuant};
@@ -24,6 +25,7 @@ pub struct LinearGroup {
     products: Vec<Product>,
     k: usize,
     n: usize,
+    observer: InputObserver,
 }
 
 /// One module of a group.
@@ -50,7 +52,8 @@ impl LinearGroup {
         k: usize,
         bias: bool,
     ) -> Result<Self, ModelError> {
-        let mut group = Self { members: Vec::new(), products: Vec::new(), k, n: 0 };
+        let observer = InputObserver::default();
+        let mut group = Self { members: Vec::new(), products: Vec::new(), k, n: 0, observer };
         let mut pending: Vec<ModuleRows<'_>> = Vec::new();
         for (name, n) in modules {
             let weight = weights.linear(name, *n, k)?;
@@ -77,7 +80,8 @@ impl LinearGroup {
         let matrix = PackedMatrix::pack(dtype, &[rows], k)?;
         let n = matrix.n();
         let members = vec![Member { name: name.to_owned(), columns: 0..n, input: None, bias: None }];
-        Ok(Self { members, products: vec![Product { matrix, input: None, first_column: 0 }], k, n })
+        let products = vec![Product { matrix, input: None, first_column: 0 }];
+        Ok(Self { members, products, k, n, observer: InputObserver::default() })
     }
 
     /// Packs what is pending as one product that ends at the last member.
@@ -120,9 +124,15 @@ impl LinearGroup {
         (&self.products[0].matrix, self.products[0].input)
     }
 
+    /// What was seen of the inputs, which all modules share.
+    pub(super) fn observer(&self) -> &InputObserver {
+        &self.observer
+    }
+
     /// y \[rows, N\] from x \[rows, K\]. `scratch` has room for the quantized input.
     pub fn forward(&self, path: KernelPath, x: &[f32], rows: usize, scratch: &mut [f32], y: &mut [f32]) {
         let x = &x[..rows * self.k];
+        self.observer.see(x, rows);
         let mut quantized: Option<ActivationQuant> = None;
         for product in &self.products {
             let mut out = Columns { data: &mut *y, stride: self.n, first: product.first_column };
@@ -142,9 +152,9 @@ impl LinearGroup {
         self.add_biases(path, rows, y);
     }
 
-    /// Whether all its products take rows rounded to bf16.
+    /// Whether all its products take rows rounded to bf16. Inputs that are observed are not rounded before.
     pub fn takes_rounded(&self) -> bool {
-        self.products.iter().all(|p| p.input.is_none() && p.matrix.takes_rounded())
+        !self.observer.is_on() && self.products.iter().all(|p| p.input.is_none() && p.matrix.takes_rounded())
     }
 
     /// y \[rows, N\] from x \[rows, K\], which is rounded already.

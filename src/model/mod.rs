@@ -7,6 +7,7 @@ mod config_fields;
 pub mod decoder;
 pub mod error;
 mod experts;
+mod input_observer;
 pub mod jinja;
 pub mod kv_cache;
 mod layer;

@@ -10,6 +10,7 @@
 
 use safetensors::Dtype;
 
+use super::float_dtype::FloatDtype;
 use super::weight_layout::ModuleTensor;
 use crate::checkpoint::quant_args::{Dialect, Dynamic, QuantType, QuantizationArgs, Strategy};
 
@@ -39,6 +40,18 @@ pub fn of_inputs_value(inputs: &QuantizationArgs, dialect: Dialect, amax: f32) -
         (_, QuantType::Float, _) => amax / super::fp8::MAX,
         (_, QuantType::Int, _) => amax / (f32::from((1u16 << inputs.num_bits) - 1) / 2.0),
     }
+}
+
+/// The number for inputs that were seen to have magnitudes up to `amax`, perhaps zeros only; `float` is the type that
+/// scales by tensor are stored in. What is not a scale is replaced as compressed-tensors does: a global scale by 1, any
+/// other by the type's epsilon (checkpoint-formats §1.4).
+pub fn of_observed(inputs: &QuantizationArgs, dialect: Dialect, float: FloatDtype, amax: f32) -> f32 {
+    let value = of_inputs_value(inputs, dialect, amax);
+    if inputs.strategy == Strategy::TensorGroup {
+        return if value.is_finite() && value > 0.0 { value } else { 1.0 };
+    }
+    let value = float.round(value);
+    if value > 0.0 { value } else { float.epsilon() }
 }
 
 /// The tensors with the scales of keys and values, relative to the attention module `attention`.
@@ -83,6 +96,11 @@ mod tests {
         let mut token = args(QuantType::Int, 8, Strategy::Token, None);
         token.dynamic = Dynamic::Yes;
         assert_eq!(of_inputs(&token, CompressedTensors, Dtype::BF16), None);
+        let observed = |args, amax| of_observed(args, CompressedTensors, FloatDtype::Bf16, amax);
+        // bf16 has eight bits: 1.2345 / 448 is rounded.
+        assert_eq!(observed(&fp8, 1.2345), 0.002_761_840_8);
+        assert_eq!((observed(&fp8, 0.0), observed(&fp4, 0.0), observed(&fp4, 10.5)), (0.0078125, 1.0, 256.0));
+        assert_eq!(of_observed(&fp4, Modelopt, FloatDtype::F32, 0.0), 1.0);
         let int8 = args(QuantType::Int, 8, Strategy::Tensor, None);
         assert_eq!(of_inputs_value(&int8, CompressedTensors, 127.5), 1.0);
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::calibration::CalibrationError;
 use crate::base::json::JsonError;
 use crate::checkpoint::CheckpointError;
 use crate::dense::DenseError;
@@ -33,6 +34,9 @@ pub enum QuantizeError {
     /// The source's tensors cannot be presented as dense floats.
     #[error(transparent)]
     Source(#[from] DenseError),
+    /// Static input scales are not known.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
     /// Several recipes that read the source differently were to be applied in one pass.
     #[error(
         "the recipes {first} and {other} do not split the same experts, expected recipes that can share one read"
@@ -71,6 +75,7 @@ impl Classified for QuantizeError {
             Self::NonFinite { .. } => FailureClass::ModelUnsupported,
             Self::Checkpoint(error) => error.failure_class(),
             Self::Source(error) => error.failure_class(),
+            Self::Calibration(error) => error.failure_class(),
             Self::Split { .. } => FailureClass::UserConfigError,
             Self::Write { source, .. } | Self::Json(JsonError::Write { source, .. }) => {
                 Failure::io("", source).class
@@ -87,6 +92,7 @@ impl Classified for QuantizeError {
             }
             Self::Checkpoint(error) => error.hint(),
             Self::Source(error) => error.hint(),
+            Self::Calibration(error) => error.hint(),
             Self::Split { .. } => Some("apply them one after the other".to_owned()),
             Self::Write { .. } | Self::Json(_) => {
                 Some("check space and permissions of the output directory".to_owned())

@@ -49,6 +49,7 @@ impl QuantizePlan {
             output_tensor_bytes: shards.iter().map(|s| s.tensor_bytes).sum(),
             quantized_modules: self.modules().len(),
             excluded_modules: self.excluded_modules(),
+            calibration: self.calibration_summary(),
             shards,
             sync_s: None,
             provenance,

@@ -3,6 +3,7 @@
 //! [`QuantizePlan::new`] checks everything that headers can tell, before anything is written. Shards of the output
 //! mirror those of the source and are independent units of work; [`QuantizePlan::finish`] writes what is left.
 
+pub mod calibration;
 mod config;
 mod error;
 mod finish;

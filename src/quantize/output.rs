@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::QuantizeError;
-use super::plan::{OutputTensor, QuantizePlan};
+use super::plan::{Content, OutputTensor, QuantizePlan};
 use super::work::{Action, TensorWork};
 use crate::base::atomic::AtomicFile;
 use crate::checkpoint::writer::{ShardWriter, TensorSpec};
@@ -80,16 +80,22 @@ impl<'a> Output<'a> {
         });
         let writer = begun.map_err(|source| QuantizeError::Write { path: path.clone(), source })?;
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        let scalar = |(i, tensor): (usize, &OutputTensor)| {
+        let mut pending = BTreeMap::new();
+        for (i, tensor) in tensors.iter().enumerate() {
+            let number = match tensor.content {
+                Content::Source => continue,
+                Content::Number(number) => number,
+                Content::Calibrated => plan.calibrated_scale(&tensor.name)?,
+            };
             let mut bytes = Vec::new();
-            FloatDtype::of(tensor.dtype).unwrap_or(FloatDtype::F32).write(tensor.scalar?, &mut bytes);
-            Some((i, (bytes, true)))
-        };
+            FloatDtype::of(tensor.dtype).unwrap_or(FloatDtype::F32).write(number, &mut bytes);
+            pending.insert(i, (bytes, true));
+        }
         let writing = Mutex::new(Writing {
             writer,
             next: 0,
             by_name,
-            pending: tensors.iter().enumerate().filter_map(scalar).collect(),
+            pending,
             collected: Collected::default(),
             modules: Vec::new(),
         });

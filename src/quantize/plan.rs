@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use safetensors::Dtype;
 
 use super::QuantizeError;
+use super::calibration::{CalibrationError, InputScales};
 use super::shard::{self, Durability, ShardTarget};
 use crate::checkpoint::Checkpoint;
 use crate::dense::{DenseSource, DenseTensor};
@@ -14,6 +15,7 @@ use crate::ops::float_dtype::FloatDtype;
 use crate::ops::quantize_weight::Arithmetic;
 use crate::recipe::assignment::{AssignedModule, Assignment, ScalarTensor};
 use crate::recipe::{Recipe, fused_sets};
+use crate::record::calibration::{CalibrationRecord, CalibrationSummary};
 use crate::record::quantize::ShardRecord;
 
 /// Everything decided before anything is written.
@@ -29,6 +31,8 @@ pub struct QuantizePlan {
     shared: BTreeMap<String, (Vec<usize>, OnceLock<f32>)>,
     /// Index of the module whose weight a tensor of the source is.
     by_weight: BTreeMap<String, usize>,
+    /// Static input scales, once calibration found them.
+    input_scales: OnceLock<InputScales>,
 }
 
 /// One tensor of an output shard.
@@ -37,8 +41,18 @@ pub(super) struct OutputTensor {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    /// The value of a tensor that is one number of the recipe; all others come from the source.
-    pub scalar: Option<f32>,
+    pub content: Content,
+}
+
+/// Where the data of an output tensor comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Content {
+    /// The source's tensors.
+    Source,
+    /// One number of the recipe.
+    Number(f32),
+    /// One number that calibration finds.
+    Calibrated,
 }
 
 impl OutputTensor {
@@ -58,7 +72,7 @@ impl QuantizePlan {
         let model = source.dir().to_path_buf();
         let mut source = DenseSource::open(source)?;
         let assignment = Assignment::of_source(&mut source, &recipe)
-            .and_then(|assignment| assignment.refuse_calibration(&recipe).map(|()| assignment))
+            .and_then(|assignment| assignment.refuse_unknown_scales(&recipe).map(|()| assignment))
             .map_err(|error| QuantizeError::Assignment { model, source: error })?;
         let by_weight: BTreeMap<String, usize> =
             assignment.modules.iter().enumerate().map(|(i, m)| (m.weight(), i)).collect();
@@ -71,7 +85,46 @@ impl QuantizePlan {
             shared.entry(amax_key(module)).or_default().0.push(i);
         }
         let source = Arc::new(source);
-        Ok(Self { source, recipe, arithmetic, assignment, shards, shared, by_weight })
+        Ok(Self {
+            source,
+            recipe,
+            arithmetic,
+            assignment,
+            shards,
+            shared,
+            by_weight,
+            input_scales: OnceLock::new(),
+        })
+    }
+
+    /// Whether static input scales have to be calibrated before shards can be written.
+    pub fn needs_calibration(&self) -> bool {
+        self.assignment.calibrated().next().is_some()
+    }
+
+    /// Takes the static input scales from a calibration of the source. A second call must bring the same.
+    pub fn calibrate(&self, record: &CalibrationRecord) -> Result<(), QuantizeError> {
+        let scales = InputScales::new(&self.assignment, &self.recipe, record)?;
+        if *self.input_scales.get_or_init(|| scales.clone()) == scales {
+            return Ok(());
+        }
+        Err(CalibrationError::Order { found: "other ones than before" }.into())
+    }
+
+    /// Puts numbers in the place of scales that are not calibrated.
+    pub(super) fn assume_scales(&self) {
+        self.input_scales.get_or_init(|| InputScales::placeholders(&self.assignment));
+    }
+
+    /// The value of a calibrated scale.
+    pub(super) fn calibrated_scale(&self, tensor: &str) -> Result<f32, CalibrationError> {
+        let scale = self.input_scales.get().and_then(|scales| scales.values.get(tensor));
+        scale.copied().ok_or(CalibrationError::Order { found: "none" })
+    }
+
+    /// The calibration, for the record.
+    pub(super) fn calibration_summary(&self) -> Option<CalibrationSummary> {
+        self.input_scales.get().and_then(|scales| scales.summary.clone())
     }
 
     /// Bytes of all tensors that will be written.
@@ -179,17 +232,18 @@ fn output_tensors<'a>(
                 name: format!("{}.{}", module.name, spec.suffix),
                 dtype: spec.dtype,
                 shape: spec.shape,
-                scalar: None,
+                content: Content::Source,
             }));
         } else {
             let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
-            tensors.push(OutputTensor { name: tensor.name.clone(), dtype, shape, scalar: None });
+            tensors.push(OutputTensor { name: tensor.name.clone(), dtype, shape, content: Content::Source });
         }
-        let known = |s: &&ScalarTensor| {
+        let scalar = |s: &&ScalarTensor| {
             let (name, dtype, shape) = (s.name.clone(), s.dtype, s.shape.clone());
-            s.value.is_some().then_some(OutputTensor { name, dtype, shape, scalar: s.value })
+            let content = s.value.map_or(Content::Calibrated, Content::Number);
+            OutputTensor { name, dtype, shape, content }
         };
-        tensors.extend(scalars.get(tensor.name.as_str()).into_iter().flatten().filter_map(known));
+        tensors.extend(scalars.get(tensor.name.as_str()).into_iter().flatten().map(scalar));
     }
     let (mut aligned, mut ragged): (Vec<_>, Vec<_>) =
         tensors.into_iter().partition(|t| t.num_bytes() % 8 == 0);

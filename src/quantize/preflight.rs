@@ -94,6 +94,7 @@ fn planned_work(plan: &QuantizePlan, options: PreflightOptions<'_>) -> Result<Pl
         modules: grouped_modules(plan),
         time,
         peak_memory_bytes: plan.peak_memory_bytes(),
+        calibration: None,
         devices,
         cutting_problems: cutting_problems.collect(),
         unknown_roles: plan

@@ -45,6 +45,7 @@ pub(super) fn estimate(
     write_sample(plan, &read, &source)?;
     let opened = Arc::new(Checkpoint::open(&source)?);
     let small = QuantizePlan::new(opened, plan.recipe().clone(), plan.arithmetic())?;
+    small.assume_scales();
     let start = Instant::now();
     small.write_shard(0, &output, &|_| {})?;
     let pipeline = read.bytes as f64 / start.elapsed().as_secs_f64();

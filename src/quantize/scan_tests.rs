@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::tests::{model, quantize, quantize_as};
+use super::tests::{made_up_inputs, model, quantize, quantize_as};
+use super::{Arithmetic, QuantizePlan};
 use crate::base::threads::detect;
 use crate::base::{atomic, json as json_file};
 use crate::checkpoint::Checkpoint;
@@ -213,19 +214,75 @@ fn modelopt_files_must_agree() {
     assert_defect(&scanned(&out, Some(&source), None), "fused_sets", "model.layers.1.mlp");
 }
 
+/// Static scales in both layouts, with the numbers that calibration found; without one no shard is written.
 #[test]
-fn schemes_that_need_calibration_are_refused_with_the_reason() {
+fn calibrated_scales_are_written_and_checked() {
+    for (recipe, suffix, values) in [
+        ("nvfp4", "input_global_scale", [896.0, 537.6]),
+        ("fp8_static", "input_scale", [0.0066833496, 0.011169434]),
+    ] {
+        for dialect in [Dialect::CompressedTensors, Dialect::Modelopt] {
+            let (_guard, source, out) = model(FloatDtype::Bf16, 2);
+            let loaded = load(recipe).unwrap().in_dialect(dialect).unwrap();
+            let written = quantize_as(&source, &out, loaded.clone()).unwrap();
+            let summary = written.calibration.unwrap();
+            assert_eq!((summary.scales, summary.filled.len()), (14, 0));
+            let record = scan(&out, Some(&source), Some(&loaded), Provenance::new(detect(Some(1)))).unwrap();
+            assert_eq!(record.defects, [], "{recipe} {dialect:?}");
+            let opened = Checkpoint::open(&out).unwrap();
+            for (module, amax, value) in
+                [("self_attn.k_proj", 3.0, values[0]), ("mlp.down_proj", 5.0, values[1])]
+            {
+                let name = |suffix: &str| format!("model.layers.1.{module}.{suffix}");
+                let found = |suffix| opened.require(&name(suffix)).unwrap().to_f32().unwrap();
+                match (dialect, recipe) {
+                    (Dialect::CompressedTensors, _) => assert_eq!(found(suffix), [value], "{recipe}"),
+                    (Dialect::Modelopt, "nvfp4") => assert_eq!(found("input_scale"), [amax / 2688.0f32]),
+                    (Dialect::Modelopt, _) => assert_eq!(found("input_scale"), [amax / 448.0f32]),
+                }
+            }
+            let scale = if dialect == Dialect::Modelopt { "input_scale" } else { suffix };
+            overwrite(&out, &format!("model.layers.0.mlp.up_proj.{scale}"), |bytes| bytes.fill(0));
+            let record = scan(&out, Some(&source), Some(&loaded), Provenance::new(detect(Some(1)))).unwrap();
+            assert_defect(&record, "scales", "up_proj");
+            assert!(!crate::gate::ptq(&record).pass);
+        }
+    }
+}
+
+#[test]
+fn a_plan_takes_one_calibration() {
     let (_guard, source, out) = model(FloatDtype::Bf16, 1);
-    let error = quantize(&source, &out, "nvfp4").unwrap_err();
+    let source = std::sync::Arc::new(Checkpoint::open(&source).unwrap());
+    let plan = QuantizePlan::new(source, load("nvfp4").unwrap(), Arithmetic::F32).unwrap();
+    std::fs::create_dir_all(&out).unwrap();
+    let error = plan.write_shard(0, &out, &|_| {}).unwrap_err();
+    assert!(error.to_string().contains("static input scales: none"), "{error}");
+    let mut record = made_up_inputs(&plan);
+    plan.calibrate(&record).unwrap();
+    plan.calibrate(&record).unwrap();
+    record.inputs.amax.values_mut().for_each(|amax| *amax *= 2.0);
+    assert!(plan.calibrate(&record).unwrap_err().to_string().contains("other ones"));
+    plan.write_shard(0, &out, &|_| {}).unwrap();
+}
+
+#[test]
+fn scales_that_nothing_finds_are_refused_with_the_reason() {
+    let (_guard, source, out) = model(FloatDtype::Bf16, 1);
+    let text = STATIC.replace(
+        "kv_cache: {num_bits: 8, type: float, strategy: tensor, amax: 896}",
+        "kv_cache: {num_bits: 8, type: float, strategy: tensor}",
+    );
+    let error = quantize_as(&source, &out, crate::recipe::file::parse("f", &text).unwrap()).unwrap_err();
     let text = crate::record::failure::chain(&error);
-    assert!(text.contains("14 static scales") && text.contains("calibration is not supported"), "{text}");
+    assert!(text.contains("4 static scales of keys and values"), "{text}");
     assert_eq!(error.failure_class(), FailureClass::ModelUnsupported);
-    assert!(error.hint().unwrap().contains("nvfp4a16"));
+    assert!(error.hint().unwrap().contains("amax under kv_cache"));
 }
 
 #[test]
 fn sound_exports_have_no_defects() {
-    for recipe in load_all_but(&["nvfp4", "nvfp4_experts_only", "nvfp4_mlp_fp8"]) {
+    for recipe in load_all_but(&["nvfp4_experts_only", "nvfp4_mlp_fp8"]) {
         for shards in [1, 2] {
             let (_guard, source, out) = model(FloatDtype::Bf16, shards);
             let written = quantize(&source, &out, recipe).unwrap();

@@ -8,7 +8,7 @@
 //! | NVFP4: FP4 by tensor_group of 16 | none; FP4 by tensor_group of 16, dynamic: local, with a constant `amax` |
 //! | MXFP4, MXFP6, MXFP8: floats of 4, 6, 8 bits by group of 32 | none; FP4 or FP8 by group of 32, dynamic |
 //!
-//! Static inputs without `amax` need calibration; such a recipe is valid, but only a tool that calibrates can apply it.
+//! Static inputs without `amax` are calibrated, those of the KV cache cannot be.
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Unexpected, Visitor};
@@ -205,6 +205,18 @@ fn bits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
 fn group_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     deserializer
         .deserialize_u64(Number { what: "group_size", min: 1, max: 1 << 20 })
+        .map(|n| Some(n as usize))
+}
+
+/// Samples of a calibration.
+pub(super) fn samples<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    deserializer.deserialize_u64(Number { what: "samples", min: 1, max: 1 << 20 }).map(|n| Some(n as usize))
+}
+
+/// Tokens of a calibration's sample.
+pub(super) fn sequence_length<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    deserializer
+        .deserialize_u64(Number { what: "sequence_length", min: 1, max: 1 << 24 })
         .map(|n| Some(n as usize))
 }
 

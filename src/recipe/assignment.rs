@@ -115,8 +115,10 @@ pub struct ScalarTensor {
     pub dtype: Dtype,
     /// `[1]` or `[]`.
     pub shape: Vec<usize>,
-    /// The number; `None` where it would have to be calibrated.
+    /// The number; `None` where it has to be calibrated.
     pub value: Option<f32>,
+    /// The module whose inputs it scales; `None` for keys and values.
+    pub inputs_of: Option<String>,
     /// The source's tensor in whose shard it lies.
     pub after: String,
 }
@@ -173,11 +175,16 @@ impl Assignment {
         })
     }
 
-    /// Refuses what only a tool with calibration data can apply: static scales of unknown inputs. A scan goes without.
-    pub fn refuse_calibration(&self, recipe: &Recipe) -> Result<(), AssignmentError> {
-        let missing = |s: &&ScalarTensor| s.value.is_none();
+    /// Static scales of inputs that calibration has to find.
+    pub fn calibrated(&self) -> impl Iterator<Item = &ScalarTensor> {
+        self.scalars.iter().filter(|s| s.value.is_none() && s.inputs_of.is_some())
+    }
+
+    /// Refuses static scales that nothing here finds: those of keys and values without a constant. A scan goes without.
+    pub fn refuse_unknown_scales(&self, recipe: &Recipe) -> Result<(), AssignmentError> {
+        let missing = |s: &&ScalarTensor| s.value.is_none() && s.inputs_of.is_none();
         let Some(first) = self.scalars.iter().find(missing) else { return Ok(()) };
-        Err(AssignmentError::NeedsCalibration {
+        Err(AssignmentError::UnknownScales {
             recipe: recipe.name.clone(),
             tensor: first.name.clone(),
             count: self.scalars.iter().filter(missing).count(),

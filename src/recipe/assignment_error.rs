@@ -65,12 +65,11 @@ pub enum AssignmentError {
         /// Built-in recipes that can be applied.
         recipes: Vec<String>,
     },
-    /// Static scales of inputs or of the KV cache are not known.
+    /// Static scales of the KV cache are not known.
     #[error(
-        "recipe {recipe} needs {count} static scales, the first {tensor}, which only calibration data would give; \
-         calibration is not supported yet"
+        "recipe {recipe} needs {count} static scales of keys and values, the first {tensor}, which are not calibrated"
     )]
-    NeedsCalibration {
+    UnknownScales {
         /// The recipe.
         recipe: String,
         /// The first tensor without a value.
@@ -164,11 +163,9 @@ impl Classified for AssignmentError {
             Self::RaggedBlocks { .. } => {
                 Some("use --recipe fp8_dynamic, or write compressed-tensors (leave --format out)".to_owned())
             }
-            Self::NeedsCalibration { .. } => Some(
-                "give a constant amax under input_activations or kv_cache in the recipe, or use a weight-only recipe \
-                 such as nvfp4a16, or one with dynamic inputs such as fp8_dynamic"
-                    .to_owned(),
-            ),
+            Self::UnknownScales { .. } => {
+                Some("give a constant amax under kv_cache in the recipe: 448 makes the scales 1".to_owned())
+            }
             Self::NoAttention { .. } => Some("leave kv_cache out of the recipe".to_owned()),
             Self::SplitFusedSet { .. } => Some("target or exclude all members of the set alike".to_owned()),
             Self::AlreadyQuantized { .. } => Some("start from the original, unquantized model".to_owned()),

@@ -12,6 +12,7 @@
 //!     input_activations: {num_bits: 8, type: int, strategy: token, dynamic: true}   # optional
 //!     # dynamic: true, false or local; amax: the largest magnitude that static scales cover
 //! kv_cache: {num_bits: 8, type: float, strategy: tensor, amax: 448}                 # optional
+//! calibration: {samples: 64, sequence_length: 512}        # optional: for static inputs without amax
 //! exclude_modules: []    # names or re: patterns, besides the default list
 //! include_modules: []    # names or re: patterns that the default list does not exclude
 //! ```
@@ -24,7 +25,7 @@ use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 use super::args::{self, InputArgs, WeightArgs};
-use super::{Recipe, RecipeError, exclusions};
+use super::{CalibrationKeys, Recipe, RecipeError, exclusions};
 use crate::base::closest::suggestion;
 use crate::base::digest::Digest;
 use crate::checkpoint::name_match::NameMatcher;
@@ -66,6 +67,7 @@ pub fn parse(file: &str, text: &str) -> Result<Recipe, RecipeError> {
         exclude_modules: raw.exclude_modules.into_iter().chain(default).collect(),
         include_modules: raw.include_modules,
         kv_cache: raw.kv_cache.map(|args| args.0),
+        calibration: raw.calibration,
         dialect: Dialect::CompressedTensors,
         digest,
     })
@@ -85,6 +87,8 @@ struct RawRecipe {
     include_modules: Vec<String>,
     #[serde(default)]
     kv_cache: Option<KvCacheArgs>,
+    #[serde(default)]
+    calibration: CalibrationKeys,
 }
 
 impl RawRecipe {
@@ -101,6 +105,7 @@ impl RawRecipe {
             self.include_modules.clone(),
             default,
             self.kv_cache.as_ref().map(|args| args.0.clone()),
+            self.calibration,
         )
     }
 }

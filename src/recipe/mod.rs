@@ -20,6 +20,18 @@ use crate::checkpoint::quant_args::{Dialect, QuantizationArgs, QuantizationSchem
 
 pub use error::RecipeError;
 
+/// What a recipe says about calibration; what it leaves open has a default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationKeys {
+    /// Samples.
+    #[serde(default, deserialize_with = "args::samples")]
+    pub samples: Option<usize>,
+    /// Most tokens of a sample.
+    #[serde(default, deserialize_with = "args::sequence_length")]
+    pub sequence_length: Option<usize>,
+}
+
 /// A validated recipe.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Recipe {
@@ -37,6 +49,8 @@ pub struct Recipe {
     pub include_modules: Vec<String>,
     /// How engines shall store keys and values, if the recipe says so.
     pub kv_cache: Option<QuantizationArgs>,
+    /// How much text calibration takes, where the recipe says so.
+    pub calibration: CalibrationKeys,
     /// In whose names and keys the checkpoint is written; see [`Recipe::in_dialect`].
     pub dialect: Dialect,
     /// Digest of everything above but the description.
@@ -105,6 +119,7 @@ builtin!(
     "nvfp4a16",
     "mxfp4a16",
     "fp8_block",
+    "fp8_static",
     "fp8_weight_only",
     "w8a16",
     "w4a16_asym_g32",

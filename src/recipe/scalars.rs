@@ -21,6 +21,7 @@ pub(super) fn of_module(module: &AssignedModule, recipe: &Recipe) -> Option<Scal
         dtype: tensor.dtype,
         shape: tensor.shape,
         value,
+        inputs_of: Some(module.name.clone()),
         after: module.weight(),
     })
 }
@@ -49,6 +50,7 @@ pub(super) fn of_kv_cache<'a>(
             dtype: tensor.dtype,
             shape: tensor.shape,
             value,
+            inputs_of: None,
             after: after.to_owned(),
         })
     });

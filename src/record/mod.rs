@@ -2,6 +2,7 @@
 //!
 //! Plain structs. Every artifact carries `schema_version`; digests are BLAKE3 ([`crate::base::digest`]).
 
+pub mod calibration;
 pub mod engine;
 pub mod eval;
 pub mod failure;

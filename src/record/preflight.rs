@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::calibration::CalibrationData;
 use super::engine::EngineSupport;
 use super::failure::Failure;
 
@@ -37,6 +38,9 @@ pub struct PlannedWork {
     pub modules: Vec<PlannedModules>,
     /// How long it would take here, if that was measured.
     pub time: Option<TimeEstimate>,
+    /// The calibration that comes first, where static input scales have to be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<PlannedCalibration>,
     /// Upper bound of the process's resident memory.
     pub peak_memory_bytes: u64,
     /// Number of devices that layers were cut for.
@@ -47,6 +51,15 @@ pub struct PlannedWork {
     pub unknown_roles: usize,
     /// Which engines would load the result on so many devices.
     pub engines: Vec<EngineSupport>,
+}
+
+/// A pass over text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedCalibration {
+    /// What it runs on.
+    pub data: CalibrationData,
+    /// Bytes of the model's weights while it runs.
+    pub engine_bytes: u64,
 }
 
 /// One file.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::calibration::CalibrationSummary;
 use super::provenance::Provenance;
 use crate::base::digest::Digest;
 
@@ -32,6 +33,9 @@ pub struct QuantizeRecord {
     pub quantized_modules: usize,
     /// Modules left as they were, with the reason.
     pub excluded_modules: BTreeMap<String, String>,
+    /// Where static scales came from, if any were calibrated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationSummary>,
     /// Seconds spent waiting for storage before the checkpoint got its name; `None` when nothing was waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_s: Option<f64>,

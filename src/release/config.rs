@@ -10,6 +10,7 @@ use crate::base::closest::suggestion;
 use crate::gate::{CompareOptions, Margin, TaskOptions};
 pub use crate::gate::{Policy, Tier};
 use crate::ops::kernel_path::ComputeDtype;
+use crate::quantize::calibration::CalibrationConfig;
 use crate::ready::config::QualityConfig;
 use crate::record::Failure;
 use crate::record::eval::{EvalRecord, GroupRecord, MetricInfo};
@@ -83,10 +84,12 @@ pub struct ConfigFile {
     pub readiness: Option<ReadinessConfig>,
     /// What `diff` and `ratchet` count, and whether they decide.
     pub quality: Option<QualityConfig>,
+    /// What static input scales are calibrated on.
+    pub calibration: Option<CalibrationConfig>,
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 16] = [
     "model",
     "recipe",
     "suites",
@@ -102,6 +105,7 @@ const FIELDS: [&str; 15] = [
     "engine",
     "readiness",
     "quality",
+    "calibration",
 ];
 
 /// A valid release configuration. This is what the run directory keeps as `day0.yaml`.
@@ -139,6 +143,8 @@ pub struct ReleaseConfig {
     pub readiness: ReadinessConfig,
     /// What `diff` and `ratchet` count, and whether they decide.
     pub quality: QualityConfig,
+    /// What static input scales are calibrated on.
+    pub calibration: CalibrationConfig,
 }
 
 impl ConfigFile {
@@ -177,6 +183,10 @@ impl ConfigFile {
             }),
             (a, b) => b.or(a),
         };
+        let calibration = match (self.calibration, over.calibration) {
+            (Some(a), Some(b)) => Some(a.overridden_by(b)),
+            (a, b) => b.or(a),
+        };
         Self {
             model: over.model.or(self.model),
             recipe: over.recipe.or(self.recipe),
@@ -193,6 +203,7 @@ impl ConfigFile {
             engine,
             readiness: over.readiness.or(self.readiness),
             quality: over.quality.or(self.quality),
+            calibration,
         }
     }
 
@@ -216,6 +227,7 @@ impl ConfigFile {
             engine: self.engine.unwrap_or_default(),
             readiness: self.readiness.unwrap_or_default().validate(&quality)?,
             quality,
+            calibration: self.calibration.unwrap_or_default(),
         };
         check_margin("margin", config.margin)?;
         for (task, settings) in &config.tasks {

@@ -20,6 +20,8 @@ use crate::record::{Failure, GateReport, Provenance};
 pub mod names {
     use super::ArmName;
 
+    /// What calibration saw.
+    pub const CALIBRATION: &str = "quantize/calibration";
     /// The complete candidate.
     pub const FINISH: &str = "quantize/finish";
     /// The scan record.
@@ -94,14 +96,19 @@ impl<'a> Build<'a> {
     }
 
     /// The job of making the candidate.
-    pub fn quantize_job<'b>(&self, plan: &'b QuantizePlan) -> QuantizeJob<'b> {
+    pub fn quantize_job(&self, plan: &'a QuantizePlan) -> QuantizeJob<'a> {
         let output = QuantizeOutput {
             plan,
             target: self.run.checkpoint(),
             record: Some(self.run.join("quantize/record.json")),
             key: self.keys.candidate.clone(),
         };
-        QuantizeJob { outputs: vec![output], sync: true, provenance: self.provenance() }
+        QuantizeJob {
+            outputs: vec![output],
+            sync: true,
+            provenance: self.provenance(),
+            calibration: self.inputs.calibration.as_ref(),
+        }
     }
 
     /// The job of evaluating an arm.

@@ -1,15 +1,22 @@
 //! Content-addressed keys of the units of a release: each key covers everything its output depends on.
 
 use super::arm::{ArmEngine, ArmName};
+use super::calibrate_units::CalibrateJob;
 use super::preflight::Inputs;
 use crate::base::digest::Digest;
 use crate::engine;
 use crate::eval::{ItemRef, PreparedTask};
 use crate::exec::{KeyBuilder, UnitKey};
 
-/// Key of a candidate: this recipe applied to this source by this build.
-pub fn candidate(source: &Digest, recipe: &Digest, build: &Digest) -> UnitKey {
-    KeyBuilder::new("candidate/1").part("source", source).part("recipe", recipe).part("build", build).finish()
+/// Key of a candidate: this recipe applied to this source by this build, with static input scales of this calibration.
+pub fn candidate(source: &Digest, recipe: &Digest, build: &Digest, calibration: Option<&UnitKey>) -> UnitKey {
+    let builder =
+        KeyBuilder::new("candidate/1").part("source", source).part("recipe", recipe).part("build", build);
+    match calibration {
+        Some(key) => builder.part("calibration", key.as_str()),
+        None => builder,
+    }
+    .finish()
 }
 
 /// Key of an arm: this checkpoint answered by this engine. `checkpoint` is its digest, or the candidate's key where
@@ -76,7 +83,9 @@ pub struct Keys {
 impl Keys {
     /// The keys that follow from `inputs`.
     pub fn of(inputs: &Inputs) -> Self {
-        let candidate = candidate(&inputs.source_digest, &inputs.recipe.digest, &inputs.build);
+        let calibration = inputs.calibration.as_ref().map(CalibrateJob::key);
+        let candidate =
+            candidate(&inputs.source_digest, &inputs.recipe.digest, &inputs.build, calibration.as_ref());
         let arm_key = |checkpoint: &str, name: ArmName| {
             arm(checkpoint, &inputs.tokenizer_digest, &inputs.build, &inputs.engines[name as usize])
         };

@@ -1,6 +1,7 @@
 //! Layer 9: the conductor. It registers the units of all stages and sequences them; every decision is a gate's.
 
 mod arm;
+pub mod calibrate_units;
 mod closeout;
 mod conductor;
 mod eval_units;

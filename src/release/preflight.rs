@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::arm::ArmEngine;
+use super::calibrate_units::{self, CalibrateJob};
 use super::config::ReleaseConfig;
 use super::waves::Sequence;
 use crate::base::closest::suggestion;
@@ -39,6 +40,8 @@ pub struct Inputs {
     pub recipe: Recipe,
     /// What the recipe does to this checkpoint, or why it cannot.
     pub plan: Result<QuantizePlan, Failure>,
+    /// The calibration, where the recipe needs one.
+    pub calibration: Option<CalibrateJob>,
     /// Why the built-in engine cannot run this model, if it is needed and cannot.
     pub engine_gap: Option<Failure>,
     /// Tasks with their requests.
@@ -72,6 +75,20 @@ impl Inputs {
         let tokenizer = Tokenizer::load(&model.dir)?;
         let plan =
             QuantizePlan::new(Arc::clone(&source), recipe.clone(), Arithmetic::F32).map_err(Failure::from);
+        let build = program_digest()?;
+        let calibration = match &plan {
+            Ok(plan) => {
+                let plans = std::iter::once(plan);
+                calibrate_units::job(&source, plans, &config.calibration, &threads, &build)
+            }
+            Err(_) => Ok(None),
+        };
+        // An architecture that cannot be calibrated is a verdict, a text that cannot be read a mistake.
+        let (calibration, plan) = match calibration {
+            Ok(job) => (job, plan),
+            Err(failure) if failure.class == FailureClass::ModelUnsupported => (None, Err(failure)),
+            Err(failure) => return Err(failure),
+        };
         let local = engines.iter().any(|e| matches!(e, ArmEngine::Local { .. }));
         let engine_gap = if local { engine::check_supported(&source).err().map(Failure::from) } else { None };
         let options = EvalOptions {
@@ -82,7 +99,6 @@ impl Inputs {
         let tasks = prepare(&suite, &tokenizer, &options)?;
         check_scorable(&tasks)?;
         check_task_names(&config, &tasks, &suite.groups)?;
-        let build = program_digest()?;
         let config_digest = Digest::of_json(&config).map_err(|e| {
             Failure::new(FailureClass::Unknown, format!("the configuration is not JSON: {e}"))
         })?;
@@ -94,6 +110,7 @@ impl Inputs {
             source_digest,
             recipe,
             plan,
+            calibration,
             engine_gap,
             groups: suite.groups,
             options,
@@ -163,6 +180,9 @@ impl Inputs {
         let mut digest = DigestBuilder::default();
         for part in [&self.config_digest, &self.source_digest, &self.recipe.digest, &self.tokenizer_digest] {
             digest.field(part.as_str().as_bytes());
+        }
+        if let Some(job) = &self.calibration {
+            digest.field(job.text_digest().as_str().as_bytes());
         }
         for task in &self.tasks {
             digest.field(task.digest.as_str().as_bytes());

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::calibrate_units::{self, CalibrateJob};
 use super::graph::{Build, Timer, names, node};
 use super::keys;
 use crate::base::atomic::{StagingDir, staging_path, sync_files};
@@ -13,7 +14,7 @@ use crate::base::digest::Digest;
 use crate::base::json;
 use crate::base::progress::Progress;
 use crate::checkpoint::Checkpoint;
-use crate::exec::{FnUnit, Graph, KeyBuilder, Node, Output, UnitKey};
+use crate::exec::{Context, FnUnit, Graph, KeyBuilder, Node, Output, UnitKey};
 use crate::quantize::{Durability, QuantizePlan, ShardTarget, write_shards};
 use crate::record::quantize::{QuantizeRecord, ShardRecord};
 use crate::record::{Failure, Provenance};
@@ -27,6 +28,8 @@ pub struct QuantizeJob<'a> {
     pub sync: bool,
     /// Origin of the records.
     pub provenance: Provenance,
+    /// The calibration, where a plan needs one.
+    pub calibration: Option<&'a CalibrateJob>,
 }
 
 /// One checkpoint to be made.
@@ -46,8 +49,11 @@ pub fn finish_name(output: usize) -> String {
     if output == 0 { names::FINISH.to_owned() } else { format!("{}-{output}", names::FINISH) }
 }
 
-/// Adds `quantize/shard-N`, then for each output `quantize/finish`.
+/// Adds calibration if it is needed, `quantize/shard-N`, then for each output `quantize/finish`.
 pub fn add_quantize<'a>(graph: &mut Graph<'a>, job: &'a QuantizeJob<'a>) {
+    if let Some(calibration) = job.calibration {
+        calibration.add(graph);
+    }
     let num_shards = job.outputs.first().map_or(0, |o| o.plan.num_shards());
     let shards: Vec<String> = (0..num_shards).map(|i| format!("quantize/shard-{i}")).collect();
     for (index, name) in shards.iter().enumerate() {
@@ -70,7 +76,8 @@ pub fn missing_bytes(job: &QuantizeJob<'_>) -> u64 {
 fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<'a> {
     let keys = KeyBuilder::new("quantize-shard/2").part("index", index);
     let key = job.outputs.iter().fold(keys, |keys, o| keys.part("candidate", o.key.as_str())).finish();
-    let unit = FnUnit::new(key, move |_| {
+    let unit = FnUnit::new(key, move |context| {
+        job.calibrate(context)?;
         let staging = job
             .outputs
             .iter()
@@ -88,7 +95,18 @@ fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<
         Output::of(&write_shards(&targets, index, durability, &|bytes| progress.inc(bytes))?)
     })
     .verified_by(move |output: &Value| shards_are_there(output, job));
-    node(name, "quantize", Vec::new(), unit)
+    let after = job.calibration.iter().map(|_| names::CALIBRATION.to_owned()).collect();
+    node(name, "quantize", after, unit)
+}
+
+impl QuantizeJob<'_> {
+    /// Gives the plans that need them their static input scales.
+    fn calibrate(&self, context: &Context<'_>) -> Result<(), Failure> {
+        for plan in self.outputs.iter().map(|o| o.plan).filter(|plan| plan.needs_calibration()) {
+            plan.calibrate(&context.output(names::CALIBRATION)?)?;
+        }
+        Ok(())
+    }
 }
 
 /// Whether each recorded shard lies in its staging directory or under its final name, with its digest. A shard that is
@@ -109,6 +127,8 @@ fn finish_node<'a>(job: &'a QuantizeJob<'a>, index: usize, shards: Vec<String>) 
     let output = &job.outputs[index];
     let unit = FnUnit::new(keys::derived("quantize-finish/1", &output.key), move |context| {
         let timer = Timer::start();
+        // Shards of an earlier run were written without this process.
+        job.calibrate(context)?;
         let mut records = Vec::new();
         for name in &names_of_shards {
             let mut of_shard: Vec<ShardRecord> = context.output(name)?;
@@ -117,6 +137,9 @@ fn finish_node<'a>(job: &'a QuantizeJob<'a>, index: usize, shards: Vec<String>) 
             }
         }
         let record = complete(job, output, records, timer)?;
+        if let Some(calibration) = &record.calibration {
+            calibrate_units::note(calibration);
+        }
         if let Some(path) = &output.record {
             json::write(path, &record)?;
         }

@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod calibration;
 mod chain;
 mod common;
 mod compare;

@@ -2,8 +2,8 @@
 """layer_io.py CHECKPOINT OUT.safetensors [--max-tokens N]
 
 Inputs and outputs of every linear whose input is quantized, as transformers runs the checkpoint in float32:
-`<module>.input` [T, K] before quantization, `<module>.codes` [T, K] (quantized, not scaled), `<module>.scale` [T, 1],
-`<module>.output` [T, N]. Read by src/model/linear_oracle_tests.rs from target/oracle/layers/*.safetensors.
+`<module>.input` [T, K] before quantization, `<module>.codes` [T, K] (quantized, not scaled), `<module>.scale`
+[T, 1] or [T, groups] (of NVFP4 the local one over the global one), `<module>.output` [T, N]. Read by src/model/linear_oracle_tests.rs from target/oracle/layers/*.safetensors.
 """
 import argparse
 import os
@@ -31,8 +31,16 @@ def record(name):
     def hook(module, inputs, output):
         x = inputs[0].detach()
         quant = module.quantization_scheme.input_activations
-        scale, zero_point = compute_dynamic_scales_and_zp(x, quant, module)
-        codes = quantize(x, scale, zero_point, quant)
+        global_scale = getattr(module, "input_global_scale", None)
+        if quant.dynamic:
+            scale, zero_point = compute_dynamic_scales_and_zp(x, quant, module, global_scale=global_scale)
+        else:
+            scale, zero_point = module.input_scale.detach().float(), None
+        codes = quantize(x, scale, zero_point, quant, global_scale=global_scale)
+        if global_scale is not None:
+            scale = scale.float() / global_scale  # what the values are divided by
+        if not quant.dynamic:
+            scale = scale.expand(*x.shape[:-1], 1)
         for kind, value in (("input", x), ("codes", codes.float()), ("scale", scale), ("output", output.detach())):
             tensors[f"{name}.{kind}"] = value[0].float().clone().contiguous()
 

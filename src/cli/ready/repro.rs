@@ -15,6 +15,7 @@ use crate::cli::{Settings, output};
 use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::gate;
 use crate::ops::kernel_path::ComputeDtype;
+use crate::quantize::calibration::CalibrationConfig;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::ready::repro::estimate::{Estimated, Scenario, estimate};
 use crate::ready::repro::{
@@ -23,6 +24,7 @@ use crate::ready::repro::{
 };
 use crate::record::repro::SeedRuns;
 use crate::record::{Failure, GateReport, Provenance, SCHEMA_VERSION};
+use crate::release::calibrate_units::{self, CalibrateJob};
 use crate::release::quantize_units::{self, QuantizeJob, QuantizeOutput};
 use crate::release::{keys, program_digest};
 use crate::{engine, recipe, report, suite};
@@ -203,11 +205,16 @@ fn quantize(recipe: &str, target: &Path, out: &Path, settings: &Settings) -> Res
     let model = source::resolve("day0-tiny", &env_vars::cache_dir())?;
     let checkpoint = Arc::new(Checkpoint::open(&model.dir)?);
     let recipe = recipe::load(recipe)?;
-    let key = keys::candidate(&checkpoint.digest()?, &recipe.digest, &program_digest()?);
-    let plan = QuantizePlan::new(checkpoint, recipe, Arithmetic::F32)?;
+    let program = program_digest()?;
+    let plan = QuantizePlan::new(Arc::clone(&checkpoint), recipe, Arithmetic::F32)?;
+    let (config, plans) = (CalibrationConfig::default(), std::iter::once(&plan));
+    let calibration = calibrate_units::job(&checkpoint, plans, &config, &settings.threads, &program)?;
+    let calibrated = calibration.as_ref().map(CalibrateJob::key);
+    let key = keys::candidate(&checkpoint.digest()?, &plan.recipe().digest, &program, calibrated.as_ref());
     let output = QuantizeOutput { plan: &plan, target: target.to_path_buf(), record: None, key };
     let provenance = Provenance::new(settings.threads.clone());
-    let job = QuantizeJob { outputs: vec![output], sync: false, provenance };
+    let calibration = calibration.as_ref();
+    let job = QuantizeJob { outputs: vec![output], sync: false, provenance, calibration };
     let mut graph = Graph::default();
     quantize_units::add_quantize(&mut graph, &job);
     let ledger = Ledger::open(&out.join("ledger.jsonl"))?;

@@ -4,6 +4,7 @@ mod architectures;
 mod bad_input;
 mod batch_invariance;
 mod bf16;
+mod calibrate;
 mod fixture;
 mod generation;
 mod gguf;

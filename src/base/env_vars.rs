@@ -27,11 +27,32 @@ pub const HF_HUB_OFFLINE: &str = "HF_HUB_OFFLINE";
 pub const SLURM_CPUS_PER_TASK: &str = "SLURM_CPUS_PER_TASK";
 /// CPUs of this node given to a Slurm job.
 pub const SLURM_CPUS_ON_NODE: &str = "SLURM_CPUS_ON_NODE";
+/// Id of this Slurm job.
+pub const SLURM_JOB_ID: &str = "SLURM_JOB_ID";
+/// Id of the job array this Slurm job belongs to.
+pub const SLURM_ARRAY_JOB_ID: &str = "SLURM_ARRAY_JOB_ID";
+/// Index of this Slurm job in its array.
+pub const SLURM_ARRAY_TASK_ID: &str = "SLURM_ARRAY_TASK_ID";
+/// How often this Slurm job was requeued.
+pub const SLURM_RESTART_COUNT: &str = "SLURM_RESTART_COUNT";
+/// Where the configuration of Slurm lies.
+pub const SLURM_CONF: &str = "SLURM_CONF";
+/// Slurm's name of this node.
+pub const SLURMD_NODENAME: &str = "SLURMD_NODENAME";
+/// `1`: a test that needs a Slurm cluster fails instead of skipping when there is none.
+pub const DAY0_REQUIRE_SLURM: &str = "DAY0_REQUIRE_SLURM";
+/// File to which a CI job appends its Markdown summary.
+pub const GITHUB_STEP_SUMMARY: &str = "GITHUB_STEP_SUMMARY";
 
 /// The value of a variable, if it is set and not empty.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 pub fn get_os(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|v| !v.is_empty())
+}
+
+/// Names of all variables that are set and begin with `prefix`.
+pub fn names_beginning(prefix: &str) -> Vec<OsString> {
+    std::env::vars_os().map(|(name, _)| name).filter(|n| n.to_string_lossy().starts_with(prefix)).collect()
 }
 
 /// The value of a variable as text, if it is set, not empty and valid Unicode.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+pub use signal_hook::consts::SIGUSR1 as WARNING;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 static RECEIVED: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
@@ -25,6 +26,15 @@ pub fn install() -> std::io::Result<()> {
     }
     // A lost race means that another thread installed its handlers first; both sets only set flags.
     let _ = RECEIVED.set(received);
+    Ok(())
+}
+
+/// Remembers SIGUSR1 as well, which a batch system sends before a time limit: work stores what it has and stops.
+pub fn install_warning() -> std::io::Result<()> {
+    install()?;
+    if let Some(received) = RECEIVED.get() {
+        signal_hook::flag::register_usize(SIGUSR1, Arc::clone(received), SIGUSR1 as usize)?;
+    }
     Ok(())
 }
 

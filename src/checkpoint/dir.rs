@@ -125,6 +125,12 @@ impl Checkpoint {
         self.by_name.iter().map(|(shard, tensor)| self.shards[*shard].tensors[*tensor].as_str())
     }
 
+    /// Elements of all tensors.
+    pub fn num_elements(&self) -> u64 {
+        let infos = self.names().filter_map(|name| self.info(name));
+        infos.map(|info| info.shape.iter().map(|n| *n as u64).product::<u64>()).sum()
+    }
+
     /// The weight files, in the order of their names.
     pub fn shards(&self) -> &[ShardInfo] {
         &self.shards

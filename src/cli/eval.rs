@@ -17,7 +17,7 @@ use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
 use crate::eval::{self, EvalOptions, OutputInfo, PreparedTask, Scorer};
-use crate::exec::{Graph, Ledger, LocalExecutor};
+use crate::exec::{Graph, Ledger, LocalExecutor, Share};
 use crate::gate;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
@@ -123,6 +123,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         journal: OpenJournal::default(),
         key,
         scorer: Box::new(move |_| Ok(Arc::clone(&scorer))),
+        diagnose: Box::new(|failure| failure),
         out: arguments.out.clone(),
         provenance,
     };
@@ -143,8 +144,13 @@ fn execute(job: &EvalJob<'_>) -> Result<(), Failure> {
         graph.add(job.wave_node(wave, Vec::new(), false));
     }
     graph.add(job.merge_node("eval".to_owned(), job.wave_names()));
-    let executor =
-        LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 1, observer: &|_, _| () };
+    let executor = LocalExecutor {
+        ledger: &ledger,
+        shared: None,
+        retries_per_stage: 1,
+        observer: &|_, _| (),
+        share: Share::Whole,
+    };
     super::run_graph(&executor, &graph).map(|_| ())
 }
 
@@ -169,6 +175,7 @@ fn scorer(
         arm: "eval",
         options: &options,
         launched: false,
+        directory: None,
         attempts: 1,
         command: String::new(),
         startup_timeout: Duration::from_secs(5),

@@ -21,6 +21,8 @@ mod release;
 mod runs;
 mod scan;
 mod serve;
+mod run_state;
+mod unit;
 
 use std::ffi::OsString;
 
@@ -93,6 +95,15 @@ enum Command {
     Ready(ready::Arguments),
     /// List runs.
     Runs(runs::Arguments),
+    /// Show where a run stands, from any host that sees its directory.
+    Status(run_state::StatusArguments),
+    /// Show the logs of a run.
+    Logs(run_state::LogsArguments),
+    /// Stop a run; it resumes.
+    Cancel(run_state::CancelArguments),
+    /// Run units of a run: what a job of a batch system does.
+    #[command(hide = true)]
+    Unit(unit::Arguments),
     /// List recipes, suites, tasks or architectures.
     List(list::Arguments),
     /// Show what this machine and this build can do.
@@ -146,6 +157,10 @@ fn dispatch(command: Command, settings: &Settings) -> Result<u8, Failure> {
         Command::Gate(arguments) => gate::run(arguments, settings),
         Command::Ready(arguments) => ready::run(arguments, settings),
         Command::Runs(arguments) => runs::run(&arguments, settings),
+        Command::Status(arguments) => run_state::status(&arguments, settings),
+        Command::Logs(arguments) => run_state::logs(&arguments),
+        Command::Cancel(arguments) => run_state::cancel(&arguments),
+        Command::Unit(arguments) => unit::run(&arguments, settings),
         Command::List(arguments) => list::run(&arguments, settings),
         Command::Doctor => doctor::run(settings),
         Command::Completions(arguments) => Ok(completions::run::<Cli>(&arguments)),

@@ -14,7 +14,7 @@ use crate::base::{disk, env_vars, progress};
 use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::quant_args::Dialect;
 use crate::checkpoint::{Checkpoint, source};
-use crate::exec::{Graph, Ledger, LocalExecutor};
+use crate::exec::{Graph, Ledger, LocalExecutor, Share};
 use crate::quantize::preflight::{self, PreflightOptions};
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
@@ -279,8 +279,13 @@ fn execute(job: &QuantizeJob<'_>, ledger_path: &Path) -> Result<Vec<QuantizeReco
     let ledger = Ledger::open(ledger_path)?.without_sync();
     let mut graph = Graph::default();
     quantize_units::add_quantize(&mut graph, job);
-    let executor =
-        LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
+    let executor = LocalExecutor {
+        ledger: &ledger,
+        shared: None,
+        retries_per_stage: 0,
+        observer: &|_, _| (),
+        share: Share::Whole,
+    };
     let summary = super::run_graph(&executor, &graph)?;
     let records: Option<Vec<QuantizeRecord>> =
         (0..job.outputs.len()).map(|i| summary.output(&quantize_units::finish_name(i))).collect();

@@ -1,18 +1,24 @@
 //! `day0 release`.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::calibration_flags::CalibrationFlags;
 use super::{Settings, output};
-use crate::base::progress;
+use crate::base::{atomic, env_vars, progress};
+use crate::exec::slurm::ProfileFile;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::quantize::calibration::CalibrationConfig;
 use crate::record::Failure;
+use crate::record::release::ReleaseRecord;
 use crate::record::verdict::exit_code;
-use crate::release::config::{ConfigFile, EngineConfig, Policy};
+use crate::release::config::{ConfigFile, EngineConfig, ExecutorFile, ExecutorName, Policy};
+use crate::release::slurm::SlurmDir;
 use crate::release::{self, Ending, Request};
+use crate::report;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -56,29 +62,124 @@ pub(super) struct Arguments {
     /// Score part of the baseline again on portable kernels and report what changes.
     #[arg(long)]
     noise_floor: bool,
-    /// Print the work graph and run nothing (exit code 10).
+    /// Where the work runs: in this process, or as Slurm jobs (exit code 10 once they are submitted) [default: local; a
+    /// resumed run goes on where it was].
+    #[arg(long, value_parser = ["local", "slurm"])]
+    executor: Option<String>,
+    /// Cluster profile: partition, resources per stage, prologue, container.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Wait for the submitted jobs and return the verdict's exit code.
+    #[arg(long)]
+    wait: bool,
+    /// Write what a CI system shows: junit.xml and summary.md in the run directory, the summary also to the file named by
+    /// GITHUB_STEP_SUMMARY.
+    #[arg(long)]
+    ci: bool,
+    /// Fetch the model and the data of the suites into the caches and stop: for nodes without internet.
+    #[arg(long, conflicts_with_all = ["resume", "plan", "wait", "ci"])]
+    prefetch: bool,
+    /// Print the inputs' digests, the work graph and, for Slurm, the jobs, and run nothing (exit code 10).
     #[arg(long)]
     plan: bool,
+    /// Write the batch scripts of the plan into this directory.
+    #[arg(long, value_name = "DIR", requires = "plan")]
+    scripts: Option<PathBuf>,
 }
 
 /// Read without being asked for, when it is there.
 const DEFAULT_CONFIG: &str = "day0.yaml";
 
 pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failure> {
-    let config = typed_config(&arguments)?;
-    if arguments.plan {
-        for line in release::plan(config.validate()?, settings.threads.clone())? {
+    let mut config = typed_config(&arguments)?;
+    let executor = executor(&arguments, &config.executor.take().unwrap_or_default())?;
+    if arguments.prefetch {
+        for line in release::prefetch(config.validate()?, settings.threads.clone())? {
             output::line(&line);
         }
-        return Ok(exit_code::PLANNED);
+        return Ok(exit_code::ACCEPT);
+    }
+    if arguments.plan {
+        return plan(config, executor, &arguments, settings);
     }
     let say = |line: &str| if settings.json { progress::note(line) } else { output::line(line) };
-    let request =
-        Request { config, out: arguments.out, resume: arguments.resume, threads: settings.threads.clone() };
-    match release::run(request, &say)? {
+    let (out, resume) = (arguments.out, arguments.resume);
+    let request = Request { config, out, resume, threads: settings.threads.clone() };
+    let ending = match executor {
+        Executor::Local => release::run(request, &say)?,
+        Executor::Slurm(profile) => release::slurm::release(request, profile.map(|p| *p), arguments.wait)?,
+    };
+    if let (true, Ending::Closed { record, run, .. }) = (arguments.ci, &ending) {
+        write_for_ci(record, run)?;
+    }
+    end(&ending, settings, &say)
+}
+
+/// Writes `junit.xml` and `summary.md`, and appends the summary where the CI system wants it.
+fn write_for_ci(record: &ReleaseRecord, run: &Path) -> Result<(), Failure> {
+    let summary = report::ci::summary(record);
+    for (name, text) in [("junit.xml", report::ci::junit(record)), ("summary.md", summary.clone())] {
+        let path = run.join(name);
+        atomic::write(&path, text.as_bytes()).map_err(|e| Failure::io(path.display(), &e))?;
+    }
+    let Some(path) = env_vars::get_os(env_vars::GITHUB_STEP_SUMMARY).map(PathBuf::from) else {
+        return Ok(());
+    };
+    let append = || OpenOptions::new().append(true).create(true).open(&path)?.write_all(summary.as_bytes());
+    append().map_err(|e| Failure::io(path.display(), &e))
+}
+
+/// Where the work runs.
+enum Executor {
+    Local,
+    Slurm(Option<Box<ProfileFile>>),
+}
+
+/// The executor that was named; a run that was submitted to Slurm goes on there.
+fn executor(arguments: &Arguments, file: &ExecutorFile) -> Result<Executor, Failure> {
+    let submitted = arguments.resume.as_ref().is_some_and(|run| SlurmDir::at(run).exists());
+    let scripts = arguments.scripts.is_some() || arguments.profile.is_some();
+    let slurm = match (arguments.executor.as_deref(), file.name) {
+        (Some(name), _) => name == "slurm",
+        (None, Some(name)) => name == ExecutorName::Slurm || scripts,
+        (None, None) => submitted || scripts,
+    };
+    if slurm {
+        let profile = arguments.profile.as_deref().or(file.profile.as_deref());
+        return Ok(Executor::Slurm(profile.map(ProfileFile::read).transpose()?.map(Box::new)));
+    }
+    if scripts || arguments.wait {
+        return Err(Failure::config("--profile, --scripts and --wait are for --executor slurm"));
+    }
+    Ok(Executor::Local)
+}
+
+fn plan(
+    config: ConfigFile,
+    executor: Executor,
+    arguments: &Arguments,
+    settings: &Settings,
+) -> Result<u8, Failure> {
+    let (config, threads) = (config.validate()?, &settings.threads);
+    for line in release::plan(config.clone(), threads.clone())? {
+        output::line(&line);
+    }
+    if let Executor::Slurm(profile) = executor {
+        let scripts = arguments.scripts.as_deref();
+        let profile = *profile.unwrap_or_default();
+        for line in release::slurm::describe(config, profile, threads.clone(), scripts)? {
+            output::line(&line);
+        }
+    }
+    Ok(exit_code::PLANNED)
+}
+
+/// Says how a release ended.
+fn end(ending: &Ending, settings: &Settings, say: &dyn Fn(&str)) -> Result<u8, Failure> {
+    match ending {
         Ending::Closed { record, outcome, run } => {
             if settings.json {
-                output::json(&record)?;
+                output::json(record)?;
             }
             say("");
             say(&record.verdict.map_or_else(|| "no verdict".to_owned(), |v| v.to_string()));
@@ -94,9 +195,18 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
             say(&run.display().to_string());
             Ok(outcome.exit_code())
         }
+        Ending::Submitted { run, jobs } => {
+            say(&format!("submitted: {}", jobs.join(", ")));
+            let run = run.display();
+            progress::note(&format!(
+                "follow it with `day0 status {run}`, wait with `day0 release --resume {run} --wait`"
+            ));
+            say(&run.to_string());
+            Ok(exit_code::PLANNED)
+        }
         Ending::Interrupted { signal, run } => {
             progress::note(&format!("interrupted; resume with `day0 release --resume {}`", run.display()));
-            Ok(exit_code::interrupted(signal))
+            Ok(exit_code::interrupted(*signal))
         }
     }
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub use client::EndpointClient;
 pub(crate) use client::ServedModel;
-pub use http::{ApiKey, RetryPolicy};
+pub use http::{ApiKey, Gone, RetryPolicy};
 pub use scorer::EndpointScorer;
 pub(crate) use scorer::read_fingerprint;
 
@@ -46,6 +46,8 @@ pub struct EndpointOptions {
     pub timeout: Duration,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// Set when the server's process ends, where that is known.
+    pub gone: Option<Gone>,
 }
 
 impl EndpointOptions {
@@ -59,6 +61,7 @@ impl EndpointOptions {
             concurrency: 4,
             timeout: Duration::from_secs(600),
             retry: RetryPolicy::default(),
+            gone: None,
         }
     }
 }

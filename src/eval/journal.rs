@@ -27,6 +27,25 @@ struct Line {
     digest: Digest,
 }
 
+/// The name of the journal; a process that works beside others appends to `items-<its own name>.jsonl`, because not
+/// every shared file system appends atomically.
+pub const JOURNAL: &str = "items";
+
+/// The journals of all processes in the directory of `path`.
+fn parts(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let Some(dir) = path.parent().filter(|dir| dir.is_dir()) else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(JOURNAL) && name.ends_with(".jsonl") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// The outcomes so far, in a file.
 #[derive(Debug)]
 pub struct Journal {
@@ -45,13 +64,14 @@ impl Journal {
     /// Opens the journal at `path`, or begins it. `arm` identifies who answers and `engine` what it says of itself:
     /// outcomes of another arm or engine in the file are passed over.
     pub fn open(path: &Path, arm: &str, engine: &EngineIdentity) -> std::io::Result<Self> {
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
+        let (mut text, mut torn) = (Vec::new(), false);
+        for part in parts(path)? {
+            text.extend(std::fs::read(&part)?);
+            torn |= part.file_name() == path.file_name() && text.last().is_some_and(|last| *last != b'\n');
+            text.push(b'\n');
+        }
         let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-        if text.last().is_some_and(|last| *last != b'\n') {
+        if torn {
             // A kill left half a line; what follows must not become part of it.
             file.write_all(b"\n")?;
         }
@@ -87,12 +107,15 @@ impl Journal {
         Ok(())
     }
 
-    /// Removes the file: a finished evaluation holds all outcomes in its record.
+    /// Removes the file and those of other processes beside it: a finished evaluation holds all outcomes in its record.
     pub fn remove(path: &Path) -> std::io::Result<()> {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        for part in parts(path)? {
+            match std::fs::remove_file(part) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Where it is.

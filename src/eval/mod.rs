@@ -22,7 +22,7 @@ mod tests;
 
 pub use error::{EvalError, RequestProblem};
 pub use import::{ImportError, ItemText, Run, blank_what_others_lack, item_texts, read_run};
-pub use journal::Journal;
+pub use journal::{JOURNAL, Journal};
 pub use metrics::{aggregate, aggregate_group, argmax, item_values};
 pub use outputs::{OutputInfo, results, sample, write_outputs};
 pub use prepare::{EvalOptions, ItemOrder, prepare};

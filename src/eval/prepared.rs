@@ -37,6 +37,11 @@ impl PreparedItem {
     pub fn num_windows(&self) -> usize {
         self.requests.iter().map(|r| r.windows.len()).sum()
     }
+
+    /// Tokens of all its requests, shared prefixes counted each time.
+    pub fn num_tokens(&self) -> u64 {
+        self.requests.iter().flat_map(|r| &r.windows).map(|w| w.tokens.len() as u64).sum()
+    }
 }
 
 /// A task's items in the order in which they are to be visited.

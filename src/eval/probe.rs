@@ -8,6 +8,7 @@ mod fixed;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::base::digest::Digest;
@@ -34,6 +35,8 @@ pub struct ProbeTarget<'a> {
     pub options: &'a EndpointOptions,
     /// Whether day0 started the engine itself: then the checkpoint it was given is proven.
     pub launched: bool,
+    /// Directory that an engine started from a command was given.
+    pub directory: Option<&'a Path>,
     /// Start attempts made so far, this one included.
     pub attempts: u32,
     /// Command that reproduces the start; empty for endpoints the user named.
@@ -165,6 +168,12 @@ pub fn require_usable(record: &ServeRecord) -> Result<(), ProbeError> {
     }
 }
 
+/// Waits until the endpoint is healthy, refuses, or the time is over.
+pub fn wait(options: &EndpointOptions, timeout: Duration) -> ProbeResult {
+    EndpointClient::new(options)
+        .map_or_else(|e| down(None, chain(&e)), |client| wait_until_healthy(&client, timeout))
+}
+
 fn empty_record(target: &ProbeTarget<'_>) -> ServeRecord {
     ServeRecord {
         schema_version: SCHEMA_VERSION,
@@ -180,6 +189,8 @@ fn empty_record(target: &ProbeTarget<'_>) -> ServeRecord {
         fingerprint: None,
         stayed_up: None,
         speed: None,
+        contradiction: None,
+        process: None,
         log_excerpt: String::new(),
         command: target.command.clone(),
         provenance: target.provenance.clone(),
@@ -193,19 +204,28 @@ fn down(status: Option<u16>, detail: String) -> ProbeResult {
 /// Asks until the engine is healthy, refuses, or the time is over.
 fn wait_until_healthy(client: &EndpointClient, timeout: Duration) -> ProbeResult {
     let start = Instant::now();
+    let mut waited = false;
     loop {
         let error = match client.health() {
             Ok(path) => {
-                let detail = format!("{path} answers after {:.1} s", start.elapsed().as_secs_f64());
+                // An engine that is up leaves no time in the record: the record of the next run is the same.
+                let seconds = start.elapsed().as_secs_f64();
+                let detail = if waited {
+                    format!("{path} answers after {seconds:.1} s")
+                } else {
+                    format!("{path} answers")
+                };
                 return ProbeResult { ok: true, status: Some(200), detail };
             }
             Err(error) => error,
         };
         // An engine that is starting refuses connections or answers 5xx; anything else will not change.
-        if !error.retryable || start.elapsed() >= timeout || interrupt::received().is_some() {
+        let stop = start.elapsed() >= timeout || client.is_gone() || interrupt::received().is_some();
+        if !error.retryable || stop {
             let detail = format!("{} after {:.1} s", error.message, start.elapsed().as_secs_f64());
             return down(error.status, detail);
         }
+        waited = true;
         std::thread::sleep(POLL_INTERVAL);
     }
 }
@@ -217,6 +237,7 @@ fn examine(target: &ProbeTarget<'_>, client: &EndpointClient, record: &mut Serve
         Err(e) => return give_up(record, refused(e.status()), chain(&e)),
     };
     record.identity = Some(checks::identity(target, &model));
+    record.contradiction = checks::contradiction(target, &model);
     if let (Some(theirs), Some(ours)) = (&model.tokenizer_digest, target.tokenizer_digest)
         && theirs != ours
     {

@@ -16,6 +16,8 @@ pub struct Node<'a> {
     pub always: bool,
     /// Whether its output may be reused by other runs through the shared ledger.
     pub shared: bool,
+    /// What it costs beside the other nodes of its stage: tokens, or bytes. 0: next to nothing.
+    pub cost: u64,
     /// The work.
     pub unit: Box<dyn Unit + 'a>,
 }

@@ -2,21 +2,42 @@
 //!
 //! Appends happen under an exclusive file lock and end with a newline; a kill can leave one torn line, which counts as
 //! not written. A `done` line carries the digest of its output, so a damaged line is work to do again, never a result.
+//!
+//! # Shared file systems
+//!
+//! Everything rests on one exclusive lock a file (`flock`) and on renames within a directory, both of which hold
+//! between nodes on
+//!
+//! - NFS 3 and 4: Linux sends `flock` to the server as a byte-range lock (unless mounted `local_lock=flock` or
+//!   `nolock`), and taking it discards cached pages, so a reader under the lock sees what the last writer wrote.
+//! - Lustre mounted with `-o flock`. With `-o localflock` a lock holds on one node only: two nodes may then own one
+//!   unit, which costs work but no correctness (equal keys, equal outputs), and lines may overwrite each other, which
+//!   makes their units run again. A mount without either refuses locks, and so does the ledger.
+//! - GPFS and BeeGFS with locks enabled.
+//!
+//! A lease is a time, so clocks may differ between nodes by less than its length minus the heartbeat
+//! ([`super::lease::LEASE_SECONDS`]). A compaction replaces the file by rename; who has the old one open notices under
+//! the lock and opens the new one.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::lease::{LEASE_SECONDS, Lease, Owner};
+use super::entry::{Entry, State};
+use super::history::UnitHistory;
+use super::lease::{LEASE_SECONDS, Owner};
 use super::unit::{Flow, UnitKey};
-use crate::base::clock;
 use crate::base::digest::Digest;
+use crate::base::{atomic, clock};
 use crate::record::{Classified, Failure, FailureClass};
+
+/// A ledger with fewer obsolete bytes than this is left as it is.
+const COMPACT_BYTES: u64 = 64 << 10;
 
 /// A ledger that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -72,42 +93,13 @@ pub enum Claim {
     Busy(Owner),
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-enum Entry {
-    Claim {
-        key: UnitKey,
-        unit: String,
-        owner: Owner,
-        expires: u64,
-    },
-    Release {
-        key: UnitKey,
-        owner: Owner,
-    },
-    Failed {
-        key: UnitKey,
-        unit: String,
-        failure: Failure,
-        at: String,
-    },
-    Done {
-        key: UnitKey,
-        unit: String,
-        output: Value,
-        digest: Digest,
-        flow: Flow,
-        elapsed_s: f64,
-        reused: bool,
-    },
-}
-
-#[derive(Default)]
-struct State {
-    read_up_to: u64,
-    done: BTreeMap<UnitKey, Done>,
-    leases: BTreeMap<UnitKey, Lease>,
-    damaged_lines: usize,
+/// What a ledger says at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// What became of every unit.
+    pub units: BTreeMap<UnitKey, UnitHistory>,
+    /// Units that a living process owns.
+    pub running: BTreeMap<UnitKey, Owner>,
 }
 
 /// An open ledger. Cheap to share; safe to use from several threads and processes.
@@ -152,28 +144,39 @@ impl Ledger {
 
     /// Asks for a unit: it is done, granted to this process, or owned by a living other.
     pub fn claim(&self, key: &UnitKey, unit: &str) -> Result<Claim, LedgerError> {
-        self.locked(|file, state| {
-            if let Some(done) = state.done.get(key) {
-                return Ok(Claim::Done(done.clone()));
-            }
-            if let Some(lease) = state.leases.get(key)
-                && lease.owner != self.owner
-                && !lease.is_stale()
-            {
-                return Ok(Claim::Busy(lease.owner.clone()));
-            }
-            self.append(file, &self.claim_entry(key, unit))?;
-            Ok(Claim::Granted)
+        self.locked(|file, state| match state.done.get(key) {
+            Some(done) => Ok(Claim::Done(done.clone())),
+            None => self.grant(file, state, key, unit),
         })
     }
 
-    /// Renews the lease of a unit that this process owns.
-    pub fn renew(&self, key: &UnitKey, unit: &str) -> Result<(), LedgerError> {
-        self.locked(|file, _| self.append(file, &self.claim_entry(key, unit)))
+    /// Asks for a unit whose result, if it has one, no longer holds.
+    pub fn claim_again(&self, key: &UnitKey, unit: &str) -> Result<Claim, LedgerError> {
+        self.locked(|file, state| self.grant(file, state, key, unit))
     }
 
-    /// Records a unit as done.
-    pub fn finish(&self, key: &UnitKey, unit: &str, done: &Done) -> Result<(), LedgerError> {
+    fn grant(&self, file: &mut File, state: &State, key: &UnitKey, unit: &str) -> Result<Claim, LedgerError> {
+        if let Some(lease) = state.leases.get(key)
+            && lease.owner != self.owner
+            && !lease.is_stale()
+        {
+            return Ok(Claim::Busy(lease.owner.clone()));
+        }
+        self.append(file, &self.claim_entry(key, unit))?;
+        Ok(Claim::Granted)
+    }
+
+    /// Renews the lease of a unit that this process owns. A unit that another process took over meanwhile is not taken
+    /// back.
+    pub fn renew(&self, key: &UnitKey, unit: &str) -> Result<(), LedgerError> {
+        self.locked(|file, state| {
+            if self.owns(state, key) { self.append(file, &self.claim_entry(key, unit)) } else { Ok(()) }
+        })
+    }
+
+    /// Records a unit as done. `false`: this process held no lease any more and another has taken the unit over, whose
+    /// result will count; nothing was recorded.
+    pub fn finish(&self, key: &UnitKey, unit: &str, done: &Done) -> Result<bool, LedgerError> {
         let json = |source| LedgerError::Json { path: self.path.clone(), source };
         let entry = Entry::Done {
             key: key.clone(),
@@ -184,7 +187,51 @@ impl Ledger {
             elapsed_s: done.elapsed_s,
             reused: done.reused,
         };
-        self.locked(|file, _| self.append(file, &entry))
+        self.locked(|file, state| {
+            if state.leases.get(key).is_some_and(|l| l.owner != self.owner && !l.is_stale()) {
+                return Ok(false);
+            }
+            self.append(file, &entry)?;
+            Ok(true)
+        })
+    }
+
+    fn owns(&self, state: &State, key: &UnitKey) -> bool {
+        state.leases.get(key).is_some_and(|lease| lease.owner == self.owner)
+    }
+
+    /// What a ledger says at this moment, read without a lock and without write access. `None`: there is none.
+    pub fn snapshot(path: &Path) -> Result<Option<Snapshot>, LedgerError> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(LedgerError::Io { path: path.to_path_buf(), source }),
+        };
+        let complete = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+        let mut state = State::default();
+        state.read(&bytes[..complete]);
+        let living = state.leases.iter().filter(|(_, lease)| !lease.is_stale());
+        let running = living.map(|(key, lease)| (key.clone(), lease.owner.clone())).collect();
+        Ok(Some(Snapshot { units: state.history, running }))
+    }
+
+    /// What became of every unit so far, by key.
+    pub fn history(&self) -> Result<BTreeMap<UnitKey, UnitHistory>, LedgerError> {
+        self.locked(|_, state| Ok(state.history.clone()))
+    }
+
+    /// Drops the lines that say nothing any more (claims, renewals, results that were replaced) where they are more than
+    /// half of a ledger worth the trouble. Safe while others work with it.
+    pub fn compact(&self) -> Result<(), LedgerError> {
+        let io = |source| LedgerError::Io { path: self.path.clone(), source };
+        self.locked(|_, state| {
+            if state.obsolete_bytes < COMPACT_BYTES || state.obsolete_bytes < state.read_up_to / 2 {
+                return Ok(());
+            }
+            let text =
+                state.compacted().map_err(|source| LedgerError::Json { path: self.path.clone(), source })?;
+            atomic::write(&self.path, &text).map_err(io)
+        })
     }
 
     /// Records that a unit failed and gives it back.
@@ -229,12 +276,29 @@ impl Ledger {
         let io = |source| LedgerError::Io { path: self.path.clone(), source };
         let mut guard = self.guard();
         let (file, state) = &mut *guard;
-        file.lock().map_err(io)?;
+        self.lock(file, state).map_err(io)?;
         let result = catch_up(file, state).map_err(io).and_then(|()| work(file, state));
         let caught_up = catch_up(file, state).map_err(io);
         file.unlock().map_err(io)?;
         caught_up?;
         result
+    }
+
+    /// Locks the file that has the ledger's name: one that a compaction replaced is exchanged for the new one.
+    fn lock(&self, file: &mut File, state: &mut State) -> std::io::Result<()> {
+        loop {
+            file.lock()?;
+            let (held, named) = (file.metadata()?, std::fs::metadata(&self.path));
+            match named {
+                Ok(named) if (named.dev(), named.ino()) == (held.dev(), held.ino()) => return Ok(()),
+                // A ledger that was removed is nobody's any more; what this process writes goes on in its own.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
+            *file = OpenOptions::new().read(true).append(true).open(&self.path)?;
+            *state = State::default();
+        }
     }
 
     fn append(&self, file: &mut File, entry: &Entry) -> Result<(), LedgerError> {
@@ -268,123 +332,10 @@ fn catch_up(file: &mut File, state: &mut State) -> std::io::Result<()> {
     file.read_to_end(&mut bytes)?;
     let complete = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
     state.read_up_to += complete as u64;
-    for line in bytes[..complete].split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-        match serde_json::from_slice::<Entry>(line) {
-            Ok(entry) => apply(state, entry),
-            Err(_) => state.damaged_lines += 1,
-        }
-    }
+    state.read(&bytes[..complete]);
     Ok(())
 }
 
-fn apply(state: &mut State, entry: Entry) {
-    match entry {
-        Entry::Claim { key, owner, expires, .. } => {
-            state.leases.insert(key, Lease { owner, expires });
-        }
-        Entry::Release { key, owner } => {
-            if state.leases.get(&key).is_some_and(|l| l.owner == owner) {
-                state.leases.remove(&key);
-            }
-        }
-        Entry::Failed { .. } => {}
-        Entry::Done { key, output, digest, flow, elapsed_s, reused, .. } => {
-            if Digest::of_json(&output).is_ok_and(|d| d == digest) {
-                state.leases.remove(&key);
-                state.done.insert(key, Done { output, flow, elapsed_s, reused });
-            } else {
-                state.damaged_lines += 1;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::super::unit::KeyBuilder;
-    use super::*;
-
-    fn key(name: &str) -> UnitKey {
-        KeyBuilder::new("test/1").part("name", name).finish()
-    }
-
-    fn done(value: i64) -> Done {
-        Done {
-            output: serde_json::json!({ "value": value, "x": 0.1 }),
-            flow: Flow::Continue,
-            elapsed_s: 0.5,
-            reused: false,
-        }
-    }
-
-    #[test]
-    fn done_survives_reopening() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ledger.jsonl");
-        let ledger = Ledger::open(&path).unwrap();
-        assert_eq!(ledger.claim(&key("a"), "a").unwrap(), Claim::Granted);
-        ledger.finish(&key("a"), "a", &done(7)).unwrap();
-        drop(ledger);
-        let again = Ledger::open(&path).unwrap();
-        assert_eq!(again.claim(&key("a"), "a").unwrap(), Claim::Done(done(7)));
-        assert_eq!(again.done(&key("b")).unwrap(), None);
-    }
-
-    #[test]
-    fn torn_and_damaged_lines_are_work_to_do_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ledger.jsonl");
-        let ledger = Ledger::open(&path).unwrap();
-        ledger.finish(&key("a"), "a", &done(7)).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        // A changed result, then a line cut off in the middle.
-        let damaged = text.replace(":7", ":8") + &text[..text.len() / 2];
-        std::fs::write(&path, damaged).unwrap();
-        let again = Ledger::open(&path).unwrap();
-        assert_eq!(again.done(&key("a")).unwrap(), None);
-        again.finish(&key("b"), "b", &done(1)).unwrap();
-        let third = Ledger::open(&path).unwrap();
-        assert_eq!(third.done(&key("b")).unwrap(), Some(done(1)));
-        assert_eq!(third.damaged_lines(), 2);
-    }
-
-    #[test]
-    fn a_living_owner_keeps_its_unit_and_a_dead_one_loses_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ledger.jsonl");
-        let entry = |owner: Owner, expires: u64| {
-            let e = Entry::Claim { key: key("a"), unit: "a".to_owned(), owner, expires };
-            serde_json::to_string(&e).unwrap() + "\n"
-        };
-        let later = clock::unix_seconds() + 60;
-        let elsewhere = Owner { host: "elsewhere".to_owned(), pid: 1, started: 1 };
-        let dead = Owner { started: 1, ..Owner::current() };
-        let cases = [(elsewhere.clone(), later, true), (elsewhere, 1, false), (dead, later, false)];
-        for (owner, expires, busy) in cases {
-            std::fs::write(&path, entry(owner.clone(), expires)).unwrap();
-            let claim = Ledger::open(&path).unwrap().claim(&key("a"), "a").unwrap();
-            assert_eq!(claim, if busy { Claim::Busy(owner) } else { Claim::Granted });
-        }
-    }
-
-    #[test]
-    fn two_handles_see_each_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ledger.jsonl");
-        let (one, two) = (Ledger::open(&path).unwrap(), Ledger::open(&path).unwrap());
-        one.finish(&key("a"), "a", &done(1)).unwrap();
-        assert_eq!(two.done(&key("a")).unwrap(), Some(done(1)));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("ledger.jsonl");
-            std::fs::write(&path, bytes).unwrap();
-            let ledger = Ledger::open(&path).unwrap();
-            ledger.finish(&key("a"), "a", &done(3)).unwrap();
-            proptest::prop_assert_eq!(Ledger::open(&path).unwrap().done(&key("a")).unwrap(), Some(done(3)));
-        }
-    }
-}
+#[path = "ledger_tests.rs"]
+mod tests;

@@ -15,6 +15,9 @@ use crate::record::{Failure, FailureClass};
 /// A unit that runs this long has its lease renewed.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
+/// How often a unit that another process runs is asked for.
+const POLL: Duration = Duration::from_millis(200);
+
 /// What became of a graph.
 #[derive(Debug, Default)]
 pub struct RunSummary {
@@ -26,6 +29,8 @@ pub struct RunSummary {
     pub stage_seconds: BTreeMap<&'static str, f64>,
     /// Nodes that did not run because an earlier one halted or failed.
     pub skipped: Vec<String>,
+    /// Whether a gate ended the chain.
+    pub halted: bool,
     /// The first failure, with the node's name.
     pub failure: Option<(String, Failure)>,
     /// Signal that stopped the run.
@@ -33,6 +38,15 @@ pub struct RunSummary {
 }
 
 impl RunSummary {
+    fn take(&mut self, node: &Node<'_>, done: Done) {
+        *self.stage_seconds.entry(node.stage).or_default() += done.elapsed_s;
+        if done.reused {
+            self.reused.insert(node.name.clone());
+        }
+        self.halted |= done.flow == Flow::Halt;
+        self.outputs.insert(node.name.clone(), done.output);
+    }
+
     /// The output of node `name`, if it is done and of this type.
     pub fn output<T: serde::de::DeserializeOwned>(&self, name: &str) -> Option<T> {
         T::deserialize(self.outputs.get(name)?).ok()
@@ -55,6 +69,18 @@ pub struct LocalExecutor<'a> {
     pub retries_per_stage: usize,
     /// Told of every node that is done, in order.
     pub observer: &'a (dyn Fn(&Node<'_>, &Done) + Sync),
+    /// Which nodes this process runs.
+    pub share: Share<'a>,
+}
+
+/// How much of a graph a process runs.
+#[derive(Debug, Clone, Copy)]
+pub enum Share<'a> {
+    /// All of it. A unit that another process runs is a fault: nobody else should be there.
+    Whole,
+    /// Only the nodes with these names, beside other processes: results of all others are taken from the ledger as they
+    /// are, and a unit that another process runs is waited for.
+    Part(&'a BTreeSet<String>),
 }
 
 impl Executor for LocalExecutor<'_> {
@@ -68,6 +94,15 @@ impl Executor for LocalExecutor<'_> {
                 summary.skipped.push(node.name.clone());
                 continue;
             }
+            if let Share::Part(names) = self.share
+                && !names.contains(&node.name)
+            {
+                if let Some(done) = self.ledger.done(node.unit.key())? {
+                    stopped |= done.flow == Flow::Halt;
+                    summary.take(node, done);
+                }
+                continue;
+            }
             let ready = node.after.iter().all(|name| summary.outputs.contains_key(name));
             if !node.always && (stopped || !ready) {
                 summary.skipped.push(node.name.clone());
@@ -76,12 +111,8 @@ impl Executor for LocalExecutor<'_> {
             match self.run_node(node, &summary.outputs, &mut retries)? {
                 Ok(done) => {
                     stopped |= done.flow == Flow::Halt;
-                    *summary.stage_seconds.entry(node.stage).or_default() += done.elapsed_s;
                     (self.observer)(node, &done);
-                    if done.reused {
-                        summary.reused.insert(node.name.clone());
-                    }
-                    summary.outputs.insert(node.name.clone(), done.output);
+                    summary.take(node, done);
                 }
                 Err(failure) => {
                     stopped = true;
@@ -101,8 +132,12 @@ impl LocalExecutor<'_> {
         outputs: &BTreeMap<String, Value>,
         retries: &mut BTreeMap<&'static str, usize>,
     ) -> Result<Result<Done, Failure>, Failure> {
-        if let Some(done) = self.find_done(node)? {
-            return Ok(Ok(done));
+        match self.find_done(node) {
+            Ok(Some(done)) => return Ok(Ok(done)),
+            Ok(None) => {}
+            // A signal while waiting stops the run, not the ledger.
+            Err(failure) if failure.signal.is_some() => return Ok(Err(failure)),
+            Err(failure) => return Err(failure),
         }
         loop {
             let start = Instant::now();
@@ -111,7 +146,13 @@ impl LocalExecutor<'_> {
                     let elapsed_s = start.elapsed().as_secs_f64();
                     let private = output.private;
                     let done = Done { output: output.value, flow: output.flow, elapsed_s, reused: false };
-                    self.ledger.finish(node.unit.key(), &node.name, &done)?;
+                    if !self.ledger.finish(node.unit.key(), &node.name, &done)? {
+                        progress::note(&format!("{}: another process took this unit over", node.name));
+                        if let Some(theirs) = self.find_done(node)? {
+                            return Ok(Ok(theirs));
+                        }
+                        continue;
+                    }
                     if let Some(shared) = self.shared.filter(|_| node.shared && !private) {
                         shared.finish(node.unit.key(), &node.name, &done)?;
                     }
@@ -136,17 +177,28 @@ impl LocalExecutor<'_> {
     /// The node's result from an earlier run, if it still holds; otherwise the unit is ours.
     fn find_done(&self, node: &Node<'_>) -> Result<Option<Done>, Failure> {
         let key = node.unit.key();
-        match self.ledger.claim(key, &node.name)? {
-            Claim::Done(done) if node.unit.verify(&done.output) => return Ok(Some(done)),
-            Claim::Done(_) | Claim::Granted => {}
-            Claim::Busy(owner) => {
-                let message = format!(
-                    "unit '{}' is being run by process {} on host {}",
-                    node.name, owner.pid, owner.host
-                );
-                let failure = Failure::new(FailureClass::InfraTransient, message);
+        let mut announced = false;
+        loop {
+            let claim = match self.ledger.claim(key, &node.name)? {
+                Claim::Done(done) if node.unit.verify(&done.output) => return Ok(Some(done)),
+                Claim::Done(_) => self.ledger.claim_again(key, &node.name)?,
+                claim => claim,
+            };
+            let Claim::Busy(owner) = claim else { break };
+            let whose =
+                format!("unit '{}' is being run by process {} on {}", node.name, owner.pid, owner.place());
+            if matches!(self.share, Share::Whole) {
+                let failure = Failure::new(FailureClass::InfraTransient, whose);
                 return Err(failure.with_hint("wait for that process, or stop it and resume"));
             }
+            if let Some(signal) = interrupt::received() {
+                return Err(Failure::interrupted(signal));
+            }
+            if !announced {
+                progress::note(&format!("{whose}; waiting for it"));
+                announced = true;
+            }
+            std::thread::sleep(POLL);
         }
         let Some(shared) = self.shared.filter(|_| node.shared) else { return Ok(None) };
         let Some(mut done) = shared.done(key)?.filter(|d| node.unit.verify(&d.output)) else {
@@ -195,6 +247,7 @@ mod tests {
             after: after.iter().map(|s| (*s).to_owned()).collect(),
             always: false,
             shared: true,
+            cost: 0,
             unit: Box::new(FnUnit::new(KeyBuilder::new("test/1").part("name", name).finish(), move |_| {
                 result(runs.fetch_add(1, Ordering::SeqCst))
             })),
@@ -220,6 +273,7 @@ mod tests {
                 shared: Some(&shared),
                 retries_per_stage: 0,
                 observer: &|_, _| (),
+                share: Share::Whole,
             };
             let summary = executor.run(&graph).unwrap();
             assert_eq!(summary.outputs.len(), 2);
@@ -237,11 +291,52 @@ mod tests {
         graph.add(node("next", &["gate"], &runs, ok));
         graph.add(Node { always: true, ..node("closeout", &[], &runs, ok) });
         let ledger = Ledger::open(&dir.path().join("l")).unwrap();
-        let executor =
-            LocalExecutor { ledger: &ledger, shared: None, retries_per_stage: 0, observer: &|_, _| () };
+        let executor = LocalExecutor {
+            ledger: &ledger,
+            shared: None,
+            retries_per_stage: 0,
+            observer: &|_, _| (),
+            share: Share::Whole,
+        };
         let summary = executor.run(&graph).unwrap();
         assert_eq!(summary.skipped, ["next"]);
         assert_eq!(summary.outputs.len(), 2);
+    }
+
+    #[test]
+    fn two_parts_of_a_graph_share_its_units() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = AtomicUsize::new(0);
+        let slow = |_| {
+            std::thread::sleep(Duration::from_millis(50));
+            Output::of(&1)
+        };
+        let mut graph = Graph::default();
+        graph.add(node("both", &[], &runs, slow));
+        graph.add(node("left", &["both"], &runs, ok));
+        graph.add(node("right", &["both"], &runs, ok));
+        graph.add(node("end", &["left", "right"], &runs, ok));
+        let run = |names: &[&str]| {
+            let part: BTreeSet<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            let ledger = Ledger::open(&dir.path().join("l")).unwrap();
+            let executor = LocalExecutor {
+                ledger: &ledger,
+                shared: None,
+                retries_per_stage: 0,
+                observer: &|_, _| (),
+                share: Share::Part(&part),
+            };
+            executor.run(&graph).unwrap()
+        };
+        assert_eq!(run(&["end"]).skipped, ["end"], "what others have not done yet cannot be used");
+        std::thread::scope(|scope| {
+            let left = scope.spawn(|| run(&["both", "left"]));
+            assert!(run(&["both", "right"]).failure.is_none());
+            assert!(left.join().unwrap().failure.is_none());
+        });
+        assert_eq!(run(&["end"]).outputs.len(), 4);
+        // Two handles of one process are one owner, so the shared unit may have run twice, but no other.
+        assert!(matches!(runs.load(Ordering::SeqCst), 4 | 5));
     }
 
     #[test]
@@ -258,6 +353,7 @@ mod tests {
                 shared: None,
                 retries_per_stage: budget,
                 observer: &|_, _| (),
+                share: Share::Whole,
             };
             assert_eq!(executor.run(&graph).unwrap().failure.is_none(), succeeds);
         }

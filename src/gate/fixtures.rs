@@ -89,6 +89,8 @@ pub(super) fn served() -> ServeRecord {
         }),
         stayed_up: Some(ok),
         speed: None,
+        contradiction: None,
+        process: None,
         log_excerpt: "last line".into(),
         command: "day0 serve candidate".into(),
         provenance: provenance(),

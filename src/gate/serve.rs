@@ -37,7 +37,11 @@ pub(super) fn is_refusal(status: Option<u16>) -> bool {
 
 /// What a finding is about: the endpoint's address, or the engine that day0 started, whose port says nothing.
 fn place(record: &ServeRecord) -> &str {
-    if record.launched { "the built-in engine" } else { &record.url }
+    match (record.launched, &record.process) {
+        (true, None) => "the built-in engine",
+        (true, Some(_)) => "the launched engine",
+        (false, _) => &record.url,
+    }
 }
 
 fn unhealthy(check: &str, record: &ServeRecord, probe: &ProbeResult) -> Finding {
@@ -75,6 +79,9 @@ fn identity(out: &mut Collector, record: &ServeRecord) {
     let failure =
         |subject: &str| Finding::new(GateName::Serve, "identity", FailureClass::ComparabilityFailed, subject);
     let expected = &record.expected_digest;
+    if let Some(contradiction) = &record.contradiction {
+        out.add(failure("engine").observed(contradiction));
+    }
     match &record.identity {
         None => out.add(failure("engine").observed("does not say what it serves")),
         Some(identity) => match &identity.checkpoint_digest {
@@ -142,6 +149,13 @@ fn stayed_up(out: &mut Collector, record: &ServeRecord) {
         ),
         Some(probe) => out.add(unhealthy("stayed_up", record, probe)),
     }
+    if record.process.as_ref().is_some_and(|process| process.restarts > 0) {
+        out.add(
+            out.finding("stayed_up", FailureClass::DeploymentHealthFailed, place(record))
+                .observed("ended by itself and was started again")
+                .as_note(),
+        );
+    }
     out.check("stayed_up", json!({"probe": record.stayed_up}));
 }
 
@@ -191,6 +205,7 @@ mod tests {
         let comparability = Some(FailureClass::ComparabilityFailed);
         assert_eq!(class(|r| r.identity = None), comparability);
         assert_eq!(class(|r| r.expected_digest = Digest::of(b"another")), comparability);
+        assert_eq!(class(|r| r.contradiction = Some("it serves /other".to_owned())), comparability);
         assert_eq!(class(|r| r.identity.as_mut().unwrap().identity_proven = false), None);
         assert_eq!(class(|r| r.identity.as_mut().unwrap().checkpoint_digest = None), None);
     }

@@ -52,7 +52,22 @@ fn files(run: &Path) -> Result<Vec<String>, Failure> {
 }
 
 /// Files beside the index, which names all others.
-const UNINDEXED: [&str; 5] = ["run.json", "release.json", "report.md", "events.jsonl", "ledger.jsonl"];
+const UNINDEXED: [&str; 7] = [
+    "run.json",
+    "release.json",
+    "report.md",
+    "events.jsonl",
+    "ledger.jsonl",
+    // For a CI system, written after the index.
+    "junit.xml",
+    "summary.md",
+];
+
+/// Whether a file of a run directory belongs there without being named by the index: scripts, logs and exit codes of jobs
+/// and engines say where and when the run ran, not what it found.
+pub fn is_unindexed(file: &str) -> bool {
+    UNINDEXED.contains(&file) || file.starts_with("slurm/") || file.ends_with(".log")
+}
 
 /// Temporary files, and, once there is an index, files that it does not name and names without a file.
 fn orphans(run: &Path, files: &[String]) -> Result<Vec<String>, Failure> {
@@ -63,7 +78,7 @@ fn orphans(run: &Path, files: &[String]) -> Result<Vec<String>, Failure> {
         let index: Value = json::read(&index)?;
         let indexed: BTreeSet<&str> =
             index["artifacts"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
-        let known = |f: &&String| indexed.contains(f.as_str()) || UNINDEXED.contains(&f.as_str());
+        let known = |f: &&String| indexed.contains(f.as_str()) || is_unindexed(f);
         found.extend(files.iter().filter(|f| !known(f)).map(|f| format!("{f}: not in release.json")));
         let there: BTreeSet<&str> = files.iter().map(String::as_str).collect();
         found.extend(indexed.difference(&there).map(|f| format!("{f}: in release.json, not there")));

@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::finding::FailureClass;
 use super::verdict::exit_code;
+use crate::base::closest::suggestion;
 
 /// An error that knows what it means for the release.
 pub trait Classified: Error {
@@ -58,6 +59,16 @@ impl Failure {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// YAML called `name` that is not what was expected. `fields` are suggested for a key that is unknown.
+    pub fn yaml(name: &str, error: &serde_yaml_ng::Error, fields: &[&str]) -> Self {
+        let message = error.to_string();
+        let failure = Self::config(format!("{name}: {message}"));
+        match message.split('`').nth(1).filter(|_| message.contains("unknown field")) {
+            Some(field) => failure.with_hint(suggestion(field, fields)),
+            None => failure,
+        }
     }
 
     /// An I/O error on `what`: a full disk is transient, everything else a configuration error.

@@ -47,6 +47,9 @@ pub struct ReleaseRecord {
     pub speed: BTreeMap<String, ServeSpeed>,
     /// Whether the baseline arm's scores came from an earlier run with the same key.
     pub baseline_reused: bool,
+    /// Where the units ran and what was tried again.
+    #[serde(default)]
+    pub execution: Execution,
     /// Artifacts of the run, relative path → digest.
     pub artifacts: BTreeMap<String, crate::base::digest::Digest>,
     /// Origin.
@@ -77,4 +80,42 @@ pub struct StageRecord {
     pub skipped: String,
     /// Duration in seconds.
     pub elapsed_s: f64,
+}
+
+/// Where the units of a run ran and what was tried again. Nothing in it decides anything, and it is the one part of the
+/// record that differs between a local run and one on a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Execution {
+    /// Units and places.
+    pub places: Vec<PlaceRecord>,
+    /// Attempts that gave no result.
+    pub retried: Vec<RetryRecord>,
+}
+
+/// Units that ran in one process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlaceRecord {
+    /// Name of the unit, or what the names of several have in common.
+    pub units: String,
+    /// How many.
+    pub count: usize,
+    /// Node or host.
+    pub place: String,
+    /// Slurm job, with `_N` for a task of an array and `+N` after N restarts; empty for a local run.
+    pub job: String,
+    /// Seconds that they took.
+    pub elapsed_s: f64,
+}
+
+/// An attempt that gave no result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetryRecord {
+    /// Unit.
+    pub unit: String,
+    /// Node or host.
+    pub place: String,
+    /// Slurm job; empty for a local run.
+    pub job: String,
+    /// Why it ended, if anybody knows.
+    pub why: String,
 }

@@ -36,6 +36,12 @@ pub struct ServeRecord {
     /// How fast it answered a short load, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<ServeSpeed>,
+    /// What the engine says of itself that contradicts what it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contradiction: Option<String>,
+    /// The process of an engine that was started from a command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<EngineProcess>,
     /// Last lines of the engine's log, or of the client's errors.
     pub log_excerpt: String,
     /// Command that reproduces the start.
@@ -55,6 +61,19 @@ pub struct ServeSpeed {
     pub ttft_ms_p50: f64,
     /// Median time for each further token in milliseconds.
     pub tpot_ms_p50: f64,
+}
+
+/// A process that serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineProcess {
+    /// Node or host.
+    pub host: String,
+    /// Process id there; also the id of its process group.
+    pub pid: u32,
+    /// How often it was started again after it had been up.
+    pub restarts: u32,
+    /// Name of its log below `serve/`.
+    pub log: String,
 }
 
 /// Result of one probe.

@@ -1,14 +1,16 @@
 //! One arm of the comparison: an engine that serves one checkpoint, started once and torn down.
 //!
 //! The built-in engine is started by the program itself: it is put behind the HTTP server, probed over HTTP like any
-//! other, and scored in process; the probe's fingerprint shows that both give the same numbers. A declared endpoint is
-//! probed and scored over HTTP.
+//! other, and scored in process; the probe's fingerprint shows that both give the same numbers. An engine that is started
+//! from a command and a declared endpoint are probed and scored over HTTP.
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::launch::{EngineCommand, Launched};
 use crate::base::digest::Digest;
 use crate::base::progress;
 use crate::base::threads::Threads;
@@ -17,10 +19,12 @@ use crate::engine::{Engine, EngineOptions};
 use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
-use crate::eval::{Scorer, bench};
+use crate::eval::{ScoreError, Scorer, bench};
+use crate::exec::Owner;
+use crate::exec::triage::Triage;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
-use crate::record::serve::{ProbeResult, ServeRecord, ServeSpeed};
+use crate::record::serve::{EngineProcess, ProbeResult, ServeRecord, ServeSpeed};
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::serve::{Server, ServerHandle, ServerOptions};
 
@@ -76,6 +80,8 @@ pub enum ArmEngine {
         /// What its linear layers multiply.
         dtype: ComputeDtype,
     },
+    /// By an engine that day0 starts from a command.
+    Command(EngineCommand),
     /// By an endpoint that somebody else started.
     Endpoint {
         /// Base URL.
@@ -89,6 +95,8 @@ pub enum ArmEngine {
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Start attempts before an engine counts as failed.
 const ATTEMPTS: u32 = 2;
+/// How often an engine that has ended by itself is started again.
+const RESTARTS: u32 = 1;
 
 /// One arm.
 pub struct Arm {
@@ -99,6 +107,10 @@ pub struct Arm {
     threads: Threads,
     /// Command that reproduces the start.
     command: String,
+    /// Log of an engine that is started from a command.
+    log: PathBuf,
+    /// How often such an engine was started again after it had been up.
+    restarts: AtomicU32,
     running: Mutex<Option<Arc<Running>>>,
 }
 
@@ -112,27 +124,63 @@ pub struct Running {
     /// An endpoint's scorer, once the first wave has needed it.
     remote: Mutex<Option<Arc<dyn Scorer>>>,
     server: Option<ServerHandle>,
+    launched: Option<Mutex<Launched>>,
+}
+
+impl Running {
+    /// Why the engine is not there any more, with the end of its log; `None` while it is, or is not ours to know.
+    fn why_gone(&self) -> Option<(Triage, String)> {
+        let launched = self.launched.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((launched.why_gone()?, launched.excerpt()))
+    }
+
+    /// Gives the end of a process the time to be noticed: its connections may break before.
+    fn settle(&self) {
+        if let Some(launched) = &self.launched {
+            launched.lock().unwrap_or_else(PoisonError::into_inner).settle();
+        }
+    }
+
+    fn stop(&self) {
+        if let Some(server) = &self.server {
+            server.shutdown();
+        }
+        if let Some(launched) = &self.launched {
+            launched.lock().unwrap_or_else(PoisonError::into_inner).stop();
+        }
+    }
 }
 
 impl Arm {
-    /// An arm that is not started.
-    pub fn new(name: ArmName, checkpoint: PathBuf, engine: ArmEngine, threads: Threads) -> Self {
+    /// An arm that is not started. A launched engine's output goes to `log`.
+    pub fn new(
+        name: ArmName,
+        checkpoint: PathBuf,
+        engine: ArmEngine,
+        threads: Threads,
+        log: PathBuf,
+    ) -> Self {
         let command = match &engine {
             ArmEngine::Local { dtype: ComputeDtype::F32 } => format!("day0 serve {}", checkpoint.display()),
             ArmEngine::Local { dtype: ComputeDtype::Bf16 } => {
                 format!("day0 serve --dtype bf16 {}", checkpoint.display())
             }
+            ArmEngine::Command(spec) => spec.command.clone(),
             ArmEngine::Endpoint { url, .. } => format!("curl {url}/health"),
         };
-        Self { name, checkpoint, engine, threads, command, running: Mutex::new(None) }
+        let restarts = AtomicU32::new(0);
+        Self { name, checkpoint, engine, threads, command, log, restarts, running: Mutex::new(None) }
     }
 
     /// What answers score requests; starts the arm if it is not running. An endpoint is watched from `opening` on, which
     /// may be the work of an earlier process: it must still be the engine that was probed then.
     pub fn scorer(&self, opening: &ServeRecord) -> Result<Arc<dyn Scorer>, Failure> {
-        let running = self.start()?;
+        let mut running = self.start()?;
         if let Some(scorer) = &running.local {
             return Ok(Arc::clone(scorer));
+        }
+        if let Some((why, excerpt)) = running.why_gone() {
+            running = self.restart(&why, &excerpt)?;
         }
         let mut slot = running.remote.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(scorer) = &*slot {
@@ -140,7 +188,66 @@ impl Arm {
         }
         let scorer = EndpointScorer::connect(&running.options, opening.identity.clone())?
             .watching(probe::fingerprint_prompts(&*running.tokenizer), opening.fingerprint.clone())?;
+        if running.launched.is_some() {
+            // It may be another process than the one that was probed: of a task beside this one, or before a crash.
+            scorer.confirm().map_err(ScoreError::Engine)?;
+        }
         Ok(Arc::clone(slot.insert(Arc::new(scorer))))
+    }
+
+    /// Starts an engine again that has ended by itself; once.
+    fn restart(&self, why: &Triage, excerpt: &str) -> Result<Arc<Running>, Failure> {
+        if self.restarts.fetch_add(1, Ordering::Relaxed) >= RESTARTS {
+            return Err(self.crashed(why, excerpt));
+        }
+        progress::note(&format!("{} arm: the engine ended ({}); starting it again", self.name, why.what));
+        self.stop();
+        let running = self.start()?;
+        let health = probe::wait(&running.options, self.startup_timeout());
+        match running.why_gone() {
+            Some((why, excerpt)) => Err(self.crashed(&why, &excerpt)),
+            None if !health.ok => {
+                let message =
+                    format!("{} arm: started again, the engine is not healthy: {}", self.name, health.detail);
+                Err(Failure::new(FailureClass::DeploymentHealthFailed, message))
+            }
+            None => Ok(running),
+        }
+    }
+
+    fn crashed(&self, why: &Triage, excerpt: &str) -> Failure {
+        let message = format!(
+            "{} arm: the engine ended again after {RESTARTS} restart ({}); its log ends: {excerpt}",
+            self.name, why.what
+        );
+        Failure::new(FailureClass::DeploymentHealthFailed, message).with_hint(format!(
+            "{}; reproduce with `{}`; the log: {}",
+            why.hint,
+            self.command,
+            self.log.display()
+        ))
+    }
+
+    /// What a failure means, knowing the engine's process: one that has ended twice is no transient fault.
+    pub fn diagnose(&self, failure: Failure) -> Failure {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let settled = running.inspect(|running| running.settle());
+        let Some((why, excerpt)) = settled.and_then(|r| r.why_gone()) else { return failure };
+        if self.restarts.load(Ordering::Relaxed) >= RESTARTS {
+            return self.crashed(&why, &excerpt);
+        }
+        let message = format!(
+            "{} arm: the engine ended while scoring ({}); its log ends: {excerpt}",
+            self.name, why.what
+        );
+        Failure::new(FailureClass::InfraTransient, message).with_hint(why.hint)
+    }
+
+    fn startup_timeout(&self) -> Duration {
+        match &self.engine {
+            ArmEngine::Command(spec) => Duration::from_secs(spec.startup_seconds),
+            _ => STARTUP_TIMEOUT,
+        }
     }
 
     /// What answers score requests of a running endpoint, one prompt at a time; `None` of the built-in engine, whose
@@ -173,6 +280,20 @@ impl Arm {
                     local: None,
                     remote: Mutex::default(),
                     server: None,
+                    launched: None,
+                }
+            }
+            ArmEngine::Command(spec) => {
+                let launched = Launched::start(spec, self.name.as_str(), &self.checkpoint, &self.log)?;
+                let gone = Some(launched.gone.clone());
+                Running {
+                    options: EndpointOptions { gone, ..EndpointOptions::new(&launched.url) },
+                    tokenizer,
+                    expected_digest,
+                    local: None,
+                    remote: Mutex::default(),
+                    server: None,
+                    launched: Some(Mutex::new(launched)),
                 }
             }
             ArmEngine::Local { dtype } => {
@@ -191,6 +312,7 @@ impl Arm {
                     local,
                     remote: Mutex::default(),
                     server: Some(server),
+                    launched: None,
                 }
             }
         };
@@ -207,8 +329,8 @@ impl Arm {
     /// Stops the arm's server, if it was started.
     pub fn stop(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(server) = running.as_ref().and_then(|r| r.server.as_ref()) {
-            server.shutdown();
+        if let Some(running) = running {
+            running.stop();
         }
     }
 
@@ -220,7 +342,8 @@ impl Arm {
             let last = attempts == ATTEMPTS;
             match self.start() {
                 Ok(running) => {
-                    let record = probe::probe(&self.target(&running, attempts, provenance));
+                    let mut record = probe::probe(&self.target(&running, attempts, provenance));
+                    self.describe_process(&running, &mut record);
                     if record.health.ok || last {
                         return Ok(record);
                     }
@@ -253,7 +376,29 @@ impl Arm {
         let running = self.start()?;
         let mut record = opening.clone();
         probe::still_up(&self.target(&running, opening.attempts, provenance), &mut record);
+        self.describe_process(&running, &mut record);
         Ok(record)
+    }
+
+    /// Writes the process of a launched engine into the record, and why it is not healthy.
+    fn describe_process(&self, running: &Running, record: &mut ServeRecord) {
+        let Some(launched) = &running.launched else { return };
+        let launched = launched.lock().unwrap_or_else(PoisonError::into_inner);
+        record.command.clone_from(&launched.command);
+        record.process = Some(EngineProcess {
+            host: Owner::current().place().to_owned(),
+            pid: launched.pid,
+            restarts: self.restarts.load(Ordering::Relaxed),
+            log: launched.log.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        });
+        let probes = [Some(&mut record.health), record.stayed_up.as_mut()];
+        for probe in probes.into_iter().flatten().filter(|probe| !probe.ok) {
+            if let Some(why) = launched.why_gone() {
+                let said = if why.excerpt.is_empty() { String::new() } else { format!(": {}", why.excerpt) };
+                probe.detail = format!("the engine ended ({}{said}); {}", why.what, why.hint);
+            }
+            record.log_excerpt = launched.excerpt();
+        }
     }
 
     fn target<'a>(
@@ -265,10 +410,11 @@ impl Arm {
         ProbeTarget {
             arm: self.name.as_str(),
             options: &running.options,
-            launched: running.server.is_some(),
+            launched: running.server.is_some() || running.launched.is_some(),
+            directory: running.launched.as_ref().map(|_| self.checkpoint.as_path()),
             attempts,
             command: self.command.clone(),
-            startup_timeout: STARTUP_TIMEOUT,
+            startup_timeout: self.startup_timeout(),
             expected_digest: &running.expected_digest,
             text: &*running.tokenizer,
             tokenizer_digest: Some(running.tokenizer.digest()),
@@ -281,10 +427,10 @@ impl Arm {
             schema_version: crate::record::SCHEMA_VERSION,
             arm: self.name.to_string(),
             url: match &self.engine {
-                ArmEngine::Local { .. } => String::new(),
+                ArmEngine::Local { .. } | ArmEngine::Command(_) => String::new(),
                 ArmEngine::Endpoint { url, .. } => url.clone(),
             },
-            launched: matches!(self.engine, ArmEngine::Local { .. }),
+            launched: !matches!(self.engine, ArmEngine::Endpoint { .. }),
             attempts,
             health: ProbeResult { ok: false, status: None, detail: failure.message.clone() },
             expected_digest: Digest::of(b""),
@@ -294,6 +440,8 @@ impl Arm {
             fingerprint: None,
             stayed_up: None,
             speed: None,
+            contradiction: None,
+            process: None,
             log_excerpt: failure.message.clone(),
             command: self.command.clone(),
             provenance: provenance.clone(),

@@ -94,6 +94,7 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         not_tested: not_tested(inputs),
         speed: speeds(summary),
         baseline_reused: summary.reused.iter().any(|n| n.starts_with("score/baseline")),
+        execution: super::execution::execution(run)?,
         artifacts: artifacts(run.path())?,
         provenance: provenance(inputs, summary),
     };
@@ -272,10 +273,9 @@ fn artifacts(run: &Path) -> Result<BTreeMap<String, Digest>, Failure> {
         for entry in std::fs::read_dir(&dir).map_err(|e| Failure::io(dir.display(), &e))? {
             let path = entry.map_err(|e| Failure::io(dir.display(), &e))?.path();
             let name = path.strip_prefix(run).unwrap_or(&path).display().to_string();
-            let skipped = ["ledger.jsonl", "events.jsonl", "run.json", "release.json", "report.md"];
             if path.is_dir() {
                 open.push(path);
-            } else if !skipped.contains(&name.as_str()) {
+            } else if !integrity::is_unindexed(&name) {
                 found.insert(name, artifact_digest(&path)?);
             }
         }
@@ -284,7 +284,10 @@ fn artifacts(run: &Path) -> Result<BTreeMap<String, Digest>, Failure> {
 }
 
 /// Keys whose values are times, places or process details.
-const VOLATILE: [&str; 13] = [
+const VOLATILE: [&str; 16] = [
+    "process",
+    "threads",
+    "execution",
     "timing",
     "setup_s",
     "steps_s",

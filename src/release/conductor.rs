@@ -1,5 +1,6 @@
 //! The conductor: gathers the inputs, runs the chain, closes the run with `release.json` and `report.md`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::arm::ArmName;
@@ -7,13 +8,13 @@ use super::closeout;
 use super::config::{ConfigFile, ReleaseConfig};
 use super::graph::{self, Build, Jobs};
 use super::preflight::Inputs;
-use super::run_dir::RunDir;
+use super::run_dir::{RunDir, RunRecord};
 use super::stage_lines::StageLines;
 use crate::base::interrupt;
 use crate::base::progress;
 use crate::base::threads::Threads;
-use crate::exec::{Executor, Ledger, LocalExecutor, RunSummary};
-use crate::quantize::QuantizePlan;
+use crate::eval::PreparedTask;
+use crate::exec::{Executor, Graph, Ledger, LocalExecutor, RunSummary, Share};
 use crate::record::release::ReleaseRecord;
 use crate::record::{Failure, Outcome};
 
@@ -43,6 +44,13 @@ pub enum Ending {
         /// The run directory.
         run: PathBuf,
     },
+    /// Not yet: jobs will do the work.
+    Submitted {
+        /// The run directory.
+        run: PathBuf,
+        /// The jobs, in words.
+        jobs: Vec<String>,
+    },
     /// By a signal; the run directory resumes.
     Interrupted {
         /// The signal.
@@ -57,7 +65,7 @@ pub enum Ending {
 /// # Errors
 /// Usage and configuration errors, before any stage ran.
 pub fn run(request: Request, say: &(dyn Fn(&str) + Sync)) -> Result<Ending, Failure> {
-    let (run, inputs) = open(request)?;
+    let Existing { run, inputs, .. } = open(request)?;
     run.event("start", "release", &inputs.config.model);
     if let Some(failure) = inputs.impossible() {
         return closeout::infeasible(&run, &inputs, failure);
@@ -67,7 +75,11 @@ pub fn run(request: Request, say: &(dyn Fn(&str) + Sync)) -> Result<Ending, Fail
         Err(failure) => return closeout::infeasible(&run, &inputs, failure),
     };
     let build = Build::new(&inputs, &run);
-    let summary = execute(&build, plan, say)?;
+    let jobs = Jobs::new(&build, plan);
+    let graph = graph::build(&build, &jobs);
+    interrupt::install().map_err(|e| Failure::io("signal handlers", &e))?;
+    run.event("planned", "release", &format!("{} units", graph.nodes().len()));
+    let summary = execute(&build, &graph, say, Share::Whole)?;
     for arm in &build.arms {
         arm.stop();
     }
@@ -78,50 +90,108 @@ pub fn run(request: Request, say: &(dyn Fn(&str) + Sync)) -> Result<Ending, Fail
     closeout::close(&run, &inputs, &summary)
 }
 
-/// The graph of a release as text lines `key stage name`, without running anything.
+/// Fetches everything a release reads into the caches: the model, and the data of its suites. Returns a line for each.
+pub fn prefetch(config: ReleaseConfig, threads: Threads) -> Result<Vec<String>, Failure> {
+    let inputs = Inputs::gather(config, threads)?;
+    let model = &inputs.model;
+    let mut lines = vec![format!("model {}: {} ({})", model.name, model.dir.display(), inputs.source_digest)];
+    let task = |t: &PreparedTask| format!("task {}: {} items ({})", t.name(), t.items.len(), t.digest);
+    lines.extend(inputs.tasks.iter().map(task));
+    Ok(lines)
+}
+
+/// The work graph of a release as text, without running anything: the digests of its inputs, then a line
+/// `key stage name` for each unit.
 pub fn plan(config: ReleaseConfig, threads: Threads) -> Result<Vec<String>, Failure> {
     let inputs = Inputs::gather(config, threads)?;
+    let mut lines: Vec<String> =
+        inputs.provenance().inputs.iter().map(|(name, digest)| format!("{name:<10} {digest}")).collect();
+    lines.extend(inputs.tasks.iter().map(|task| format!("task       {}  {}", task.digest, task.name())));
+    let units = |graph: &Graph<'_>| {
+        Ok(graph.nodes().iter().map(|n| format!("{}  {:<9} {}", n.unit.key(), n.stage, n.name)).collect())
+    };
+    lines.extend(with_graph::<Vec<String>>(&inputs, &units)?);
+    Ok(lines)
+}
+
+/// Gives the graph of a release that is only planned to `work`.
+pub(super) fn with_graph<T>(
+    inputs: &Inputs,
+    work: &dyn Fn(&Graph<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     if let Some(failure) = inputs.impossible() {
         return Err(failure.clone());
     }
     let plan = inputs.plan.as_ref().map_err(Clone::clone)?;
     // Nothing is created: the directory only names where the artifacts would go.
     let run = RunDir::planned(Path::new("runs/planned"));
-    let build = Build::new(&inputs, &run);
+    let build = Build::new(inputs, &run);
     let jobs = Jobs::new(&build, plan);
-    let graph = graph::build(&build, &jobs);
-    Ok(graph.nodes().iter().map(|n| format!("{}  {:<9} {}", n.unit.key(), n.stage, n.name)).collect())
+    work(&graph::build(&build, &jobs))
 }
 
-fn open(request: Request) -> Result<(RunDir, Inputs), Failure> {
-    if let Some(path) = &request.resume {
+/// A run directory with the inputs it was begun with.
+pub struct Existing {
+    /// The directory.
+    pub run: RunDir,
+    /// What it was asked to do.
+    pub record: RunRecord,
+    /// Its inputs.
+    pub inputs: Inputs,
+}
+
+impl Existing {
+    /// The run at `path`, which other processes may be working on.
+    pub fn join(path: &Path, threads: Threads) -> Result<Self, Failure> {
+        let (run, record) = RunDir::join_existing(path)?;
+        Self::checked(run, record, threads)
+    }
+
+    /// The run at `path`, which nobody else works on: what killed processes left half-written is removed.
+    fn take(path: &Path, threads: Threads) -> Result<Self, Failure> {
         let (run, record) = RunDir::open(path)?;
+        Self::checked(run, record, threads)
+    }
+
+    fn checked(run: RunDir, record: RunRecord, threads: Threads) -> Result<Self, Failure> {
         let config = ConfigFile::read(&run.config())?.validate()?;
-        let inputs = Inputs::gather(config, request.threads)?;
+        let inputs = Inputs::gather(config, threads)?;
         let digest = inputs.digest();
         if digest != record.input_digest {
             let message = format!(
                 "{}: the inputs changed since the run began (digest {}, now {})",
-                path.display(),
+                run.path().display(),
                 record.input_digest.short(12),
                 digest.short(12)
             );
             return Err(Failure::config(message)
                 .with_hint("start a new run; results of other inputs are never mixed"));
         }
-        return Ok((run, inputs));
+        Ok(Self { run, record, inputs })
     }
-    let inputs = Inputs::gather(request.config.validate()?, request.threads)?;
-    let run = RunDir::create(request.out.as_deref(), &inputs.digest(), &inputs.config)?;
-    Ok((run, inputs))
+
+    /// A new run directory.
+    pub fn create(config: ConfigFile, out: Option<&Path>, threads: Threads) -> Result<Self, Failure> {
+        let inputs = Inputs::gather(config.validate()?, threads)?;
+        let (run, record) = RunDir::create(out, &inputs.digest(), &inputs.config)?;
+        Ok(Self { run, record, inputs })
+    }
 }
 
-fn execute<'a>(
+fn open(request: Request) -> Result<Existing, Failure> {
+    match &request.resume {
+        Some(path) => Existing::take(path, request.threads),
+        None => Existing::create(request.config, request.out.as_deref(), request.threads),
+    }
+}
+
+/// Runs a share of the graph in this process.
+pub(super) fn execute<'a>(
     build: &'a Build<'a>,
-    plan: &'a QuantizePlan,
+    graph: &Graph<'a>,
     say: &(dyn Fn(&str) + Sync),
+    share: Share<'_>,
 ) -> Result<RunSummary, Failure> {
-    interrupt::install().map_err(|e| Failure::io("signal handlers", &e))?;
     let ledger = Ledger::open(&build.run.ledger())?;
     if ledger.damaged_lines() > 0 {
         progress::note(&format!(
@@ -129,16 +199,31 @@ fn execute<'a>(
             ledger.damaged_lines()
         ));
     }
+    if matches!(share, Share::Whole) {
+        ledger.compact()?;
+    }
     let baseline = build.keys.arms[ArmName::Baseline as usize].as_str();
     let shared = Ledger::open(&build.inputs.cache.join(format!("baseline/{baseline}.jsonl")))?;
-    let jobs = Jobs::new(build, plan);
-    let graph = graph::build(build, &jobs);
     let lines = StageLines::new(build, say);
     let executor = LocalExecutor {
         ledger: &ledger,
         shared: Some(&shared),
         retries_per_stage: RETRIES_PER_STAGE,
         observer: &|node, done| lines.done(node, done),
+        share,
     };
-    executor.run(&graph)
+    executor.run(graph)
+}
+
+/// What the ledger says of a graph, without running anything.
+pub(super) fn look(graph: &Graph<'_>, ledger: &Ledger) -> Result<RunSummary, Failure> {
+    let nothing = BTreeSet::new();
+    let executor = LocalExecutor {
+        ledger,
+        shared: None,
+        retries_per_stage: 0,
+        observer: &|_, _| (),
+        share: Share::Part(&nothing),
+    };
+    executor.run(graph)
 }

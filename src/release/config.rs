@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::closest::suggestion;
+use super::launch::EngineCommand;
 use crate::gate::{CompareOptions, Margin, TaskOptions};
 pub use crate::gate::{Policy, Tier};
 use crate::ops::kernel_path::ComputeDtype;
@@ -50,6 +50,74 @@ pub struct EngineConfig {
     pub api_key_file: Option<PathBuf>,
 }
 
+/// How day0 starts an engine itself, as typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineFile {
+    /// Command with `{model}`, `{port}`, `{host}`, `{name}` and `{arm}`.
+    pub command: Option<String>,
+    /// How long it may take to become healthy, in seconds.
+    pub startup_seconds: Option<u64>,
+    /// Whether both arms' engines fit beside each other.
+    pub both_at_once: Option<bool>,
+}
+
+/// How arms are served, as typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServeFile {
+    /// An engine to start for each arm.
+    pub engine: Option<EngineFile>,
+}
+
+/// How arms are served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServeConfig {
+    /// An engine to start for each arm; the built-in one where it is `None`.
+    pub engine: Option<EngineCommand>,
+}
+
+/// Where the work runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecutorFile {
+    /// `local` or `slurm`.
+    pub name: Option<ExecutorName>,
+    /// Cluster profile.
+    pub profile: Option<PathBuf>,
+}
+
+/// Executors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExecutorName {
+    /// This process.
+    Local,
+    /// Slurm jobs.
+    Slurm,
+}
+
+/// Longest time that a large model takes to load from a shared file system, with room.
+const STARTUP_SECONDS: u64 = 1800;
+
+impl ServeFile {
+    fn validate(self) -> Result<ServeConfig, Failure> {
+        let Some(typed) = self.engine else { return Ok(ServeConfig::default()) };
+        let command = typed.command.ok_or_else(|| {
+            Failure::config("serve.engine.command: is missing")
+                .with_hint("for example: vllm serve {model} --port {port} --served-model-name {name}")
+        })?;
+        let engine = EngineCommand {
+            command,
+            startup_seconds: typed.startup_seconds.unwrap_or(STARTUP_SECONDS),
+            both_at_once: typed.both_at_once.unwrap_or(false),
+        };
+        engine.check()?;
+        Ok(ServeConfig { engine: Some(engine) })
+    }
+}
+
 /// The file as typed; absent fields keep their defaults.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,10 +154,15 @@ pub struct ConfigFile {
     pub quality: Option<QualityConfig>,
     /// What static input scales are calibrated on.
     pub calibration: Option<CalibrationConfig>,
+    /// How arms are served.
+    pub serve: Option<ServeFile>,
+    /// Where the work runs; no part of what a run is, so the run directory does not keep it here.
+    #[serde(skip_serializing)]
+    pub executor: Option<ExecutorFile>,
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 22] = [
     "model",
     "recipe",
     "suites",
@@ -106,6 +179,12 @@ const FIELDS: [&str; 16] = [
     "readiness",
     "quality",
     "calibration",
+    "serve",
+    "executor",
+    "command",
+    "startup_seconds",
+    "both_at_once",
+    "profile",
 ];
 
 /// A valid release configuration. This is what the run directory keeps as `day0.yaml`.
@@ -145,6 +224,9 @@ pub struct ReleaseConfig {
     pub quality: QualityConfig,
     /// What static input scales are calibrated on.
     pub calibration: CalibrationConfig,
+    /// How arms are served.
+    #[serde(default)]
+    pub serve: ServeConfig,
 }
 
 impl ConfigFile {
@@ -162,14 +244,7 @@ impl ConfigFile {
         if text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#')) {
             return Ok(Self::default());
         }
-        serde_yaml_ng::from_str(text).map_err(|e| {
-            let message = e.to_string();
-            let failure = Failure::config(format!("{name}: {message}"));
-            match message.split('`').nth(1).filter(|_| message.contains("unknown field")) {
-                Some(field) => failure.with_hint(suggestion(field, &FIELDS)),
-                None => failure,
-            }
-        })
+        serde_yaml_ng::from_str(text).map_err(|e| Failure::yaml(name, &e, &FIELDS))
     }
 
     /// `self`, with every field that `over` sets taken from there.
@@ -204,6 +279,8 @@ impl ConfigFile {
             readiness: over.readiness.or(self.readiness),
             quality: over.quality.or(self.quality),
             calibration,
+            serve: over.serve.or(self.serve),
+            executor: over.executor.or(self.executor),
         }
     }
 
@@ -228,7 +305,13 @@ impl ConfigFile {
             readiness: self.readiness.unwrap_or_default().validate(&quality)?,
             quality,
             calibration: self.calibration.unwrap_or_default(),
+            serve: self.serve.unwrap_or_default().validate()?,
         };
+        let endpoints = [&config.engine.endpoint, &config.engine.baseline_endpoint];
+        if config.serve.engine.is_some() && endpoints.iter().any(|e| e.is_some()) {
+            return Err(Failure::config("serve.engine: an endpoint is named, too")
+                .with_hint("an arm is served by an engine that day0 starts, or by one that runs already"));
+        }
         check_margin("margin", config.margin)?;
         for (task, settings) in &config.tasks {
             if let Some(margin) = settings.margin {

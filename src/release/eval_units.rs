@@ -5,10 +5,10 @@ use serde_json::Value;
 
 use super::arm::{ArmEngine, ArmName};
 use super::graph::{Build, Timer, names, node};
-use super::keys;
 use super::noise_units::{self, NOISE};
 use super::score_units::{EvalJob, WaveId};
 use super::waves::LookUnit;
+use super::{keys, last_looks};
 use crate::base::json;
 use crate::eval::{self, PreparedTask};
 use crate::exec::{FnUnit, Graph, Node, Output};
@@ -83,7 +83,14 @@ fn look_node<'a>(jobs: &'a [EvalJob<'a>; 2], (index, wave): WaveId) -> Option<No
 }
 
 /// Whether both engines can be in memory at once, with half of what is available to spare.
-fn both_arms_fit(build: &Build<'_>) -> bool {
+pub(super) fn both_arms_fit(build: &Build<'_>) -> bool {
+    let launched = build.inputs.engines.iter().find_map(|engine| match engine {
+        ArmEngine::Command(spec) => Some(spec.both_at_once),
+        _ => None,
+    });
+    if let Some(both) = launched {
+        return both;
+    }
     if !build.inputs.engines.iter().all(|e| matches!(e, ArmEngine::Local { .. })) {
         return true;
     }
@@ -122,6 +129,12 @@ fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName, noi
     let key = keys::derived("serve-end/1", &build.keys.evaluated[arm as usize]);
     let unit = FnUnit::new(key, move |context| {
         let opening: ServeRecord = context.output(&names::serve(arm))?;
+        // Where the waves were scored by other processes, each has looked at its own engine when it was done.
+        if !build.arm(arm).is_running()
+            && let Some(record) = last_looks::worst(build.run, arm, &opening)?
+        {
+            return Output::of(&record);
+        }
         let record = build.arm(arm).probe_again(&opening, &build.provenance())?;
         build.arm(arm).stop();
         Output::of(&record)

@@ -10,7 +10,7 @@ use super::run_dir::RunDir;
 use super::score_units::{EvalJob, OpenJournal};
 use super::{eval_units, quantize_units, ready_units};
 use crate::base::{clock, json};
-use crate::exec::{Context, Flow, FnUnit, Graph, Node, Output, Unit, UnitKey};
+use crate::exec::{Context, Flow, FnUnit, Graph, Node, Output, Owner, Unit, UnitKey};
 use crate::quantize::QuantizePlan;
 use crate::record::provenance::{Timing, peak_memory_bytes};
 use crate::record::serve::ServeRecord;
@@ -78,7 +78,9 @@ impl<'a> Build<'a> {
     /// The shared parts of a release in `run`.
     pub fn new(inputs: &'a Inputs, run: &'a RunDir) -> Self {
         let arm = |name: ArmName, dir| {
-            Arm::new(name, dir, inputs.engines[name as usize].clone(), inputs.threads.clone())
+            let job = Owner::current().job.map_or_else(String::new, |job| format!("-{job}"));
+            let log = run.join(format!("serve/{name}{job}.log"));
+            Arm::new(name, dir, inputs.engines[name as usize].clone(), inputs.threads.clone(), log)
         };
         let arms =
             [arm(ArmName::Baseline, inputs.model.dir.clone()), arm(ArmName::Candidate, run.checkpoint())];
@@ -126,6 +128,7 @@ impl<'a> Build<'a> {
                 let opening: ServeRecord = context.output(&names::serve(name))?;
                 self.arm(name).scorer(&opening)
             }),
+            diagnose: Box::new(move |failure| self.arm(name).diagnose(failure)),
             out: self.run.join(format!("eval/{name}")),
             provenance: self.provenance(),
         }
@@ -178,7 +181,7 @@ impl Timer {
 
 /// An ordinary node.
 pub fn node<'a>(name: String, stage: &'static str, after: Vec<String>, unit: impl Unit + 'a) -> Node<'a> {
-    Node { name, stage, after, always: false, shared: false, unit: Box::new(unit) }
+    Node { name, stage, after, always: false, shared: false, cost: 0, unit: Box::new(unit) }
 }
 
 /// The jobs of a release, which the graph's units borrow.

@@ -30,6 +30,7 @@ pub fn arm(checkpoint: &str, tokenizer: &Digest, build: &Digest, engine: &ArmEng
         ArmEngine::Local { dtype } => {
             builder.part("device", "cpu").part("kernel_path", engine::kernel_path(*dtype))
         }
+        ArmEngine::Command(spec) => builder.part("command", &spec.command),
         ArmEngine::Endpoint { url, .. } => builder.part("endpoint", url),
     }
     .finish()

@@ -38,7 +38,9 @@ pub fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
 fn other_way(build: &Build<'_>) -> Option<String> {
     match build.inputs.engines[ArmName::Baseline as usize] {
         ArmEngine::Local { dtype } => second_path(dtype).map(|path| format!("on {}", path.name())),
-        ArmEngine::Endpoint { .. } => Some("one prompt at a time, last item first".to_owned()),
+        ArmEngine::Command(_) | ArmEngine::Endpoint { .. } => {
+            Some("one prompt at a time, last item first".to_owned())
+        }
     }
 }
 

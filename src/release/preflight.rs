@@ -258,15 +258,16 @@ fn check_task_names(config: &ReleaseConfig, tasks: &[PreparedTask], groups: &[Gr
 /// Longest input of both arms. An endpoint generates one token beyond the scored ones, which takes two places.
 fn max_len(source: &Checkpoint, engines: &[ArmEngine; 2]) -> usize {
     let whole = engine::max_len(source.config());
-    let endpoint = engines.iter().any(|e| matches!(e, ArmEngine::Endpoint { .. }));
+    let endpoint = engines.iter().any(|e| !matches!(e, ArmEngine::Local { .. }));
     if endpoint { whole.saturating_sub(2) } else { whole }
 }
 
 fn engines(config: &ReleaseConfig) -> Result<[ArmEngine; 2], Failure> {
     let api_key = config.engine.api_key_file.as_deref().map(ApiKey::from_file).transpose()?;
-    let engine = |url: &Option<String>| match url {
-        None => ArmEngine::Local { dtype: config.dtype },
-        Some(url) => ArmEngine::Endpoint { url: url.clone(), api_key: api_key.clone() },
+    let engine = |url: &Option<String>| match (url, &config.serve.engine) {
+        (None, None) => ArmEngine::Local { dtype: config.dtype },
+        (None, Some(spec)) => ArmEngine::Command(spec.clone()),
+        (Some(url), _) => ArmEngine::Endpoint { url: url.clone(), api_key: api_key.clone() },
     };
     Ok([engine(&config.engine.baseline_endpoint), engine(&config.engine.endpoint)])
 }

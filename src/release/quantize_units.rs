@@ -96,7 +96,8 @@ fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<
     })
     .verified_by(move |output: &Value| shards_are_there(output, job));
     let after = job.calibration.iter().map(|_| names::CALIBRATION.to_owned()).collect();
-    node(name, "quantize", after, unit)
+    let cost = job.outputs[0].plan.shard_source_bytes(index);
+    Node { cost, ..node(name, "quantize", after, unit) }
 }
 
 impl QuantizeJob<'_> {

@@ -102,7 +102,7 @@ fn guarded<'a>(
         None => run(context),
     })
     .verified_by(move |output: &Value| not_run(output).is_none() && holds(output));
-    Node { name, stage, after: Vec::new(), always: true, shared: false, unit: Box::new(unit) }
+    Node { name, stage, after: Vec::new(), always: true, shared: false, cost: 0, unit: Box::new(unit) }
 }
 
 fn key(build: &Build<'_>, kind: &str) -> KeyBuilder {

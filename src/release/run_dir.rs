@@ -49,7 +49,7 @@ impl RunDir {
         out: Option<&Path>,
         input_digest: &Digest,
         config: &ReleaseConfig,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Self, RunRecord), Failure> {
         let run_id = format!("{}-{}", clock::now_compact(), input_digest.short(6));
         let path = out.map_or_else(|| Path::new("runs").join(&run_id), Path::to_path_buf);
         if path.join("run.json").exists() {
@@ -82,17 +82,23 @@ impl RunDir {
         };
         // Last: a directory with run.json is a complete run directory that can be resumed.
         json::write(&run.path.join("run.json"), &record)?;
-        Ok(run)
+        Ok((run, record))
     }
 
-    /// Opens an existing run directory.
+    /// Opens an existing run directory that nobody else works on: what killed processes left half-written is removed.
     pub fn open(path: &Path) -> Result<(Self, RunRecord), Failure> {
+        let opened = Self::join_existing(path)?;
+        crate::base::atomic::remove_leftovers(path).map_err(|e| Failure::io(path.display(), &e))?;
+        Ok(opened)
+    }
+
+    /// Opens an existing run directory, on which other processes may be working.
+    pub fn join_existing(path: &Path) -> Result<(Self, RunRecord), Failure> {
         if !path.join("run.json").is_file() {
             return Err(Failure::config(format!("{}: is not a run directory (no run.json)", path.display()))
                 .with_hint("`day0 runs` lists the runs below ./runs"));
         }
         let record = json::read(&path.join("run.json"))?;
-        crate::base::atomic::remove_leftovers(path).map_err(|e| Failure::io(path.display(), &e))?;
         Ok((Self { path: path.to_path_buf() }, record))
     }
 

@@ -12,8 +12,8 @@ use super::keys;
 use super::waves::{LookOutput, Sequence, look_name};
 use crate::base::json;
 use crate::base::progress::Progress;
-use crate::eval::{self, ItemRef, Journal, OutputInfo, PreparedTask, Scorer};
-use crate::exec::{Context, FnUnit, Node, Output, UnitKey};
+use crate::eval::{self, ItemRef, JOURNAL, Journal, OutputInfo, PreparedTask, Scorer};
+use crate::exec::{Context, FnUnit, Node, Output, Owner, UnitKey};
 use crate::record::eval::{EvalRecord, ItemRecord, TaskRecord, TaskStatus, Visit, WaveConfirmation};
 use crate::record::score::EngineIdentity;
 use crate::record::serve::Confirmation;
@@ -40,6 +40,8 @@ pub struct EvalJob<'a> {
     pub decided_by: UnitKey,
     /// What answers.
     pub scorer: ScorerSource<'a>,
+    /// What a transient failure means to whoever knows the engine.
+    pub diagnose: Box<dyn Fn(Failure) -> Failure + Send + Sync + 'a>,
     /// Directory of `record.json`, `results.json` and the samples.
     pub out: PathBuf,
     /// Origin of the record.
@@ -125,7 +127,11 @@ impl<'a> EvalJob<'a> {
             {
                 return Ok(Output::of(&Wave::default())?.private());
             }
-            Output::of(&self.score(context, id)?)
+            let scored = self.score(context, id).map_err(|failure| match failure.class {
+                FailureClass::InfraTransient => (self.diagnose)(failure),
+                _ => failure,
+            });
+            Output::of(&scored?)
         })
         // Items that failed are work to do again when the run is resumed, unless nothing can score them.
         .verified_by(move |output: &Value| {
@@ -139,12 +145,15 @@ impl<'a> EvalJob<'a> {
                 items.all(|(task, item)| item.error.is_none() || hopeless(task, item))
             })
         });
-        node(self.wave_name(id), self.stage, after, unit)
+        let node = node(self.wave_name(id), self.stage, after, unit);
+        let tokens = |(task, place): (usize, usize)| self.tasks[task].items[place].num_tokens();
+        Node { cost: sequence.items(id.1).map(tokens).sum(), ..node }
     }
 
     /// Outcomes of items whose wave is not finished.
     fn journal_path(&self) -> PathBuf {
-        self.out.join("items.jsonl")
+        let own = Owner::current().job.map_or_else(String::new, |job| format!("-{}", job.replace('+', "-")));
+        self.out.join(format!("{JOURNAL}{own}.jsonl"))
     }
 
     /// The outcomes of this engine, read once: waves are small and many.

@@ -2,6 +2,7 @@
 
 mod diff;
 mod quality;
+pub mod ci;
 mod release;
 mod repro;
 mod scores;

@@ -26,6 +26,7 @@ pub fn release(record: &ReleaseRecord, texts: &Texts) -> String {
     }
     speed(&mut text, record);
     lists(&mut text, record);
+    execution(&mut text, record);
     provenance(&mut text, record);
     text
 }
@@ -150,6 +151,31 @@ fn lists(text: &mut String, record: &ReleaseRecord) {
     line!(text, "## Not tested\n");
     for item in &record.not_tested {
         line!(text, "- {item}");
+    }
+    line!(text);
+}
+
+/// Where each unit ran and what was tried again. Waves of one task in one process are one line.
+fn execution(text: &mut String, record: &ReleaseRecord) {
+    let execution = &record.execution;
+    if execution.places.is_empty() {
+        return;
+    }
+    line!(text, "## Where it ran\n\n| units | number | place | job | time |\n|---|---|---|---|---|");
+    for place in &execution.places {
+        let job = if place.job.is_empty() { "–" } else { &place.job };
+        let time = human_seconds(place.elapsed_s);
+        line!(text, "| {} | {} | {} | {job} | {time} |", cell(&place.units), place.count, cell(&place.place));
+    }
+    line!(text);
+    if execution.retried.is_empty() {
+        line!(text, "Nothing was tried again.\n");
+        return;
+    }
+    line!(text, "Tried again:\n");
+    for retry in &execution.retried {
+        let job = if retry.job.is_empty() { String::new() } else { format!(", job {}", retry.job) };
+        line!(text, "- {} (on {}{job}): {}", cell(&retry.unit), cell(&retry.place), cell(&retry.why));
     }
     line!(text);
 }

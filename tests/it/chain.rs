@@ -172,7 +172,12 @@ fn published_score_that_is_far_away_is_a_baseline_mismatch() {
 
 /// Identity of the candidate that a release of day0-tiny will make, as an honest endpoint would give it.
 fn candidate_card(dir: &Path) -> Value {
-    day0(dir, ["quantize", "day0-tiny", "--recipe", "fp8_dynamic", "--out", "q"]).expect(0);
+    candidate_card_of(dir, "fp8_dynamic")
+}
+
+/// The same of another recipe.
+pub fn candidate_card_of(dir: &Path, recipe: &str) -> Value {
+    day0(dir, ["quantize", "day0-tiny", "--recipe", recipe, "--out", "q"]).expect(0);
     let server = super::serving::Served::start(dir.join("q").to_str().unwrap());
     server.model_card()
 }

@@ -19,6 +19,8 @@ const SMALL_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServedModel {
     pub id: String,
+    /// Where the weights come from, as vLLM names it.
+    pub root: Option<String>,
     pub max_model_len: Option<usize>,
     pub engine: String,
     pub device: Option<String>,
@@ -57,7 +59,8 @@ pub struct EndpointClient {
 impl EndpointClient {
     /// A client; nothing is sent yet.
     pub fn new(options: &EndpointOptions) -> Result<Self, EndpointError> {
-        let http = Http::new(&options.url, options.api_key.clone(), options.retry.clone(), options.timeout)?;
+        let http = Http::new(&options.url, options.api_key.clone(), options.retry.clone(), options.timeout)?
+            .watching(options.gone.clone());
         Ok(Self {
             http,
             model: options.model.clone(),
@@ -70,6 +73,11 @@ impl EndpointClient {
     /// The server's address without `/v1`.
     pub fn root(&self) -> &str {
         self.http.root()
+    }
+
+    /// Whether the server's process has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.http.is_gone()
     }
 
     /// `/health`; servers without it (404, 405) are healthy when they list models. Returns what was seen.
@@ -110,6 +118,7 @@ impl EndpointClient {
         Ok(ServedModel {
             id: id_of(model)
                 .ok_or_else(|| unreachable("/v1/models: a model without id".to_owned(), Some(200)))?,
+            root: text("root"),
             max_model_len: model["max_model_len"].as_u64().map(|n| n as usize),
             engine: match text("engine") {
                 Some(engine) => engine,

@@ -39,6 +39,7 @@ fn scores_over_http_are_the_engines_bit_for_bit() {
         arm: "baseline",
         options: &options,
         launched: false,
+        directory: None,
         attempts: 1,
         command: String::new(),
         startup_timeout: std::time::Duration::ZERO,

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::blocking::{Client, RequestBuilder};
@@ -114,6 +116,22 @@ impl From<&CallError> for ItemError {
     }
 }
 
+/// Whether the server's process has ended: then it is not asked again and again.
+#[derive(Debug, Clone, Default)]
+pub struct Gone(Arc<AtomicBool>);
+
+impl Gone {
+    /// It has.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Calls to one server.
 #[derive(Debug)]
 pub(crate) struct Http {
@@ -123,6 +141,7 @@ pub(crate) struct Http {
     key: Option<ApiKey>,
     retry: RetryPolicy,
     timeout: Duration,
+    gone: Option<Gone>,
 }
 
 impl Http {
@@ -146,7 +165,14 @@ impl Http {
         // A machine without root certificates can still speak plain HTTP, to a server of its own for example.
         let client = builder().build().or_else(|_| builder().tls_certs_only([]).build());
         let client = client.map_err(|source| EndpointError::Client { source })?;
-        Ok(Self { client, root: root.as_str().trim_end_matches('/').to_owned(), key, retry, timeout })
+        Ok(Self {
+            client,
+            root: root.as_str().trim_end_matches('/').to_owned(),
+            key,
+            retry,
+            timeout,
+            gone: None,
+        })
     }
 
     /// The server's address without `/v1`.
@@ -175,10 +201,10 @@ impl Http {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => error,
             };
-            if !error.retryable || retry >= self.retry.retries {
+            if !error.retryable || retry >= self.retry.retries || self.is_gone() {
                 return Err(error);
             }
-            if !sleep(self.retry.delay(retry, error.retry_after)) {
+            if !self.sleep(self.retry.delay(retry, error.retry_after)) {
                 return Err(error);
             }
             retry += 1;
@@ -211,6 +237,26 @@ impl Http {
             }
         }
         Err(CallError::malformed("the stream ended without [DONE]"))
+    }
+
+    /// Makes calls end early once the server's process has ended.
+    pub fn watching(self, gone: Option<Gone>) -> Self {
+        Self { gone, ..self }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.as_ref().is_some_and(Gone::is_set)
+    }
+
+    /// Waits; `false` when a signal asks to stop, or nobody is left to be asked.
+    fn sleep(&self, mut left: Duration) -> bool {
+        const STEP: Duration = Duration::from_millis(100);
+        let go_on = || interrupt::received().is_none() && !self.is_gone();
+        while !left.is_zero() && go_on() {
+            std::thread::sleep(left.min(STEP));
+            left = left.saturating_sub(STEP);
+        }
+        go_on()
     }
 
     fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, CallError> {
@@ -263,16 +309,6 @@ fn error_message(status: u16, body: &[u8]) -> String {
         .map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned);
     let text: String = text.trim().chars().take(SHOWN_CHARS).collect();
     format!("status {status}: {text}")
-}
-
-/// Waits; `false` when a signal asks to stop.
-fn sleep(mut left: Duration) -> bool {
-    const STEP: Duration = Duration::from_millis(100);
-    while !left.is_zero() && interrupt::received().is_none() {
-        std::thread::sleep(left.min(STEP));
-        left = left.saturating_sub(STEP);
-    }
-    interrupt::received().is_none()
 }
 
 fn root_of(url: &str) -> Result<Url, EndpointError> {

@@ -1,5 +1,7 @@
 //! The single checks of a probe.
 
+use std::path::Path;
+
 use super::ProbeTarget;
 use super::fixed::fingerprint_prompts;
 use crate::eval::endpoint::answer::{Choice, check_entry_count, check_first_is_null, check_rest, is_logprob};
@@ -25,6 +27,14 @@ pub(super) fn identity(target: &ProbeTarget<'_>, model: &ServedModel) -> EngineI
         tokenizer_digest: said.tokenizer_digest.or_else(|| target.tokenizer_digest.cloned()),
         ..said
     }
+}
+
+/// Whether an engine says that it serves another directory than the one it was given (vLLM's `root`).
+pub(super) fn contradiction(target: &ProbeTarget<'_>, model: &ServedModel) -> Option<String> {
+    let given = std::path::absolute(target.directory?).ok()?;
+    let said = Path::new(model.root.as_deref()?);
+    (said.is_absolute() && said != given)
+        .then(|| format!("it says that it serves {}, it was given {}", said.display(), given.display()))
 }
 
 /// The canary's record, and its first token for the self-test.

@@ -45,6 +45,7 @@ fn with_target<T>(
         arm: "candidate",
         options,
         launched,
+        directory: None,
         attempts: 1,
         command: "day0 serve x".to_owned(),
         startup_timeout: Duration::from_millis(300),

@@ -88,7 +88,7 @@ impl Measure {
             // A run that failed is work to do again.
             .verified_by(|value: &Value| SeedRun::deserialize(value).is_ok_and(|run| run.error.is_empty()));
         let name = node_name(&named.family.family, seed, index);
-        Node { name, stage: "ready", after, always: false, shared: false, unit: Box::new(unit) }
+        Node { name, stage: "ready", after, always: false, shared: false, cost: 0, unit: Box::new(unit) }
     }
 
     /// The record from what the runs left.

@@ -1,0 +1,214 @@
+//! The commands of Slurm: sbatch, scontrol, squeue, sacct, scancel.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{env_vars, interrupt, progress};
+use crate::record::{Failure, FailureClass};
+
+/// A job, or all tasks of an array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct JobId(pub u64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What sbatch is told beside the script.
+#[derive(Debug, Clone, Default)]
+pub struct Submission {
+    /// Jobs that must have succeeded.
+    pub after_ok: Vec<JobId>,
+    /// Jobs that must have ended.
+    pub after_any: Vec<JobId>,
+    /// Whether it waits to be released.
+    pub hold: bool,
+}
+
+/// How often a command is tried while the controller does not answer, and the first pause.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The Slurm of this host.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Slurm;
+
+impl Slurm {
+    /// Whether its commands are there.
+    pub fn is_here(self) -> bool {
+        Command::new("sbatch").arg("--version").output().is_ok_and(|o| o.status.success())
+    }
+
+    /// Whether sbatch would take the script; nothing is submitted.
+    pub fn test(self, script: &Path) -> Result<(), Failure> {
+        let path = script.display().to_string();
+        let syntax = Command::new("bash").args(["-n", &path]).output();
+        if let Ok(output) = syntax
+            && !output.status.success()
+        {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(Failure::config(format!("the batch script is not valid: {said}"))
+                .with_hint("look at `prologue` in the cluster profile"));
+        }
+        call("sbatch", &["--test-only".to_owned(), path]).map(|_| ())
+    }
+
+    /// Submits a script.
+    pub fn submit(self, script: &Path, how: &Submission) -> Result<JobId, Failure> {
+        let mut arguments = vec!["--parsable".to_owned()];
+        let list = |kind: &str, jobs: &[JobId]| {
+            let ids: Vec<String> = jobs.iter().map(JobId::to_string).collect();
+            (!jobs.is_empty()).then(|| format!("{kind}:{}", ids.join(":")))
+        };
+        let dependencies: Vec<String> = [list("afterok", &how.after_ok), list("afterany", &how.after_any)]
+            .into_iter()
+            .flatten()
+            .collect();
+        if !dependencies.is_empty() {
+            arguments.push(format!("--dependency={}", dependencies.join(",")));
+        }
+        if how.hold {
+            arguments.push("--hold".to_owned());
+        }
+        arguments.push(script.display().to_string());
+        let said = call("sbatch", &arguments)?;
+        // `id` or `id;cluster`.
+        let id = said.trim().split(';').next().and_then(|id| id.parse().ok());
+        id.map(JobId).ok_or_else(|| {
+            Failure::new(
+                FailureClass::Unknown,
+                format!("sbatch answered '{}' instead of a job id", said.trim()),
+            )
+        })
+    }
+
+    /// Lets a held job go.
+    pub fn release(self, job: JobId) -> Result<(), Failure> {
+        call("scontrol", &["release".to_owned(), job.to_string()]).map(|_| ())
+    }
+
+    /// Cancels jobs; those that have ended already are no error.
+    pub fn cancel(self, jobs: &[JobId]) -> Result<(), Failure> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<String> =
+            std::iter::once("--quiet".to_owned()).chain(jobs.iter().map(JobId::to_string)).collect();
+        call("scancel", &ids).map(|_| ())
+    }
+
+    /// Ids of this user's jobs with this name that have not ended.
+    pub fn named(self, name: &str) -> Result<Vec<JobId>, Failure> {
+        let said = call("squeue", &["--me", "-h", "-o", "%F", "-n", name].map(str::to_owned))?;
+        let mut ids: Vec<JobId> = said.lines().filter_map(|l| l.trim().parse().ok()).map(JobId).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// `scontrol show job`: one map a task. `None`: the controller does not know the job any more.
+    pub(super) fn show(job: JobId) -> Result<Option<Vec<BTreeMap<String, String>>>, Failure> {
+        let arguments = ["-o", "show", "job", &job.to_string()].map(str::to_owned);
+        match call("scontrol", &arguments) {
+            Ok(said) => Ok(Some(said.lines().map(fields).filter(|f| f.contains_key("JobState")).collect())),
+            Err(failure) if failure.message.contains("Invalid job id") => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// `sacct`: lines `id|state|code:signal|node`. `None`: there is no accounting.
+    pub(super) fn account(job: JobId) -> Option<String> {
+        let arguments = ["-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", &job.to_string()];
+        let output = Command::new("sacct").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// `Key=value` words. A value with blanks in it loses what follows the first, which no field read here has.
+fn fields(line: &str) -> BTreeMap<String, String> {
+    line.split(' ')
+        .filter_map(|word| word.split_once('='))
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
+}
+
+/// A command of Slurm without what an enclosing job says of itself: a job submitted by another must not take over its
+/// restarts or array.
+fn command_of(name: &str) -> Command {
+    let mut command = Command::new(name);
+    for variable in env_vars::names_beginning("SLURM_") {
+        if variable != env_vars::SLURM_CONF {
+            command.env_remove(variable);
+        }
+    }
+    command
+}
+
+/// Runs a command of Slurm; tries again while the controller does not answer.
+fn call(command: &str, arguments: &[String]) -> Result<String, Failure> {
+    let mut pause = PAUSE;
+    for attempt in 1.. {
+        let output = command_of(command).args(arguments).output().map_err(|e| {
+            Failure::config(format!("{command}: {e}"))
+                .with_hint("run this on a host that has Slurm's commands, or use --executor local")
+        })?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if !is_down(&said) {
+            return Err(Failure::config(format!("{command}: {said}"))
+                .with_hint("what sbatch refuses comes from the cluster profile"));
+        }
+        if attempt == TRIES || interrupt::received().is_some() {
+            return Err(Failure::new(FailureClass::InfraTransient, format!("{command}: {said}"))
+                .with_hint("the Slurm controller does not answer; try again"));
+        }
+        progress::detail(&format!("{command}: {said}; trying again"));
+        std::thread::sleep(pause);
+        pause *= 2;
+    }
+    unreachable!("the loop ends by returning")
+}
+
+/// Whether the controller, not the request, is at fault.
+fn is_down(said: &str) -> bool {
+    [
+        "Unable to contact slurm controller",
+        "Socket timed out",
+        "Connection refused",
+        "Zero Bytes were transmitted",
+        "Slurm temporarily unable to accept job",
+        "Resource temporarily unavailable",
+    ]
+    .iter()
+    .any(|text| said.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_scontrol() {
+        let line =
+            "JobId=8 ArrayJobId=2 ArrayTaskId=1 JobState=FAILED ExitCode=3:0 Dependency=(null) Reason=A B=";
+        let found = fields(line);
+        assert_eq!((found["ArrayTaskId"].as_str(), found["ExitCode"].as_str()), ("1", "3:0"));
+    }
+
+    #[test]
+    fn controllers_that_are_down() {
+        assert!(is_down(
+            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+        ));
+        assert!(!is_down("sbatch: error: invalid partition specified: x"));
+    }
+}

@@ -1,0 +1,93 @@
+use super::*;
+
+const STAGES: [&str; 2] = ["quantize", "score"];
+
+fn profile(text: &str) -> Result<Profile, Failure> {
+    ProfileFile::parse(text, "cluster.yaml")?.validate(&STAGES)
+}
+
+#[test]
+fn stages_inherit_and_override() {
+    let text = "partition: cpu\ncpus: 4\ntime: 1:00:00\nstages: {score: {cpus: 8, gres: 'gpu:2'}}";
+    let profile = profile(text).unwrap();
+    let (quantize, score) = (profile.resources("quantize"), profile.resources("score"));
+    assert_eq!((quantize.cpus, quantize.gres), (Some(4), None));
+    assert_eq!((score.cpus, score.gres.as_deref()), (Some(8), Some("gpu:2")));
+    assert_eq!((score.partition.as_deref(), score.time.as_deref()), (Some("cpu"), Some("1:00:00")));
+}
+
+#[test]
+fn unknown_keys_are_refused_with_line_and_suggestion() {
+    let failure = profile("partition: a\npartiton: b\n").unwrap_err();
+    assert!(failure.message.contains("cluster.yaml") && failure.message.contains("line 2"), "{failure}");
+    assert_eq!(failure.hint.as_deref(), Some("did you mean 'partition'?"));
+    let failure = profile("stages: {scores: {cpus: 1}}").unwrap_err();
+    assert_eq!(failure.hint.as_deref(), Some("did you mean 'score'?"));
+    let failure = profile("stages:\n  score:\n    memry: 1G\n").unwrap_err();
+    assert!(failure.message.contains("line 3"), "{failure}");
+    assert_eq!(failure.hint.as_deref(), Some("did you mean 'memory'?"));
+}
+
+#[test]
+fn bad_values_are_refused() {
+    for text in [
+        "cpus: 0",
+        "cpus: -1",
+        "time: soon",
+        "time: 1-2-3",
+        "time: 1",
+        "memory: 64GB",
+        "memory: lots",
+        "sbatch: [exclusive]",
+        "sbatch: ['--array=1-2']",
+        "sbatch: [\"--x\\n#SBATCH --y\"]",
+        "partition: ''",
+        "environment: {'A B': c}",
+        "container: {image: x, runtime: docker}",
+        "stages: {score: {throttle: 0}}",
+    ] {
+        assert!(profile(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn time_limits() {
+    let cases = [
+        ("10", 600),
+        ("1:30", 90),
+        ("2:00:00", 7200),
+        ("1-0", 86_400),
+        ("1-1:01", 90_060),
+        ("1-0:0:1", 86_401),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(seconds(text), Some(expected), "{text}");
+    }
+    assert_eq!(seconds("UNLIMITED"), Some(u64::MAX));
+    for text in ["", "x", "1:2:3:4", "-1", "+1", "1.5", "99999999999999999999"] {
+        assert_eq!(seconds(text), None, "{text}");
+    }
+}
+
+#[test]
+fn paths_are_checked() {
+    let missing = |text: &str| profile(text).unwrap().check_paths().unwrap_err().message;
+    assert!(missing("program: /nowhere/day0").contains("program"));
+    assert!(missing("container: {image: /nowhere.sif, runtime: apptainer}").contains("container.image"));
+    let mounts = "container: {image: 'docker://x', runtime: pyxis, mounts: ['/nowhere:/data']}";
+    assert!(missing(mounts).contains("container.mounts"));
+    assert!(
+        profile("container: {image: 'docker://x', runtime: pyxis, mounts: ['/tmp']}")
+            .unwrap()
+            .check_paths()
+            .is_ok()
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in ".{0,200}") {
+        let _ = profile(&text);
+        let _ = seconds(&text);
+    }
+}

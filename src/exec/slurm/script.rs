@@ -1,0 +1,288 @@
+//! The batch script of one job.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use super::profile::{Profile, Resources, Runtime};
+
+/// One job: what to run, how often, with what.
+#[derive(Debug, Clone)]
+pub struct Script<'a> {
+    /// Job name.
+    pub name: String,
+    /// Resources.
+    pub resources: Resources,
+    /// The profile.
+    pub profile: &'a Profile,
+    /// Tasks of the array; `None` for a job that is no array.
+    pub tasks: Option<Vec<u32>>,
+    /// Directory in which it runs.
+    pub directory: PathBuf,
+    /// Directory of the logs.
+    pub logs: PathBuf,
+    /// Directory of the files that hold exit codes.
+    pub exits: PathBuf,
+    /// The program on the node.
+    pub program: PathBuf,
+    /// Its arguments; `$SLURM_ARRAY_TASK_ID` stands for the task.
+    pub arguments: Vec<String>,
+    /// Environment beside the profile's.
+    pub environment: Vec<(String, String)>,
+}
+
+/// The id of the job and the warning before the time limit, which is passed on to the program: it stores what it has and
+/// ends with 138 (128 + SIGUSR1).
+const HEAD: &str = r#"job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
+job="${job:-$SLURM_JOB_ID}"
+warned=
+child=
+trap 'warned=1; [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null' USR1
+"#;
+
+/// CPUs of a task whose profile names none.
+const DEFAULT_CPUS: u32 = 1;
+
+impl Script<'_> {
+    /// CPUs of each task.
+    pub fn cpus(&self) -> u32 {
+        self.resources.cpus.unwrap_or(DEFAULT_CPUS)
+    }
+
+    /// The text of the script.
+    pub fn render(&self) -> String {
+        let mut text = String::from("#!/bin/bash\n");
+        for option in self.options() {
+            let _ = writeln!(text, "#SBATCH {option}");
+        }
+        text.push_str(HEAD);
+        for (name, value) in self.environment.iter().map(|(n, v)| (n, v)).chain(&self.profile.environment) {
+            let _ = writeln!(text, "export {name}={}", quote(value));
+        }
+        if !self.profile.prologue.trim().is_empty() {
+            let _ = writeln!(text, "set -e\n{}\nset +e", self.profile.prologue.trim_end());
+        }
+        let _ = write!(
+            text,
+            r#"rm -f {exits}/"$job"
+{command} &
+child=$!
+[ -z "$warned" ] || kill -USR1 "$child" 2>/dev/null
+wait "$child"
+code=$?
+while [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do
+  wait "$child"
+  code=$?
+done
+if [ "$code" = 138 ]; then
+  # The same id goes on, so that the jobs that wait for it keep waiting.
+  if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ] && scontrol requeue "$job"; then
+    sleep 60
+  fi
+  code=75
+fi
+echo "$code" > {exits}/"$job"
+exit "$code"
+"#,
+            exits = quote_path(&self.exits),
+            command = self.command(),
+            max_requeues = self.profile.max_requeues,
+        );
+        text
+    }
+
+    fn options(&self) -> Vec<String> {
+        let r = &self.resources;
+        let mut options = vec![
+            format!("--job-name={}", self.name),
+            format!("--chdir={}", option_value(&self.directory.display().to_string())),
+            format!("--output={}", option_value(&self.log_pattern())),
+            "--open-mode=append".to_owned(),
+            "--requeue".to_owned(),
+            "--kill-on-invalid-dep=yes".to_owned(),
+            "--ntasks=1".to_owned(),
+            format!("--nodes={}", r.nodes.unwrap_or(1)),
+            format!("--cpus-per-task={}", self.cpus()),
+        ];
+        let text = |name: &str, value: &Option<String>| {
+            value.as_ref().map(|v| format!("--{name}={}", option_value(v)))
+        };
+        options.extend(text("partition", &r.partition));
+        options.extend(text("account", &r.account));
+        options.extend(text("qos", &r.qos));
+        options.extend(text("constraint", &r.constraint));
+        options.extend(text("gres", &r.gres));
+        options.extend(text("mem", &r.memory));
+        options.extend(text("time", &r.time));
+        options.push(format!("--signal=B:USR1@{}", self.profile.signal_seconds));
+        if let Some(tasks) = &self.tasks {
+            let throttle = r.throttle.map_or_else(String::new, |n| format!("%{n}"));
+            options.push(format!("--array={}{throttle}", ranges(tasks)));
+        }
+        options.extend(r.sbatch.iter().flatten().cloned());
+        options
+    }
+
+    /// Where the output of a task goes: `%A_%a` is job and task of an array, `%j` a job.
+    fn log_pattern(&self) -> String {
+        let dir = self.logs.display().to_string().replace('%', "%%");
+        let id = if self.tasks.is_some() { "%A_%a" } else { "%j" };
+        format!("{dir}/{id}.out")
+    }
+
+    fn command(&self) -> String {
+        let arguments = self.arguments.iter().map(|a| match a.as_str() {
+            "$SLURM_ARRAY_TASK_ID" => "\"$SLURM_ARRAY_TASK_ID\"".to_owned(),
+            other => quote(other),
+        });
+        let own: Vec<String> = std::iter::once(quote_path(&self.program)).chain(arguments).collect();
+        let own = own.join(" ");
+        let Some(container) = &self.profile.container else { return own };
+        let mounts = container.mounts.join(",");
+        let more = container.arguments.iter().fold(String::new(), |text, a| text + " " + &quote(a));
+        let image = quote(&container.image);
+        match container.runtime {
+            Runtime::Apptainer => {
+                let gpus = if self.resources.gres.as_ref().is_some_and(|g| g.contains("gpu")) {
+                    " --nv"
+                } else {
+                    ""
+                };
+                let binds =
+                    if mounts.is_empty() { String::new() } else { format!(" --bind {}", quote(&mounts)) };
+                format!("apptainer exec{gpus}{binds}{more} {image} {own}")
+            }
+            Runtime::Pyxis => {
+                let binds = if mounts.is_empty() {
+                    String::new()
+                } else {
+                    format!(" --container-mounts={}", quote(&mounts))
+                };
+                format!("srun --ntasks=1 --container-image={image}{binds}{more} {own}")
+            }
+        }
+    }
+}
+
+/// `0-3,5` for ascending numbers.
+fn ranges(numbers: &[u32]) -> String {
+    let mut found: Vec<(u32, u32)> = Vec::new();
+    for n in numbers {
+        match found.last_mut() {
+            Some((_, end)) if *end + 1 == *n => *end = *n,
+            _ => found.push((*n, *n)),
+        }
+    }
+    let text = |(from, to): &(u32, u32)| if from == to { from.to_string() } else { format!("{from}-{to}") };
+    found.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+/// A value of an #SBATCH line, which is split at white space unless quoted.
+fn option_value(value: &str) -> String {
+    if value.contains([' ', '\t', '#']) { format!("\"{value}\"") } else { value.to_owned() }
+}
+
+fn quote_path(path: &Path) -> String {
+    quote(&path.display().to_string())
+}
+
+/// One word of the shell.
+pub(crate) fn quote(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,+@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::profile::ProfileFile;
+    use super::*;
+
+    fn render(profile: &str, tasks: Option<Vec<u32>>) -> String {
+        let profile = ProfileFile::parse(profile, "x").unwrap().validate(&["score"]).unwrap();
+        let script = Script {
+            name: "day0-score".to_owned(),
+            resources: profile.resources("score"),
+            profile: &profile,
+            tasks,
+            directory: "/home/a b".into(),
+            logs: "/runs/1/slurm/logs".into(),
+            exits: "/runs/1/slurm/exit".into(),
+            program: "/opt/day0".into(),
+            arguments: ["unit", "score", "--part", "$SLURM_ARRAY_TASK_ID", "--run", "/runs/it's"]
+                .map(str::to_owned)
+                .to_vec(),
+            environment: vec![("DAY0_CACHE".to_owned(), "/cache".to_owned())],
+        };
+        script.render()
+    }
+
+    #[track_caller]
+    fn says(text: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(text.lines().any(|l| l == *line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn everything_the_profile_says_is_in_the_script() {
+        let profile = "partition: gpu\naccount: q\nqos: high\nconstraint: 'a&b'\ngres: gpu:2\ncpus: 4\nmemory: 8G\n\
+            time: 1:00:00\nthrottle: 2\nsbatch: ['--exclusive']\nprologue: module load x\n\
+            environment: {A: 'b c'}\nsignal_seconds: 90";
+        let text = render(profile, Some(vec![0, 1, 2, 3, 5]));
+        says(
+            &text,
+            &[
+                "#SBATCH --partition=gpu",
+                "#SBATCH --account=q",
+                "#SBATCH --qos=high",
+                "#SBATCH --constraint=a&b",
+                "#SBATCH --gres=gpu:2",
+                "#SBATCH --cpus-per-task=4",
+                "#SBATCH --mem=8G",
+                "#SBATCH --time=1:00:00",
+                "#SBATCH --signal=B:USR1@90",
+                "#SBATCH --array=0-3,5%2",
+                "#SBATCH --exclusive",
+                "#SBATCH --kill-on-invalid-dep=yes",
+                "#SBATCH --chdir=\"/home/a b\"",
+                "#SBATCH --output=/runs/1/slurm/logs/%A_%a.out",
+                "export DAY0_CACHE=/cache",
+                "export A='b c'",
+                "module load x",
+                r#"/opt/day0 unit score --part "$SLURM_ARRAY_TASK_ID" --run '/runs/it'\''s' &"#,
+            ],
+        );
+    }
+
+    #[test]
+    fn cpus_are_always_set_and_a_job_is_no_array() {
+        let text = render("", None);
+        says(&text, &["#SBATCH --cpus-per-task=1", "#SBATCH --output=/runs/1/slurm/logs/%j.out"]);
+        assert!(!text.contains("--array"));
+    }
+
+    #[test]
+    fn containers() {
+        let apptainer =
+            "gres: gpu:1\ncontainer: {image: /i.sif, runtime: apptainer, mounts: ['/data:/data']}";
+        assert!(
+            render(apptainer, None).contains("apptainer exec --nv --bind /data:/data /i.sif /opt/day0 unit")
+        );
+        let pyxis = "container: {image: 'nvcr.io#x', runtime: pyxis, mounts: ['/data']}";
+        let text = render(pyxis, None);
+        assert!(
+            text.contains("srun --ntasks=1 --container-image='nvcr.io#x' --container-mounts=/data /opt/day0")
+        );
+    }
+
+    #[test]
+    fn bash_accepts_the_script() {
+        let text = render("prologue: |\n  true\n  if true; then :; fi\n", Some(vec![1]));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sh");
+        std::fs::write(&path, text).unwrap();
+        assert!(std::process::Command::new("bash").arg("-n").arg(&path).status().unwrap().success());
+    }
+}

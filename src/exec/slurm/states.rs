@@ -1,0 +1,209 @@
+//! What became of a job: from the controller, else from accounting, else from the file with its exit code.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::control::{JobId, Slurm};
+use crate::exec::triage::Ended;
+use crate::record::Failure;
+
+/// One job, or one task of an array.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobReport {
+    /// Task of the array.
+    pub task: Option<u32>,
+    /// Slurm's word for its state; `UNKNOWN` where nobody knows it any more.
+    pub state: String,
+    /// Why it waits or was cancelled.
+    pub reason: String,
+    /// Exit code, once it has ended.
+    pub exit_code: Option<u8>,
+    /// Signal that ended it.
+    pub signal: Option<i32>,
+    /// Node.
+    pub node: String,
+    /// How often it was requeued.
+    pub restarts: u32,
+}
+
+/// States of jobs that have not ended (squeue(1), JOB STATE CODES).
+const ALIVE: [&str; 13] = [
+    "PENDING",
+    "RUNNING",
+    "SUSPENDED",
+    "COMPLETING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+    "RESV_DEL_HOLD",
+    "SIGNALING",
+    "STAGE_OUT",
+    "STOPPED",
+];
+
+impl JobReport {
+    /// Whether it may still do something.
+    pub fn is_alive(&self) -> bool {
+        ALIVE.contains(&self.state.as_str())
+    }
+
+    /// Whether it ended well.
+    pub fn is_done(&self) -> bool {
+        self.state == "COMPLETED"
+    }
+
+    /// Whether it never ran because a job it waited for failed: a consequence, no cause.
+    pub fn is_consequence(&self) -> bool {
+        self.reason == "DependencyNeverSatisfied"
+    }
+
+    /// Its end, for triage.
+    pub fn ended<'a>(&'a self, log: &'a str) -> Ended<'a> {
+        Ended { exit_code: self.exit_code, signal: self.signal, slurm_state: Some(&self.state), log }
+    }
+}
+
+/// Reports of a job and all its tasks. `exits` is the directory with exit codes.
+pub fn reports(job: JobId, exits: &Path) -> Result<Vec<JobReport>, Failure> {
+    if let Some(tasks) = Slurm::show(job)?.filter(|tasks| !tasks.is_empty()) {
+        return Ok(tasks.iter().flat_map(from_scontrol).collect());
+    }
+    let accounted: Vec<JobReport> =
+        Slurm::account(job).iter().flat_map(|text| text.lines()).filter_map(from_sacct).collect();
+    Ok(if accounted.is_empty() { from_files(job, exits) } else { accounted })
+}
+
+fn from_scontrol(fields: &BTreeMap<String, String>) -> Vec<JobReport> {
+    let text = |key: &str| fields.get(key).map(String::as_str).unwrap_or_default();
+    let known =
+        |key: &str| Some(text(key)).filter(|t| !matches!(*t, "" | "(null)" | "None")).unwrap_or_default();
+    let state = text("JobState");
+    let (exit_code, signal) = exit_of(text("ExitCode"));
+    let ended = !ALIVE.contains(&state);
+    let report = |task| JobReport {
+        task,
+        state: state.to_owned(),
+        reason: known("Reason").to_owned(),
+        exit_code: exit_code.filter(|_| ended),
+        signal: signal.filter(|_| ended),
+        node: known("NodeList").to_owned(),
+        restarts: text("Restarts").parse().unwrap_or(0),
+    };
+    match text("ArrayTaskId") {
+        "" => vec![report(None)],
+        tasks => task_ids(tasks).into_iter().map(|id| report(Some(id))).collect(),
+    }
+}
+
+/// `0-3,5%2` as numbers.
+fn task_ids(text: &str) -> Vec<u32> {
+    const MOST: u32 = 100_000;
+    let list = text.split('%').next().unwrap_or_default();
+    let one = |part: &str| -> Option<Vec<u32>> {
+        match part.split_once('-') {
+            Some((from, to)) => {
+                let (from, to) = (from.parse::<u32>().ok()?, to.parse::<u32>().ok()?);
+                Some((from..=to.min(from.saturating_add(MOST))).collect())
+            }
+            None => Some(vec![part.parse().ok()?]),
+        }
+    };
+    list.split(',').filter_map(one).flatten().collect()
+}
+
+/// `3:0` as exit code and signal.
+fn exit_of(text: &str) -> (Option<u8>, Option<i32>) {
+    let Some((code, signal)) = text.split_once(':') else { return (None, None) };
+    (code.parse().ok(), signal.parse().ok().filter(|s| *s != 0))
+}
+
+fn from_sacct(line: &str) -> Option<JobReport> {
+    let mut parts = line.split('|');
+    let (id, state, exit, node) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (exit_code, signal) = exit_of(exit);
+    let task = id.split_once('_').and_then(|(_, task)| task.parse().ok());
+    Some(JobReport {
+        task,
+        state: state.split_whitespace().next()?.to_owned(),
+        reason: String::new(),
+        exit_code,
+        signal,
+        node: node.to_owned(),
+        restarts: 0,
+    })
+}
+
+/// Files `<job>` or `<job>_<task>` with an exit code each. A job without one was killed with its script.
+fn from_files(job: JobId, exits: &Path) -> Vec<JobReport> {
+    let report = |task, code: Option<u8>| JobReport {
+        task,
+        state: match code {
+            Some(0) => "COMPLETED",
+            Some(_) => "FAILED",
+            None => "UNKNOWN",
+        }
+        .to_owned(),
+        reason: String::new(),
+        exit_code: code,
+        signal: None,
+        node: String::new(),
+        restarts: 0,
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(exits).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let (id, task) = name.split_once('_').map_or((name.as_str(), None), |(id, t)| (id, t.parse().ok()));
+        if id == job.to_string() {
+            let code = std::fs::read_to_string(entry.path()).ok().and_then(|t| t.trim().parse().ok());
+            found.push(report(task, code));
+        }
+    }
+    found.sort_by_key(|r| r.task);
+    if found.is_empty() { vec![report(None, None)] } else { found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_scontrol_says() {
+        let fields = |text: &str| {
+            text.split(' ')
+                .filter_map(|w| w.split_once('='))
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .collect()
+        };
+        let failed =
+            fields("JobId=9 JobState=FAILED Reason=NonZeroExitCode Restarts=1 ExitCode=3:0 NodeList=n1");
+        let report = &from_scontrol(&failed)[0];
+        assert_eq!((report.exit_code, report.node.as_str(), report.restarts), (Some(3), "n1", 1));
+        assert!(!report.is_alive() && !report.is_done());
+        let waiting = fields("JobId=9 ArrayTaskId=0-2,5%2 JobState=PENDING Reason=Dependency ExitCode=0:0");
+        let reports = from_scontrol(&waiting);
+        assert_eq!(reports.iter().filter_map(|r| r.task).collect::<Vec<_>>(), [0, 1, 2, 5]);
+        assert!(reports.iter().all(|r| r.is_alive() && r.exit_code.is_none()));
+    }
+
+    #[test]
+    fn what_sacct_says() {
+        let report = from_sacct("12_3|CANCELLED by 0|0:15|n2").unwrap();
+        assert_eq!((report.task, report.state.as_str(), report.signal), (Some(3), "CANCELLED", Some(15)));
+        assert_eq!(from_sacct(""), None);
+    }
+
+    #[test]
+    fn files_of_exit_codes() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, code) in [("7_0", "0\n"), ("7_1", "75\n"), ("8", "0"), ("77", "1")] {
+            std::fs::write(dir.path().join(name), code).unwrap();
+        }
+        let states: Vec<String> = from_files(JobId(7), dir.path()).into_iter().map(|r| r.state).collect();
+        assert_eq!(states, ["COMPLETED", "FAILED"]);
+        assert_eq!(from_files(JobId(9), dir.path())[0].state, "UNKNOWN");
+    }
+}

@@ -1,0 +1,115 @@
+//! `day0 release --executor slurm`: begin, go on, plan.
+
+use std::path::Path;
+
+use super::plan::{Place, Planned, plan};
+use super::state::{SlurmDir, SubmissionRecord};
+use super::submit::{Resumed, resume, submit};
+use super::wait::wait;
+use crate::base::threads::Threads;
+use crate::base::units::human_seconds;
+use crate::exec::Graph;
+use crate::exec::slurm::{Profile, ProfileFile};
+use crate::record::Failure;
+use crate::release::closeout;
+use crate::release::conductor::{Ending, Existing, Request};
+use crate::release::config::ReleaseConfig;
+use crate::release::jobs::STAGES;
+use crate::release::preflight::Inputs;
+
+/// Submits a release, or goes on with one; with `and_wait`, until it is closed.
+pub fn release(request: Request, profile: Option<ProfileFile>, and_wait: bool) -> Result<Ending, Failure> {
+    let profile = profile.map(|p| p.validate(&STAGES)).transpose()?;
+    let (existing, submission) = if let Some(path) = &request.resume {
+        let existing = Existing::join(path, request.threads)?;
+        if let Some(ended) = already_closed(&existing)? {
+            return Ok(ended);
+        }
+        let submission = match resume(&existing, profile)? {
+            Resumed::Going(submission) | Resumed::Submitted(submission) => submission,
+        };
+        (existing, submission)
+    } else {
+        let existing = Existing::create(request.config, request.out.as_deref(), request.threads)?;
+        existing.run.event("start", "release", &existing.inputs.config.model);
+        if let Some(failure) = existing.inputs.impossible() {
+            return closeout::infeasible(&existing.run, &existing.inputs, failure);
+        }
+        let profile = profile.map_or_else(|| ProfileFile::default().validate(&STAGES), Ok)?;
+        let submission = submit(&existing, &profile)?;
+        (existing, submission)
+    };
+    if and_wait {
+        return wait(existing.run.path());
+    }
+    Ok(Ending::Submitted { run: existing.run.path().to_path_buf(), jobs: jobs_of(&submission) })
+}
+
+/// A run that ended with a verdict is not run again.
+fn already_closed(existing: &Existing) -> Result<Option<Ending>, Failure> {
+    let dir = SlurmDir::of(&existing.run);
+    let closed = dir.closed()?.zip(dir.submissions()?.pop());
+    let ended = closed.filter(|(closed, last)| closed.submission == last.number);
+    match ended {
+        Some((closed, _)) if closed.exit_code != crate::record::verdict::exit_code::TRANSIENT => {
+            wait(existing.run.path()).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn jobs_of(submission: &SubmissionRecord) -> Vec<String> {
+    let text = |job: &super::state::JobRecord| match &job.tasks {
+        Some(tasks) => format!("{} {} ({} tasks)", job.stage, job.id, tasks.len()),
+        None => format!("{} {}", job.stage, job.id),
+    };
+    submission.jobs.iter().map(text).collect()
+}
+
+/// The jobs of a release as text, one a line; with `scripts`, their scripts are written there.
+pub fn describe(
+    config: ReleaseConfig,
+    profile: ProfileFile,
+    threads: Threads,
+    scripts: Option<&Path>,
+) -> Result<Vec<String>, Failure> {
+    let profile = profile.validate(&STAGES)?;
+    let inputs = Inputs::gather(config, threads)?;
+    crate::release::conductor::with_graph(&inputs, &|graph| lines(graph, &inputs, &profile, scripts))
+}
+
+fn lines(
+    graph: &Graph<'_>,
+    inputs: &Inputs,
+    profile: &Profile,
+    scripts: Option<&Path>,
+) -> Result<Vec<String>, Failure> {
+    let place = Place::here(Path::new("runs/planned"), "planned", profile, &inputs.cache)?;
+    let planned = plan(graph, inputs, profile, &place);
+    let mut lines = vec!["stage     tasks  units  cpus  memory    limit       estimate  after".to_owned()];
+    let mut before = "–".to_owned();
+    for one in &planned {
+        if let Some(dir) = scripts {
+            one.write(dir)?;
+        }
+        let after = if one.job.is_none() { "all, however they ended".to_owned() } else { before.clone() };
+        lines.push(line(one, &after));
+        one.stage().clone_into(&mut before);
+    }
+    Ok(lines)
+}
+
+fn line(planned: &Planned<'_>, after: &str) -> String {
+    let resources = &planned.script.resources;
+    let default = || "default".to_owned();
+    format!(
+        "{:<9} {:>5} {:>6} {:>5}  {:<8}  {:<10} {:>9}  {after}",
+        planned.stage(),
+        planned.script.tasks.as_ref().map_or(1, Vec::len),
+        planned.units(),
+        planned.script.cpus(),
+        resources.memory.clone().unwrap_or_else(default),
+        resources.time.clone().unwrap_or_else(default),
+        planned.estimate_s.map_or_else(|| "unknown".to_owned(), human_seconds),
+    )
+}

@@ -1,0 +1,18 @@
+//! A release as Slurm jobs: submitted, run, closed.
+//!
+//! `slurm/` in the run directory holds what this needs beside the ledger: the profile, what was submitted, the scripts,
+//! the logs and the exit code of every task.
+
+mod closing;
+mod front;
+mod part;
+mod plan;
+mod state;
+mod submit;
+mod wait;
+
+pub(super) use closing::tail;
+pub use front::{describe, release};
+pub use part::{Part, run_part};
+pub use state::{JobRecord, SlurmDir, SubmissionRecord};
+pub use wait::wait;

@@ -1,0 +1,144 @@
+//! What was submitted, as files of the run directory.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::digest::Digest;
+use crate::base::json;
+use crate::exec::slurm::{JobId, Profile};
+use crate::record::Failure;
+use crate::release::run_dir::RunDir;
+
+/// One submission of what was left to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SubmissionRecord {
+    /// From 1 on.
+    pub number: u32,
+    /// When, ISO 8601 UTC.
+    pub submitted_at: String,
+    /// By a host, or by a closeout job.
+    pub submitted_by: String,
+    /// Directory in which the jobs run.
+    pub directory: PathBuf,
+    /// Cache that all nodes share.
+    pub cache: PathBuf,
+    /// The program on the nodes.
+    pub program: PathBuf,
+    /// Digest of the program that submitted: tasks run by another one would make other units.
+    pub build: Digest,
+    /// Jobs in order; what was submitted before a submitter was killed.
+    pub jobs: Vec<JobRecord>,
+    /// Whether all jobs were submitted and let go.
+    pub complete: bool,
+}
+
+/// One job of a submission.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Stage.
+    pub stage: String,
+    /// Slurm's id.
+    pub id: JobId,
+    /// Tasks of the array; `None` for a job that is no array.
+    pub tasks: Option<Vec<u32>>,
+    /// Number of units.
+    pub units: usize,
+}
+
+/// How a submission ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// Which submission.
+    pub submission: u32,
+    /// Exit code that `day0 release` returns for it.
+    pub exit_code: u8,
+}
+
+/// `slurm/` of a run.
+#[derive(Debug, Clone)]
+pub struct SlurmDir {
+    path: PathBuf,
+}
+
+impl SlurmDir {
+    /// The directory of `run`, which need not exist yet.
+    pub fn of(run: &RunDir) -> Self {
+        Self::at(run.path())
+    }
+
+    /// The directory of the run at `run`.
+    pub fn at(run: &Path) -> Self {
+        Self { path: run.join("slurm") }
+    }
+
+    /// Whether the run was submitted to Slurm.
+    pub fn exists(&self) -> bool {
+        self.path.join("submissions.json").is_file()
+    }
+
+    /// Logs of all jobs.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    /// Files with exit codes.
+    pub fn exits(&self) -> PathBuf {
+        self.path.join("exit")
+    }
+
+    /// Scripts of a submission.
+    pub fn scripts(&self, submission: u32) -> PathBuf {
+        self.path.join(format!("scripts/{submission}"))
+    }
+
+    /// Log of a job or a task.
+    pub fn log(&self, job: JobId, task: Option<u32>) -> PathBuf {
+        self.logs().join(task.map_or_else(|| format!("{job}.out"), |task| format!("{job}_{task}.out")))
+    }
+
+    /// Creates the directories that jobs write to.
+    pub fn create(&self) -> Result<(), Failure> {
+        for dir in [self.logs(), self.exits()] {
+            std::fs::create_dir_all(&dir).map_err(|e| Failure::io(dir.display(), &e))?;
+        }
+        Ok(())
+    }
+
+    /// The profile.
+    pub fn profile(&self) -> Result<Profile, Failure> {
+        Ok(json::read(&self.path.join("profile.json"))?)
+    }
+
+    /// Keeps the profile.
+    pub fn keep_profile(&self, profile: &Profile) -> Result<(), Failure> {
+        Ok(json::write(&self.path.join("profile.json"), profile)?)
+    }
+
+    /// All submissions.
+    pub fn submissions(&self) -> Result<Vec<SubmissionRecord>, Failure> {
+        if !self.exists() {
+            return Ok(Vec::new());
+        }
+        Ok(json::read(&self.path.join("submissions.json"))?)
+    }
+
+    /// Writes the record of one submission, the last one or a new one.
+    pub fn keep(&self, record: &SubmissionRecord) -> Result<(), Failure> {
+        let mut all = self.submissions()?;
+        all.retain(|r| r.number != record.number);
+        all.push(record.clone());
+        Ok(json::write(&self.path.join("submissions.json"), &all)?)
+    }
+
+    /// How the last submission that was closed ended.
+    pub fn closed(&self) -> Result<Option<Closed>, Failure> {
+        let path = self.path.join("closed.json");
+        if path.is_file() { Ok(Some(json::read(&path)?)) } else { Ok(None) }
+    }
+
+    /// Notes that a submission is closed.
+    pub fn keep_closed(&self, closed: &Closed) -> Result<(), Failure> {
+        Ok(json::write(&self.path.join("closed.json"), closed)?)
+    }
+}

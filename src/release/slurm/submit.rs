@@ -1,0 +1,215 @@
+//! Submitting what is left of a run.
+//!
+//! The first job is held until all are submitted, so that a submitter which is killed in between leaves nothing that
+//! runs without an end. Every job waits for the one before it to succeed; closeout waits for all of them to end.
+
+use std::path::Path;
+
+use super::part::{same_place, unfinished};
+use super::plan::{Place, Planned, plan};
+use super::state::{JobRecord, SlurmDir, SubmissionRecord};
+use crate::base::clock;
+use crate::exec::slurm::{JobId, JobReport, Profile, ProfileFile, Slurm, Submission, reports};
+use crate::exec::{Claim, Done, Flow, Graph, KeyBuilder, Ledger, Owner};
+use crate::record::{Failure, FailureClass};
+use crate::release::conductor::{self, Existing};
+use crate::release::graph::{Build, Jobs};
+use crate::release::jobs::{CLOSEOUT, STAGES};
+
+/// What `resume` found.
+pub enum Resumed {
+    /// Jobs of an earlier submission go on.
+    Going(SubmissionRecord),
+    /// What was left was submitted.
+    Submitted(SubmissionRecord),
+}
+
+/// Submits a run for the first time.
+pub fn submit(existing: &Existing, profile: &Profile) -> Result<SubmissionRecord, Failure> {
+    let slurm_dir = SlurmDir::of(&existing.run);
+    slurm_dir.create()?;
+    slurm_dir.keep_profile(profile)?;
+    let place = Place::here(existing.run.path(), &existing.record.run_id, profile, &existing.inputs.cache)?;
+    submit_rest(existing, profile, &place, 1)
+}
+
+/// Goes on with a run that was submitted before. `profile` replaces the one it had.
+pub fn resume(existing: &Existing, profile: Option<Profile>) -> Result<Resumed, Failure> {
+    let slurm_dir = SlurmDir::of(&existing.run);
+    let submissions = slurm_dir.submissions()?;
+    let Some(last) = submissions.last() else {
+        let profile = match profile {
+            Some(profile) => profile,
+            None => ProfileFile::default().validate(&STAGES)?,
+        };
+        return submit(existing, &profile).map(Resumed::Submitted);
+    };
+    let alive = alive(last, &slurm_dir)?;
+    if last.complete && !alive.is_empty() {
+        return Ok(Resumed::Going(last.clone()));
+    }
+    // A submitter that was killed leaves jobs that wait for ever; one of them may not even be in the record.
+    let mut stray = alive;
+    for job in &last.jobs {
+        stray.push(job.id);
+    }
+    let place = same_place(existing.run.path(), &existing.record.run_id, last);
+    for stage in STAGES {
+        stray.extend(Slurm.named(&place.job_name(stage))?);
+    }
+    stray.sort_unstable();
+    stray.dedup();
+    let known: Vec<JobId> =
+        stray.into_iter().filter(|id| is_alive(*id, &slurm_dir).unwrap_or(false)).collect();
+    Slurm.cancel(&known)?;
+    let profile = match profile {
+        Some(profile) => {
+            slurm_dir.keep_profile(&profile)?;
+            profile
+        }
+        None => slurm_dir.profile()?,
+    };
+    let mut place = place;
+    if profile.program.is_none() {
+        place.program = Place::here(existing.run.path(), "", &profile, &place.cache)?.program;
+    }
+    submit_rest(existing, &profile, &place, last.number + 1).map(Resumed::Submitted)
+}
+
+/// Jobs of a submission that have not ended.
+pub(super) fn alive(submission: &SubmissionRecord, dir: &SlurmDir) -> Result<Vec<JobId>, Failure> {
+    let mut found = Vec::new();
+    for job in &submission.jobs {
+        if is_alive(job.id, dir)? {
+            found.push(job.id);
+        }
+    }
+    Ok(found)
+}
+
+fn is_alive(job: JobId, dir: &SlurmDir) -> Result<bool, Failure> {
+    Ok(reports(job, &dir.exits())?.iter().any(JobReport::is_alive))
+}
+
+/// Submits the jobs whose units are not all done, and the one that closes the run.
+pub(super) fn submit_rest(
+    existing: &Existing,
+    profile: &Profile,
+    place: &Place,
+    number: u32,
+) -> Result<SubmissionRecord, Failure> {
+    profile.check_paths()?;
+    let Existing { run, inputs, .. } = existing;
+    let quantize_plan = inputs.plan.as_ref().map_err(Clone::clone)?;
+    let build = Build::new(inputs, run);
+    let jobs = Jobs::new(&build, quantize_plan);
+    let graph = crate::release::graph::build(&build, &jobs);
+    let ledger = Ledger::open(&run.ledger())?;
+    let key =
+        KeyBuilder::new("submission/1").part("run", &existing.record.run_id).part("number", number).finish();
+    if let Claim::Busy(owner) = ledger.claim_again(&key, "submission")? {
+        return Err(busy(&owner));
+    }
+    let submitted = submit_planned(existing, profile, place, number, &graph, &ledger);
+    let result = match &submitted {
+        Ok(record) => ledger.finish(
+            &key,
+            "submission",
+            &Done {
+                output: serde_json::json!(record.jobs.len()),
+                flow: Flow::Continue,
+                elapsed_s: 0.0,
+                reused: false,
+            },
+        ),
+        Err(failure) => ledger.fail(&key, "submission", failure).map(|()| true),
+    };
+    result?;
+    submitted
+}
+
+fn busy(owner: &Owner) -> Failure {
+    let message = format!("process {} on {} is submitting this run", owner.pid, owner.place());
+    Failure::new(FailureClass::InfraTransient, message).with_hint("wait for it, then ask `day0 status`")
+}
+
+fn submit_planned(
+    existing: &Existing,
+    profile: &Profile,
+    place: &Place,
+    number: u32,
+    graph: &Graph<'_>,
+    ledger: &Ledger,
+) -> Result<SubmissionRecord, Failure> {
+    let dir = SlurmDir::of(&existing.run);
+    let mut planned = plan(graph, &existing.inputs, profile, place);
+    let states = conductor::look(graph, ledger)?;
+    let left = unfinished(&planned, &|name| states.outputs.contains_key(name));
+    let mut record = SubmissionRecord {
+        number,
+        submitted_at: clock::now_iso8601(),
+        submitted_by: submitter(),
+        directory: place.directory.clone(),
+        cache: place.cache.clone(),
+        program: place.program.clone(),
+        build: existing.inputs.build.clone(),
+        jobs: Vec::new(),
+        complete: false,
+    };
+    let mut wanted: Vec<usize> = Vec::new();
+    for (index, tasks) in left {
+        planned[index].script.tasks = tasks;
+        wanted.push(index);
+    }
+    wanted.extend(planned.iter().position(|p| p.job.is_none()));
+    let mut scripts = Vec::new();
+    // All are checked before any is submitted.
+    for index in wanted {
+        let script = planned[index].write(&dir.scripts(number))?;
+        Slurm.test(&script)?;
+        scripts.push((&planned[index], script));
+    }
+    for (planned, script) in scripts {
+        chain(planned, &script, &dir, &mut record)?;
+    }
+    if let Some(first) = record.jobs.first() {
+        Slurm.release(first.id)?;
+    }
+    record.complete = true;
+    dir.keep(&record)?;
+    existing.run.event("submitted", "release", &format!("{} jobs", record.jobs.len()));
+    Ok(record)
+}
+
+/// Submits one job after those of the record.
+fn chain(
+    planned: &Planned<'_>,
+    script: &Path,
+    dir: &SlurmDir,
+    record: &mut SubmissionRecord,
+) -> Result<(), Failure> {
+    let ids: Vec<JobId> = record.jobs.iter().map(|job| job.id).collect();
+    let is_closeout = planned.stage() == CLOSEOUT;
+    let how = Submission {
+        after_ok: if is_closeout { Vec::new() } else { ids.last().copied().into_iter().collect() },
+        after_any: if is_closeout { ids.clone() } else { Vec::new() },
+        hold: ids.is_empty(),
+    };
+    let id = Slurm.submit(script, &how)?;
+    record.jobs.push(JobRecord {
+        stage: planned.stage().to_owned(),
+        id,
+        tasks: planned.script.tasks.clone(),
+        units: planned.units(),
+    });
+    dir.keep(record)
+}
+
+/// Who submits: a host, or a job that closes a run.
+fn submitter() -> String {
+    let own = Owner::current();
+    match &own.job {
+        Some(job) => format!("job {job} on {}", own.place()),
+        None => own.host,
+    }
+}

@@ -1,0 +1,90 @@
+//! Waiting for a submitted run to be closed.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::state::{SlurmDir, SubmissionRecord};
+use crate::base::{interrupt, json, progress};
+use crate::exec::Ledger;
+use crate::exec::slurm::{JobReport, reports};
+use crate::record::release::ReleaseRecord;
+use crate::record::{Failure, FailureClass, Outcome};
+use crate::release::conductor::Ending;
+use crate::release::jobs::CLOSEOUT;
+
+/// How often the run directory is looked at, and how often Slurm is asked.
+const LOOK: Duration = Duration::from_millis(500);
+const ASK: Duration = Duration::from_secs(15);
+/// A closeout job that has ended may have written a file that this host does not see yet.
+const GRACE: Duration = Duration::from_secs(60);
+/// One that failed has written none.
+const SHORT_GRACE: Duration = Duration::from_secs(5);
+
+/// Waits until closeout has closed the run at `path`.
+pub fn wait(path: &Path) -> Result<Ending, Failure> {
+    interrupt::install().map_err(|e| Failure::io("signal handlers", &e))?;
+    let dir = SlurmDir::at(path);
+    let (mut asked, mut gone_since, mut said) = (Instant::now(), None::<Instant>, String::new());
+    let mut failed = false;
+    loop {
+        let submissions = dir.submissions()?;
+        let Some(last) = submissions.last() else {
+            return Err(Failure::config(format!("{}: was not submitted to Slurm", path.display())));
+        };
+        if let Some(closed) = dir.closed()?
+            && closed.submission == last.number
+        {
+            let record: ReleaseRecord = json::read(&path.join("release.json"))?;
+            let outcome = record.verdict.map_or(Outcome::Transient, Outcome::Verdict);
+            return Ok(Ending::Closed { record: Box::new(record), outcome, run: path.to_path_buf() });
+        }
+        if let Some(signal) = interrupt::received() {
+            return Ok(Ending::Interrupted { signal, run: path.to_path_buf() });
+        }
+        if asked.elapsed() >= ASK || said.is_empty() {
+            asked = Instant::now();
+            let Asked { line, closeout_alive, closeout_failed } = ask(last, &dir, path)?;
+            if line != said {
+                progress::note(&line);
+                said = line;
+            }
+            failed = closeout_failed;
+            gone_since = if closeout_alive { None } else { gone_since.or(Some(Instant::now())) };
+        }
+        let grace = if failed { SHORT_GRACE } else { GRACE };
+        if gone_since.is_some_and(|since| since.elapsed() > grace) {
+            let message = format!("{}: the closeout job ended without closing the run", path.display());
+            return Err(Failure::new(FailureClass::InfraTransient, message)
+                .with_hint(format!("resume with `day0 release --resume {}`", path.display())));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// What Slurm says of all jobs.
+struct Asked {
+    line: String,
+    closeout_alive: bool,
+    closeout_failed: bool,
+}
+
+fn ask(last: &SubmissionRecord, dir: &SlurmDir, run: &Path) -> Result<Asked, Failure> {
+    let mut parts = Vec::new();
+    let (mut closeout_alive, mut closeout_failed) = (false, false);
+    for job in &last.jobs {
+        let reports = reports(job.id, &dir.exits())?;
+        if job.stage == CLOSEOUT {
+            closeout_alive = reports.iter().any(JobReport::is_alive);
+            closeout_failed = reports.iter().any(|r| r.exit_code.is_some_and(|code| code != 0));
+        }
+        let done = reports.iter().filter(|r| r.is_done()).count();
+        let state = match reports.as_slice() {
+            [one] => one.state.to_lowercase(),
+            many => format!("{done}/{} done", many.len()),
+        };
+        parts.push(format!("{} {state}", job.stage));
+    }
+    let units = Ledger::snapshot(&run.join("ledger.jsonl"))?.unwrap_or_default();
+    let done = units.units.values().filter(|u| u.done.is_some()).count();
+    Ok(Asked { line: format!("{}; {done} units done", parts.join(", ")), closeout_alive, closeout_failed })
+}

@@ -50,9 +50,22 @@ struct Arguments {
     bench: bool,
 }
 
-/// Every built-in recipe of 8 or 4 bits whose group divides the bench's layers.
-const RECIPES: [&str; 8] =
-    ["fp8_dynamic", "fp8_block", "w8a8", "w8a16", "w4a16", "w4a16_asym_g32", "nvfp4a16", "mxfp4a16"];
+/// Every built-in recipe of 8 to 4 bits that needs no calibration, search or experts; where two differ in what they declare
+/// of inputs alone, one of them.
+const RECIPES: [&str; 12] = [
+    "fp8_dynamic",
+    "fp8_block",
+    "w8a8",
+    "w8a16",
+    "w4a16",
+    "w4a16_g64",
+    "w4a16_g32",
+    "w4a16_asym_g32",
+    "nvfp4a16",
+    "mxfp4a16",
+    "mxfp6a16",
+    "mxfp8a16",
+];
 /// The same in llm-compressor's names.
 const PEERS: [(&str, &str); 3] =
     [("fp8_dynamic", "FP8_DYNAMIC"), ("w4a16", "W4A16"), ("nvfp4a16", "NVFP4A16")];

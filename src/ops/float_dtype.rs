@@ -5,6 +5,9 @@
 use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::kernel_path::KernelPath;
+use super::row_kernels::largest;
+
 /// Storage type of an unquantized weight, and of the scales made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FloatDtype {
@@ -125,28 +128,14 @@ impl FloatDtype {
 
     /// The largest magnitude of little-endian elements; infinite or NaN when any element is.
     pub fn amax(self, bytes: &[u8]) -> f32 {
-        /// The largest of the elements without their sign bits; the order of bits is the order of magnitudes.
-        macro_rules! largest {
-            ($bits:ty, $mask:expr) => {{
-                const SIZE: usize = size_of::<$bits>();
-                let mut lanes = [0 as $bits; 32];
-                let (blocks, rest) = bytes.as_chunks::<{ 32 * SIZE }>();
-                for block in blocks {
-                    for (lane, b) in lanes.iter_mut().zip(block.as_chunks::<SIZE>().0) {
-                        *lane = (*lane).max(<$bits>::from_le_bytes(*b) & $mask);
-                    }
-                }
-                for (lane, b) in lanes.iter_mut().zip(rest.as_chunks::<SIZE>().0) {
-                    *lane = (*lane).max(<$bits>::from_le_bytes(*b) & $mask);
-                }
-                lanes.into_iter().max().unwrap_or(0)
-            }};
+        let count = bytes.len() / self.size();
+        if count == 0 {
+            return 0.0;
         }
-        match self {
-            Self::Bf16 => bf16::from_bits(largest!(i16, i16::MAX) as u16).to_f32(),
-            Self::F16 => f16::from_bits(largest!(i16, i16::MAX) as u16).to_f32(),
-            Self::F32 => f32::from_bits(largest!(i32, i32::MAX) as u32),
-        }
+        let mut high = [0];
+        let largest = if self == Self::F32 { largest::<[u8; 4]> } else { largest::<[u8; 2]> };
+        largest(KernelPath::detect(), &bytes[..count * self.size()], count, count, &mut high);
+        self.value_of_bits(high[0])
     }
 }
 

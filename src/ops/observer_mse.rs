@@ -214,7 +214,7 @@ impl<C: Codec + Sync> Search<C> {
             _ => {
                 let (divisor, zero_point) =
                     qparams::asymmetric_qparams(range.min, range.max, element, job.dtype);
-                Scale { divisor, zero_point, byte: None }
+                Scale { divisor, zero_point: zero_point as i8, byte: None }
             }
         }
     }

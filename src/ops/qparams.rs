@@ -25,11 +25,11 @@ pub fn symmetric_scale(amax: f32, element: Element, dtype: FloatDtype) -> f32 {
     if scale == 0.0 { dtype.epsilon() } else { scale }
 }
 
-/// Scale and zero point for values in [min, max], widened to contain 0.
+/// Scale and zero point for values in [min, max], widened to contain 0. The zero point is a whole number.
 ///
 /// `scale = (max − min) / (2^b − 1)`, `zero_point = q_min − min / scale`, each step rounded to `dtype`.
 #[inline(always)]
-pub fn asymmetric_qparams(min: f32, max: f32, element: Element, dtype: FloatDtype) -> (f32, i8) {
+pub fn asymmetric_qparams(min: f32, max: f32, element: Element, dtype: FloatDtype) -> (f32, f32) {
     let (min, max) = (min.min(0.0), max.max(0.0));
     let (q_min, q_max) = element.range();
     let scale = dtype.round(dtype.round(max - min) / (q_max - q_min));
@@ -37,8 +37,9 @@ pub fn asymmetric_qparams(min: f32, max: f32, element: Element, dtype: FloatDtyp
     // Not f32::clamp, whose panic path would keep loops from being vectorized. NaN, of a zero scale, is replaced below.
     let clamped = if zero_point < q_min { q_min } else { zero_point };
     let clamped = if clamped > q_max { q_max } else { clamped };
-    let rounded = (clamped + ROUNDING_MAGIC).to_bits() as i8;
-    if scale == 0.0 { (dtype.epsilon(), 0) } else { (scale, rounded) }
+    let rounded = (clamped + ROUNDING_MAGIC) - ROUNDING_MAGIC;
+    let is_zero = scale == 0.0;
+    (if is_zero { dtype.epsilon() } else { scale }, if is_zero { 0.0 } else { rounded })
 }
 
 /// NVFP4's global scale, a divisor: 2688 · (1 / amax) over the whole fused set.
@@ -82,7 +83,7 @@ mod tests {
     fn reference_values() {
         let int4 = Element::Int(4);
         let zero_point = |min, max| asymmetric_qparams(min, max, int4, FloatDtype::Bf16).1;
-        assert_eq!((zero_point(-1.0, 2.0), zero_point(0.5, 2.0), zero_point(-3.0, -1.0)), (-3, -8, 7));
+        assert_eq!((zero_point(-1.0, 2.0), zero_point(0.5, 2.0), zero_point(-3.0, -1.0)), (-3.0, -8.0, 7.0));
         assert_eq!(asymmetric_qparams(-1.0, 2.0, int4, FloatDtype::F32).0, 0.2);
         assert_eq!(symmetric_scale(0.0, Element::E4m3, FloatDtype::Bf16), 0.0078125);
         assert_eq!(nvfp4_global_scale(0.091_308_594, FloatDtype::Bf16), 29440.0);

@@ -7,7 +7,7 @@
 use super::float_dtype::FloatDtype;
 use super::kernel_path::KernelPath;
 use super::quantize_weight::{Arithmetic, Preset, RowJob, Tile};
-use super::row_codecs::{Bf16, Codec, Exact, F32, Int, Quotient, Source, ToBf16, ToF16};
+use super::row_codecs::{Bf16, Codec, DIVISIBLE, Exact, F32, Int, Quotient, Source, ToBf16, ToF16};
 use super::row_kernels::{self as kernels, Groups, LANES, Rows, Sums};
 use super::weight_layout::{Element, Packing, ScaleKind};
 use super::{fp4, fp6, fp8};
@@ -50,8 +50,8 @@ struct Strips<'a> {
     /// Blocks of [`LANES`] elements in a row, padding included.
     blocks: usize,
     groups: Groups,
-    /// Scale and zero point of each block, where groups are not blocks themselves.
-    of_blocks: (Vec<f32>, Vec<f32>),
+    /// Scale, reciprocal and zero point of each block, where groups are not blocks themselves.
+    of_blocks: [Vec<f32>; 3],
     magnitudes: Vec<u8>,
     widened: Vec<u8>,
     padded: Vec<u8>,
@@ -172,17 +172,22 @@ impl<'a> Strips<'a> {
         codes: &mut [u8],
     ) {
         let job = self.job;
-        let mut scales = &self.groups.scale;
-        let mut zero_points = &self.groups.zero_point;
+        let Groups { scale, inverse, zero_point, .. } = &self.groups;
+        let divisible = scale.iter().all(|scale| DIVISIBLE.contains(scale));
+        let [mut scales, mut inverses, mut zero_points] = [scale, inverse, zero_point];
         if self.pads || job.columns != LANES {
-            let (groups, of_blocks) = (self.widths, &mut self.of_blocks);
-            groups.spread(scales, &mut of_blocks.0);
-            if C::HAS_ZERO_POINT {
-                groups.spread(zero_points, &mut of_blocks.1);
+            let (widths, of_blocks) = (self.widths, &mut self.of_blocks);
+            widths.spread(scales, &mut of_blocks[0]);
+            if S::IS_SHORT && divisible {
+                widths.spread(inverses, &mut of_blocks[1]);
             }
-            (scales, zero_points) = (&of_blocks.0, &of_blocks.1);
+            if C::HAS_ZERO_POINT {
+                widths.spread(zero_points, &mut of_blocks[2]);
+            }
+            [scales, inverses, zero_points] = of_blocks.each_ref();
         }
-        let mut rows = Rows { bytes, blocks: self.blocks, scales, zero_points };
+        let inverses = (S::IS_SHORT && divisible).then_some(inverses.as_slice());
+        let mut rows = Rows { bytes, blocks: self.blocks, scales, inverses, zero_points };
         if !self.pads {
             return kernels::encode::<S, C, Q>(self.path, codec, &rows, codes, &mut self.sums);
         }

@@ -9,7 +9,7 @@
 use super::float_dtype::FloatDtype;
 use super::kernel_path::per_path;
 use super::quantize_weight::{Preset, RowJob};
-use super::row_codecs::{Codec, Quotient, Raw, Source, f16_value};
+use super::row_codecs::{self, Codec, Quotient, Raw, Source, f16_value};
 use super::weight_layout::{Element, Packing, ScaleKind};
 use super::{e8m0, fp4, fp6, int_pack, qparams};
 
@@ -19,12 +19,14 @@ pub(super) const LANES: usize = 16;
 /// What is known of some groups, each of which shares a scale.
 #[derive(Default)]
 pub(super) struct Groups {
-    /// Bits of the smallest element, where there are zero points.
+    /// Bits of the largest magnitude of negative elements, where there are zero points.
     pub low: Vec<i32>,
-    /// Bits of the largest element, or the largest magnitude where there are none.
+    /// Bits of the largest magnitude of positive elements, or of all where there are none.
     pub high: Vec<i32>,
     /// What elements are divided by.
     pub scale: Vec<f32>,
+    /// Its reciprocal.
+    pub inverse: Vec<f32>,
     /// What is added to the quotient.
     pub zero_point: Vec<f32>,
 }
@@ -35,6 +37,7 @@ impl Groups {
         self.low.resize(count, 0);
         self.high.resize(count, 0);
         self.scale.resize(count, 0.0);
+        self.inverse.resize(count, 0.0);
         self.zero_point.resize(count, 0.0);
     }
 }
@@ -89,7 +92,7 @@ fn largest_of<R: Raw>(group: &[R]) -> i32 {
 }
 
 per_path! {
-    /// The bits of the smallest and the largest element of each group, both sides of zero.
+    /// The bits of the largest magnitudes of negative and of positive elements of each group.
     pub(super) fn extremes<R: Raw>(
         bytes: &[u8],
         k: usize,
@@ -130,21 +133,22 @@ fn extremes_of<R: Raw>(group: &[R]) -> (i32, i32) {
     let (mut lows, mut highs) = ([R::Bits::default(); LANES], [R::Bits::default(); LANES]);
     for block in blocks {
         for lane in 0..LANES {
-            let key = block[lane].ordered();
-            lows[lane] = lows[lane].min(key);
-            highs[lane] = highs[lane].max(key);
+            lows[lane] = lows[lane].max(block[lane].negated());
+            highs[lane] = highs[lane].max(block[lane].bits());
         }
     }
-    let (mut smallest, mut largest) = (R::Bits::default(), R::Bits::default());
+    let (mut lowest, mut highest) = (R::Bits::default(), R::Bits::default());
     for raw in rest {
-        smallest = smallest.min(raw.ordered());
-        largest = largest.max(raw.ordered());
+        lowest = lowest.max(raw.negated());
+        highest = highest.max(raw.bits());
     }
-    for lane in 0..LANES {
-        smallest = smallest.min(lows[lane]);
-        largest = largest.max(highs[lane]);
+    for low in lows {
+        lowest = lowest.max(low);
     }
-    (R::from_ordered(smallest).bits().into(), R::from_ordered(largest).bits().into())
+    for high in highs {
+        highest = highest.max(high);
+    }
+    (lowest.into(), highest.into())
 }
 
 per_path! {
@@ -209,7 +213,7 @@ fn find_qparams_of(
         *value = dtype.value_of_bits(*bits);
     }
     for (value, bits) in groups.zero_point.iter_mut().zip(&groups.low) {
-        *value = dtype.value_of_bits(*bits);
+        *value = -dtype.value_of_bits(*bits);
     }
     let finite = |values: &[f32]| values.iter().fold(true, |finite, x| finite & x.is_finite());
     if !(finite(&groups.scale) && finite(&groups.zero_point)) {
@@ -235,13 +239,17 @@ fn find_qparams_of(
             dtype.encode(&groups.scale, scales);
         }
         _ => {
-            let both = groups.scale.iter_mut().zip(&mut groups.zero_point);
-            for ((scale, zero_point), stored) in both.zip(zero_points) {
-                (*scale, *stored) = qparams::asymmetric_qparams(*zero_point, *scale, element, dtype);
-                *zero_point = f32::from(*stored);
+            for (scale, zero_point) in groups.scale.iter_mut().zip(&mut groups.zero_point) {
+                (*scale, *zero_point) = qparams::asymmetric_qparams(*zero_point, *scale, element, dtype);
+            }
+            for (zero_point, stored) in groups.zero_point.iter().zip(zero_points) {
+                *stored = *zero_point as i8;
             }
             dtype.encode(&groups.scale, scales);
         }
+    }
+    for (inverse, scale) in groups.inverse.iter_mut().zip(&groups.scale) {
+        *inverse = 1.0 / scale;
     }
     true
 }
@@ -254,6 +262,8 @@ pub(super) struct Rows<'a> {
     pub blocks: usize,
     /// The scale of each block; of one row only where all rows share it.
     pub scales: &'a [f32],
+    /// The reciprocals of the scales, where they may be used ([`row_codecs::DIVISIBLE`]).
+    pub inverses: Option<&'a [f32]>,
     /// The zero points that go with the scales; any where codes have none.
     pub zero_points: &'a [f32],
 }
@@ -297,29 +307,76 @@ fn encode_body<const FMA: bool, S: Source, C: Codec, Q: Quotient>(
     codes: &mut [u8],
     sums: &mut Sums,
 ) {
-    let blocks = S::Raw::elements(rows.bytes).as_chunks::<LANES>().0.chunks_exact(rows.blocks);
-    let code_rows = codes.as_chunks_mut::<LANES>().0.chunks_exact_mut(rows.blocks);
-    let mut scale_rows = rows.scales.chunks_exact(rows.blocks).cycle();
-    let zero_points = if C::HAS_ZERO_POINT { rows.zero_points } else { rows.scales };
-    let mut zero_point_rows = zero_points.chunks_exact(rows.blocks).cycle();
-    for (row, codes) in blocks.zip(code_rows) {
-        let (Some(scales), Some(zero_points)) = (scale_rows.next(), zero_point_rows.next()) else { return };
+    match rows.inverses {
+        Some(inverses) if FMA && S::IS_SHORT => {
+            let divide = |x, scale, inverse| row_codecs::divide(x, scale, inverse);
+            encode_with::<S, C, Q>(codec, rows, inverses, divide, codes, sums);
+        }
+        _ => encode_with::<S, C, Q>(codec, rows, rows.scales, |x, scale, _| x / scale, codes, sums),
+    }
+}
+
+/// `divide` gets an element, its scale and the number that goes with it in `helps`.
+#[inline(always)]
+fn encode_with<S: Source, C: Codec, Q: Quotient>(
+    codec: C,
+    rows: &Rows<'_>,
+    helps: &[f32],
+    divide: impl Fn(f32, f32, f32) -> f32 + Copy,
+    codes: &mut [u8],
+    sums: &mut Sums,
+) {
+    let per_row = rows.blocks;
+    let blocks = S::Raw::elements(rows.bytes).as_chunks::<LANES>().0;
+    let code_blocks = codes.as_chunks_mut::<LANES>().0;
+    let mut at = 0;
+    for (row, codes) in blocks.chunks_exact(per_row).zip(code_blocks.chunks_exact_mut(per_row)) {
+        let (scales, helps) = (&rows.scales[at..][..per_row], &helps[at..][..per_row]);
+        let zero_points = if C::HAS_ZERO_POINT { &rows.zero_points[at..][..per_row] } else { scales };
+        // All rows of a band share one row of scales.
+        at += if rows.scales.len() > per_row { per_row } else { 0 };
         let (mut signal, mut noise) = ([0.0; LANES], [0.0; LANES]);
-        let qparams = scales.iter().zip(zero_points);
-        for ((block, codes), (scale, zero_point)) in row.iter().zip(codes).zip(qparams) {
-            for lane in 0..LANES {
-                let x = S::value(block[lane]);
-                let q = Q::round(x / scale);
-                let q = if C::HAS_ZERO_POINT { Q::round(q + zero_point) } else { q };
-                let (code, value) = codec.encode(q, *zero_point);
-                let error = x - value * scale;
-                codes[lane] = code;
-                noise[lane] += error * error;
-                signal[lane] += x * x;
-            }
+        for i in 0..per_row {
+            let scale = scales[i];
+            let quotient = |x| {
+                let q = Q::round(divide(x, scale, helps[i]));
+                if C::HAS_ZERO_POINT { Q::round(q + zero_points[i]) } else { q }
+            };
+            let coded = encode_block::<S, C>(codec, row[i], scale, zero_points[i], quotient, [signal, noise]);
+            (codes[i], [signal, noise]) = coded;
         }
         sums.add_row(signal, noise);
     }
+}
+
+/// Codes [`LANES`] elements. Arrays go in and out by value and are added to in loops of their own, so that sums stay in
+/// registers.
+#[inline(always)]
+fn encode_block<S: Source, C: Codec>(
+    codec: C,
+    block: [S::Raw; LANES],
+    scale: f32,
+    zero_point: f32,
+    quotient: impl Fn(f32) -> f32,
+    [mut signal, mut noise]: [[f32; LANES]; 2],
+) -> ([u8; LANES], [[f32; LANES]; 2]) {
+    let mut codes = [0; LANES];
+    let (mut squares, mut errors) = ([0.0; LANES], [0.0; LANES]);
+    for lane in 0..LANES {
+        let x = S::value(block[lane]);
+        let (code, value) = codec.encode(quotient(x), zero_point);
+        let error = x - value * scale;
+        codes[lane] = code;
+        errors[lane] = error * error;
+        squares[lane] = x * x;
+    }
+    for lane in 0..LANES {
+        noise[lane] += errors[lane];
+    }
+    for lane in 0..LANES {
+        signal[lane] += squares[lane];
+    }
+    (codes, [signal, noise])
 }
 
 per_path! {

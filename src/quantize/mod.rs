@@ -21,6 +21,8 @@ pub use plan::QuantizePlan;
 pub use shard::{Durability, ShardTarget, write_shards};
 
 #[cfg(test)]
+mod modelopt_tests;
+#[cfg(test)]
 mod scan_tests;
 #[cfg(test)]
 mod source_tests;

@@ -27,8 +27,8 @@ const MAX_DEVICES: usize = 64;
 /// What is asked about.
 #[derive(Debug, Clone, Copy)]
 pub struct PreflightOptions<'a> {
-    /// Devices that each layer will be cut for. A number that was asked for and cannot be had makes the request
-    /// impossible; without one, a single device is looked at and problems are only reported.
+    /// Devices that each layer will be cut for. Several that were asked for and cannot be had make the request
+    /// impossible; on a single one, which is looked at without a number too, problems are only reported.
     pub devices: Option<usize>,
     /// Where the result would be written: its file system is part of the measured rate. `None` measures nothing.
     pub target: Option<&'a Path>,
@@ -135,7 +135,8 @@ fn cutting_failure(
     devices: Option<usize>,
     problems: &[CuttingProblem],
 ) -> Option<Failure> {
-    let devices = devices?;
+    // One device cuts nothing: what an engine refuses there is said of the engine.
+    let devices = devices.filter(|n| *n > 1)?;
     let first = problems.first()?;
     let more = match problems.len() {
         1 => String::new(),
@@ -151,10 +152,11 @@ fn cutting_failure(
     let failure = Failure::new(FailureClass::ModelUnsupported, message);
     let hint = match nearest_recipe(plan, devices) {
         Some(name) => format!("use --recipe {name}, which can be cut for {devices} devices"),
-        None => match (1..devices.min(MAX_DEVICES)).rev().find(|n| cutting_problems(plan, *n).is_empty()) {
-            Some(fewer) => format!("use --tp {fewer}; no built-in recipe can be cut for {devices} devices"),
-            None => "no built-in recipe can be cut for so many devices".to_owned(),
-        },
+        None => {
+            let fewer = (2..devices.min(MAX_DEVICES)).rev().find(|n| cutting_problems(plan, *n).is_empty());
+            let fewer = fewer.unwrap_or(1);
+            format!("use --tp {fewer}; no built-in recipe can be cut for {devices} devices")
+        }
     };
     Some(failure.with_hint(hint))
 }

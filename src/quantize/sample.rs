@@ -1,8 +1,9 @@
 //! How fast this machine quantizes: a sample of the model's own weights goes through the whole pipeline, to the file
 //! system of the target.
 //!
-//! The sample has one module of each scheme, cut to its first rows. Its time is that of tiles, scales, digests, writing
-//! and syncing together, which no formula knows beforehand; reading is measured apart, where the source lies.
+//! The sample has the largest modules of each group of the recipe, the last cut to its first rows. Its time is that of
+//! tiles, scales, digests and writing together, which no formula knows beforehand; reading is measured apart, where the
+//! source lies, and so is waiting for storage.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{QuantizeError, QuantizePlan};
+use super::{Durability, QuantizeError, QuantizePlan, ShardTarget, write_shards};
 use crate::base::json;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::files::{CONFIG, SINGLE};
@@ -19,12 +20,12 @@ use crate::recipe::assignment::AssignedModule;
 use crate::record::Failure;
 use crate::record::preflight::TimeEstimate;
 
-/// Bytes of rows taken of each scheme: long enough to be timed, short enough not to be waited for.
+/// Bytes of rows taken for each group: long enough to be timed, short enough not to be waited for.
 pub(super) const SAMPLE_BYTES: usize = 24 << 20;
 /// Rounding rows up to this keeps blocks whole.
 const ROWS: usize = 128;
 
-/// Measures with about `sample_bytes` of each scheme and extrapolates; `None` where there is nothing to take a sample of.
+/// Measures with about `sample_bytes` of each group and extrapolates; `None` where there is nothing to take a sample of.
 pub(super) fn estimate(
     plan: &QuantizePlan,
     target: &Path,
@@ -46,9 +47,19 @@ pub(super) fn estimate(
     let opened = Arc::new(Checkpoint::open(&source)?);
     let small = QuantizePlan::new(opened, plan.recipe().clone(), plan.arithmetic())?;
     small.assume_scales();
+    let target = ShardTarget { plan: &small, staging: &output };
+    // The first run also pays for threads, buffers and page tables, which a long run pays for once.
+    let mut seconds = f64::INFINITY;
+    for _ in 0..2 {
+        let start = Instant::now();
+        write_shards(&[target], 0, Durability::None, &|_| {})?;
+        seconds = seconds.min(start.elapsed().as_secs_f64());
+    }
     let start = Instant::now();
-    small.write_shard(0, &output, &|_| {})?;
-    let pipeline = read.bytes as f64 / start.elapsed().as_secs_f64();
+    let written = File::open(output.join(small.shard_file_name(0))).map_err(failed)?;
+    written.sync_all().map_err(failed)?;
+    let storing = start.elapsed().as_secs_f64() / small.predicted_tensor_bytes().max(1) as f64;
+    let pipeline = read.bytes as f64 / seconds;
     let source_bytes = plan.source_tensor_bytes() as f64;
     let (reading, working) = (source_bytes / read.bytes_per_s, source_bytes / pipeline);
     Ok(Some(TimeEstimate {
@@ -56,11 +67,11 @@ pub(super) fn estimate(
         read_bytes_per_s: read.bytes_per_s,
         pipeline_bytes_per_s: pipeline,
         seconds_low: reading.max(working),
-        seconds_high: reading + working,
+        seconds_high: reading + working + storing * plan.predicted_tensor_bytes() as f64,
     }))
 }
 
-/// The first rows of one module of each scheme.
+/// The first rows of some modules of each group.
 struct Sample<'a> {
     modules: Vec<(&'a AssignedModule, usize, Vec<u8>)>,
     bytes: u64,
@@ -68,26 +79,30 @@ struct Sample<'a> {
 }
 
 fn read_sample(plan: &QuantizePlan, sample_bytes: usize) -> Result<Sample<'_>, QuantizeError> {
-    // The largest module of each scheme.
-    let mut largest: BTreeMap<String, &AssignedModule> = BTreeMap::new();
+    // The largest modules of each group of the recipe, as many as make a sample.
+    let mut of_group: BTreeMap<usize, Vec<&AssignedModule>> = BTreeMap::new();
     for module in plan.modules() {
-        let size = |m: &AssignedModule| m.shape[0] * m.shape[1];
-        let found = largest.entry(module.layout.precision()).or_insert(module);
-        if size(module) > size(found) {
-            *found = module;
-        }
+        of_group.entry(module.group).or_default().push(module);
     }
     let mut sample = Sample { modules: Vec::new(), bytes: 0, bytes_per_s: 0.0 };
     let start = Instant::now();
-    for module in largest.into_values() {
-        let [n, k] = module.shape;
-        let row_bytes = k * module.dtype.size();
-        let rows = (sample_bytes / row_bytes.max(1)).max(1).next_multiple_of(ROWS).min(n);
-        let Some(tensor) = plan.source.get(&module.weight()) else { continue };
-        let mut data = Vec::new();
-        plan.source.read(tensor, 0..(rows * row_bytes) as u64, &mut data)?;
-        sample.bytes += data.len() as u64;
-        sample.modules.push((module, rows, data));
+    for mut modules in of_group.into_values() {
+        modules.sort_by_key(|m| std::cmp::Reverse(m.shape[0] * m.shape[1]));
+        let mut missing = sample_bytes;
+        for module in modules {
+            let [n, k] = module.shape;
+            let row_bytes = k * module.dtype.size();
+            let rows = (missing / row_bytes.max(1)).max(1).next_multiple_of(ROWS).min(n);
+            let Some(tensor) = plan.source.get(&module.weight()) else { continue };
+            let mut data = Vec::new();
+            plan.source.read(tensor, 0..(rows * row_bytes) as u64, &mut data)?;
+            sample.bytes += data.len() as u64;
+            missing = missing.saturating_sub(data.len());
+            sample.modules.push((module, rows, data));
+            if missing == 0 {
+                break;
+            }
+        }
     }
     sample.bytes_per_s = sample.bytes as f64 / start.elapsed().as_secs_f64().max(1e-9);
     Ok(sample)

@@ -3,7 +3,7 @@
 //! Everything is validated when the directory is opened: headers, the index against the shards, the config. After
 //! that, tensors are slices of the mapped files.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -33,9 +33,7 @@ pub struct Checkpoint {
     files: Vec<String>,
     shards: Vec<ShardInfo>,
     maps: Vec<Mapped>,
-    /// Tensor name to (shard, tensor within the shard's header).
-    tensors: HashMap<String, (usize, usize)>,
-    /// The same places in the order of the names.
+    /// Every tensor as (shard, tensor within the shard's header), in the order of the names.
     by_name: Vec<(usize, usize)>,
     digest: OnceLock<Digest>,
 }
@@ -85,29 +83,20 @@ impl Checkpoint {
                 tensors: m.header.tensors.iter().map(|t| t.name.clone()).collect(),
             })
             .collect();
+        let mut by_name: Vec<(usize, usize)> = shards
+            .iter()
+            .enumerate()
+            .flat_map(|(s, shard)| (0..shard.tensors.len()).map(move |t| (s, t)))
+            .collect();
+        let name = |(shard, tensor): (usize, usize)| shards[shard].tensors[tensor].as_str();
+        by_name.par_sort_unstable_by(|a, b| name(*a).cmp(name(*b)).then(a.cmp(b)));
         if let Some(map) = weight_map {
-            let held =
-                shards.iter().map(|s| (s.file.as_str(), s.tensors.iter().map(String::as_str).collect()));
-            index::check(&map, held)?;
+            let held: Vec<(&str, &str)> =
+                by_name.iter().map(|place| (name(*place), shards[place.0].file.as_str())).collect();
+            index::check_sorted(&map, &held)?;
         }
-        let mut tensors = HashMap::with_capacity(shards.iter().map(|s| s.tensors.len()).sum());
-        for (s, shard) in shards.iter().enumerate() {
-            tensors.extend(shard.tensors.iter().enumerate().map(|(t, name)| (name.clone(), (s, t))));
-        }
-        let mut by_name: Vec<(usize, usize)> = tensors.values().copied().collect();
-        by_name.par_sort_unstable_by(|a, b| shards[a.0].tensors[a.1].cmp(&shards[b.0].tensors[b.1]));
         let dir = dir.to_path_buf();
-        Ok(Self {
-            dir,
-            config,
-            modelopt_file,
-            files,
-            shards,
-            maps,
-            tensors,
-            by_name,
-            digest: OnceLock::new(),
-        })
+        Ok(Self { dir, config, modelopt_file, files, shards, maps, by_name, digest: OnceLock::new() })
     }
 
     /// The directory, as it was given.
@@ -125,10 +114,14 @@ impl Checkpoint {
         self.by_name.iter().map(|(shard, tensor)| self.shards[*shard].tensors[*tensor].as_str())
     }
 
+    /// Dtype, shape and offsets of all tensors, sorted by name.
+    pub fn infos(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.by_name.iter().map(|(shard, tensor)| &self.maps[*shard].header.tensors[*tensor])
+    }
+
     /// Elements of all tensors.
     pub fn num_elements(&self) -> u64 {
-        let infos = self.names().filter_map(|name| self.info(name));
-        infos.map(|info| info.shape.iter().map(|n| *n as u64).product::<u64>()).sum()
+        self.infos().map(|info| info.shape.iter().map(|n| *n as u64).product::<u64>()).sum()
     }
 
     /// The weight files, in the order of their names.
@@ -181,7 +174,7 @@ impl Checkpoint {
 
     /// Where the bytes of a tensor lie, for readers that must not map them.
     pub fn location(&self, name: &str) -> Option<TensorLocation> {
-        let (shard, tensor) = *self.tensors.get(name)?;
+        let (shard, tensor) = self.place(name)?;
         let header = &self.maps[shard].header;
         let info = &header.tensors[tensor];
         let path = self.dir.join(&self.shards[shard].file);
@@ -264,9 +257,15 @@ impl Checkpoint {
     }
 
     fn find(&self, name: &str) -> Option<(&Mapped, &TensorInfo)> {
-        let (shard, tensor) = *self.tensors.get(name)?;
+        let (shard, tensor) = self.place(name)?;
         let mapped = &self.maps[shard];
         Some((mapped, &mapped.header.tensors[tensor]))
+    }
+
+    fn place(&self, name: &str) -> Option<(usize, usize)> {
+        let found =
+            |(shard, tensor): &(usize, usize)| self.shards[*shard].tensors[*tensor].as_str().cmp(name);
+        self.by_name.binary_search_by(found).ok().map(|at| self.by_name[at])
     }
 }
 

@@ -6,6 +6,7 @@
 //! `safetensors::SafeTensors::read_metadata` (0.8), which enforces the same but names no tensor in most errors.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 
 use safetensors::Dtype;
@@ -347,10 +348,12 @@ impl<'de> Visitor<'de> for UniqueStringsVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<UniqueStrings, A::Error> {
         let mut map = BTreeMap::new();
         while let Some((key, value)) = entries.next_entry::<String, String>()? {
-            if map.contains_key(&key) {
-                return Err(A::Error::custom(format_args!("{} occurs twice", shown(&key))));
+            match map.entry(key) {
+                Entry::Vacant(place) => drop(place.insert(value)),
+                Entry::Occupied(other) => {
+                    return Err(A::Error::custom(format_args!("{} occurs twice", shown(other.key()))));
+                }
             }
-            map.insert(key, value);
         }
         Ok(UniqueStrings(map))
     }

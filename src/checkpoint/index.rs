@@ -1,6 +1,6 @@
 //! `model.safetensors.index.json`: which shard holds which tensor.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -46,32 +46,43 @@ pub fn check<'a>(
     map: &WeightMap,
     shards: impl IntoIterator<Item = (&'a str, Vec<&'a str>)>,
 ) -> Result<(), CheckpointError> {
-    let index = INDEX.to_owned();
-    let mut holder: HashMap<&str, &str> = HashMap::with_capacity(map.len());
-    for (shard, tensors) in shards {
-        for tensor in tensors {
-            if let Some(first) = holder.insert(tensor, shard) {
-                let (first, second) = (first.to_owned(), shard.to_owned());
-                return Err(CheckpointError::TwoShards { tensor: tensor.to_owned(), first, second });
-            }
+    let pairs = shards.into_iter().flat_map(|(shard, tensors)| tensors.into_iter().map(move |t| (t, shard)));
+    let mut held: Vec<(&str, &str)> = pairs.collect();
+    held.sort_by(|a, b| a.0.cmp(b.0));
+    check_sorted(map, &held)
+}
+
+/// As [`check`], where `held` is (tensor name, file name) in the order of the tensors' names.
+pub fn check_sorted(map: &WeightMap, held: &[(&str, &str)]) -> Result<(), CheckpointError> {
+    if let Some(twice) = held.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        let (first, second) = (twice[0].1.to_owned(), twice[1].1.to_owned());
+        return Err(CheckpointError::TwoShards { tensor: twice[0].0.to_owned(), first, second });
+    }
+    let wrong = |tensor: &str, shard: &str, actual: Option<&str>| {
+        let (index, tensor, shard) = (INDEX.to_owned(), tensor.to_owned(), shard.to_owned());
+        Err(CheckpointError::WrongShard { index, tensor, shard, actual: actual.map(str::to_owned) })
+    };
+    // Both are sorted by tensor: one pass over both.
+    let mut named = map.iter().map(|(tensor, shard)| (tensor.as_str(), shard.as_str())).peekable();
+    let mut unnamed = None;
+    for (tensor, shard) in held {
+        if let Some((tensor, shard)) = named.next_if(|(name, _)| name < tensor) {
+            return wrong(tensor, shard, None);
+        }
+        match named.next_if(|(name, _)| name == tensor) {
+            Some((_, expected)) if expected == *shard => {}
+            Some((_, expected)) => return wrong(tensor, expected, Some(shard)),
+            None => drop(unnamed.get_or_insert((*tensor, *shard))),
         }
     }
-    for (tensor, shard) in map {
-        let actual = holder.remove(tensor.as_str());
-        if actual != Some(shard) {
-            return Err(CheckpointError::WrongShard {
-                index,
-                tensor: tensor.clone(),
-                shard: shard.clone(),
-                actual: actual.map(str::to_owned),
-            });
-        }
+    if let Some((tensor, shard)) = named.next() {
+        return wrong(tensor, shard, None);
     }
-    match holder.iter().min() {
+    match unnamed {
         Some((tensor, shard)) => Err(CheckpointError::NotInIndex {
-            index,
-            tensor: (*tensor).to_owned(),
-            shard: (*shard).to_owned(),
+            index: INDEX.to_owned(),
+            tensor: tensor.to_owned(),
+            shard: shard.to_owned(),
         }),
         None => Ok(()),
     }

@@ -325,7 +325,24 @@ fn resident_bytes() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::model;
     use super::*;
+    use crate::ops::float_dtype::FloatDtype;
+
+    /// Blocks of 128 rows in a merged layer with parts of 64: vLLM does not load it on any number of devices, which is
+    /// said; only a cut that was asked for is refused.
+    #[test]
+    fn one_device_refuses_nothing() {
+        let (_guard, source, _) = model(FloatDtype::Bf16, 1);
+        let source = Arc::new(Checkpoint::open(&source).unwrap());
+        let recipe = recipe::load("fp8_block").unwrap();
+        for (devices, is_refused) in [(None, false), (Some(1), false), (Some(2), true)] {
+            let options = PreflightOptions { devices, target: None };
+            let (record, plan) = preflight(&source, &recipe, Arithmetic::F32, options).unwrap();
+            assert_eq!((record.impossible.is_some(), plan.is_some()), (is_refused, true), "{devices:?}");
+            assert!(!record.plan.unwrap().cutting_problems.is_empty(), "{devices:?}");
+        }
+    }
 
     #[test]
     fn names_are_grouped_by_their_numbers() {

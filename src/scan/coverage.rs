@@ -1,5 +1,6 @@
 //! Every module against the declared quantization: is it what the config says, with exactly the tensors it needs?
 
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::Findings;
@@ -25,18 +26,19 @@ pub(super) fn judge(
         exclusions::DEFAULT.iter().filter(|e| !e.is_linear).map(|e| e.pattern).collect();
     // The default list compiles; a test of its own sees to it.
     let not_linear = NameMatcher::new(&not_linear).unwrap_or_default();
-    for module in modules {
+    let not_linear: Vec<bool> = modules.par_iter().map(|module| not_linear.matches(module.name)).collect();
+    for (module, not_linear) in modules.iter_mut().zip(not_linear) {
         let declared = config.and_then(|c| c.scheme_for(module.name));
         let precision = match (module.found.is_quantized(), declared) {
             (false, None) => {
-                if !not_linear.matches(module.name) {
+                if !not_linear {
                     findings.coverage.excluded.push(module.name.to_owned());
                 }
                 module.found.precision().to_owned()
             }
             (false, Some(_)) => {
                 // The class Linear claims no embedding.
-                if !not_linear.matches(module.name) {
+                if !not_linear {
                     findings.coverage.unexpected_unquantized.push(module.name.to_owned());
                 }
                 module.found.precision().to_owned()

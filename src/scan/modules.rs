@@ -138,17 +138,21 @@ impl Module<'_> {
 
 /// All linear-like modules, sorted by name. `source` tells the true shape of a packed weight.
 pub(super) fn find<'a>(table: &Table<'a>, source: Option<&SourceView<'_>>) -> Vec<Module<'a>> {
-    let mut by_name: BTreeMap<&'a str, BTreeMap<&'a str, &'a TensorInfo>> = BTreeMap::new();
-    for (name, info) in &table.tensors {
-        if let Some((module, suffix)) = name.rsplit_once('.')
-            && SUFFIXES.contains(&suffix)
-        {
-            by_name.entry(module).or_default().insert(suffix, info);
-        }
-    }
-    by_name
-        .into_iter()
-        .filter_map(|(name, tensors)| {
+    let mut parts: Vec<(&'a str, &'a str, &'a TensorInfo)> = table
+        .tensors
+        .iter()
+        .filter_map(|(name, info)| {
+            let (module, suffix) = name.rsplit_once('.').filter(|(_, suffix)| SUFFIXES.contains(suffix))?;
+            Some((module, suffix, *info))
+        })
+        .collect();
+    // Sorted by whole names they nearly are already.
+    parts.sort_by(|a, b| a.0.cmp(b.0));
+    parts
+        .chunk_by(|a, b| a.0 == b.0)
+        .filter_map(|parts| {
+            let name = parts[0].0;
+            let tensors: BTreeMap<&str, &TensorInfo> = parts.iter().map(|part| (part.1, part.2)).collect();
             let found = found(&tensors)?;
             let shape = source
                 .and_then(|s| s.get(&format!("{name}.weight")))

@@ -38,8 +38,7 @@ impl<'a> Table<'a> {
     pub(super) fn new(opened: &'a Opened) -> Self {
         let (tensors, config): (BTreeMap<_, _>, _) = match opened {
             Opened::Dir(checkpoint, _) => {
-                let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
-                (infos.map(by_name).collect(), Some(checkpoint.config()))
+                (checkpoint.infos().map(by_name).collect(), Some(checkpoint.config()))
             }
             Opened::File(file) => (file.header.tensors.iter().map(by_name).collect(), file.config.as_ref()),
             Opened::Remote(remote) => {

@@ -9,6 +9,14 @@ pub const DAY0_CACHE: &str = "DAY0_CACHE";
 pub const DAY0_API_KEY: &str = "DAY0_API_KEY";
 /// `1`: a test that needs a GPU fails instead of skipping when there is none.
 pub const DAY0_REQUIRE_GPU: &str = "DAY0_REQUIRE_GPU";
+/// File or folder of the run-time compiler of CUDA, `libnvrtc.so.13`; default: what the system's loader finds.
+pub const DAY0_NVRTC: &str = "DAY0_NVRTC";
+/// Devices that the CUDA driver shows.
+pub const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+/// Root of a CUDA toolkit.
+pub const CUDA_HOME: &str = "CUDA_HOME";
+/// Root of a CUDA toolkit.
+pub const CUDA_PATH: &str = "CUDA_PATH";
 /// Directory of SmolLM2-135M as safetensors: tests that need a real model run where it is set.
 pub const DAY0_SMOLLM2: &str = "DAY0_SMOLLM2";
 /// Base of the cache directory by the XDG specification.
@@ -53,6 +61,12 @@ pub fn get_os(name: &str) -> Option<OsString> {
 /// Names of all variables that are set and begin with `prefix`.
 pub fn names_beginning(prefix: &str) -> Vec<OsString> {
     std::env::vars_os().map(|(name, _)| name).filter(|n| n.to_string_lossy().starts_with(prefix)).collect()
+}
+
+/// The value of a variable where an empty one means something too.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn raw(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|v| v.to_string_lossy().into_owned())
 }
 
 /// The value of a variable as text, if it is set, not empty and valid Unicode.

@@ -57,6 +57,18 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Failure> {
     if let Some(why) = &report.device.cuda.unavailable {
         row("gpu", &format!("none: {why}"));
     }
+    let cuda = &report.device.cuda;
+    if let Some(version) = &cuda.driver_version {
+        row("cuda driver", &format!("CUDA {version}"));
+    }
+    let version = cuda.compiler_version.as_ref().map(|v| format!("NVRTC {v}"));
+    let missing = cuda.compiler_unavailable.as_ref().map(|why| format!("none: {why}"));
+    row("cuda compiler", &version.or(missing).unwrap_or_default());
+    let kernels = &cuda.kernels;
+    row(
+        "cuda kernels",
+        &format!("{} compiled, {} in {}", kernels.count, human_bytes(kernels.bytes), kernels.dir.display()),
+    );
     let writable = if report.cache_writable { "" } else { " (not writable)" };
     row("cache", &format!("{}{writable}", report.cache_dir.display()));
     row("hub cache", &report.hub_cache.display().to_string());

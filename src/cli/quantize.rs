@@ -14,9 +14,10 @@ use crate::base::{disk, env_vars, progress};
 use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::quant_args::Dialect;
 use crate::checkpoint::{Checkpoint, source};
+use crate::device::cuda::DeviceChoice;
 use crate::exec::{Graph, Ledger, LocalExecutor, Share};
 use crate::quantize::preflight::{self, PreflightOptions};
-use crate::quantize::{Arithmetic, QuantizePlan};
+use crate::quantize::{Arithmetic, Gpus, QuantizePlan};
 use crate::recipe::{self, Recipe};
 use crate::record::preflight::PreflightRecord;
 use crate::record::quantize::QuantizeRecord;
@@ -60,6 +61,10 @@ pub(super) struct Arguments {
     tp: Option<u16>,
     #[command(flatten)]
     calibration: CalibrationFlags,
+    /// Where weights are quantized: auto (every usable GPU, else the CPU), cpu, cuda, or cuda:N[,M...]. The bytes written
+    /// are the same.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
     /// Read everything once more afterwards and report the error of each weight: MSE, SQNR, clipped and lost groups.
     #[arg(long)]
     errors: bool,
@@ -106,12 +111,14 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         return dry_run(&checkpoint, &recipes, arithmetic, arguments, settings);
     }
     let (plans, calibration) = preflight_all(&checkpoint, &recipes, arithmetic, arguments, settings)?;
+    let gpus = open_gpus(&arguments.device)?;
     let start = Instant::now();
     let job = QuantizeJob {
         outputs: outputs(arguments, &plans, &checkpoint, calibration.as_ref())?,
         sync: !arguments.no_sync,
-        provenance: Provenance::new(settings.threads.clone()),
+        provenance: provenance(settings, gpus.as_ref()),
         calibration: calibration.as_ref(),
+        gpus,
     };
     check_space(&job, out)?;
     let records = execute(&job, &ledger_path)?;
@@ -129,6 +136,27 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     std::fs::remove_file(&ledger_path).map_err(|e| Failure::io(ledger_path.display(), &e))?;
     report(&verified, settings)?;
     Ok(code)
+}
+
+/// The devices asked for. With `auto`, a GPU that cannot be used is said and the CPU works.
+fn open_gpus(choice: &DeviceChoice) -> Result<Option<Gpus>, Failure> {
+    let (devices, unusable) = choice.open()?;
+    if let Some(error) = unusable {
+        let failure = Failure::from(error);
+        let hint = failure.hint.map_or(String::new(), |hint| format!("; {hint}"));
+        progress::note(&format!("quantizing on the CPU: {}{hint}", failure.message));
+    }
+    Ok(Gpus::new(devices))
+}
+
+fn provenance(settings: &Settings, gpus: Option<&Gpus>) -> Provenance {
+    let mut provenance = Provenance::new(settings.threads.clone());
+    if let Some(gpus) = gpus {
+        let names: Vec<String> = gpus.devices().iter().map(|d| format!("{d:?}")).collect();
+        provenance.device = names.join(", ");
+        provenance.kernel_path = format!("cuda-{}", gpus.devices()[0].architecture());
+    }
+    provenance
 }
 
 /// Says beforehand what nobody should have to find out afterwards, and refuses what cannot be made. A plan for each

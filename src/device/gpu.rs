@@ -1,10 +1,11 @@
-//! Which NVIDIA GPUs there are, or one sentence why none. Never panics.
-//!
-//! cudarc loads the driver library at run time and panics when it is missing, so its presence is asked first.
+//! Which NVIDIA GPUs there are and what compiles for them, or one sentence why none. Never panics.
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 use cudarc::driver::{DriverError, result};
 use serde::{Deserialize, Serialize};
+
+use super::cuda::{CubinCache, CudaError, check_driver, compiler_version};
+use crate::record::Classified;
 
 /// The state of CUDA on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,8 +14,25 @@ pub struct Cuda {
     pub driver_version: Option<String>,
     /// The devices, by ordinal.
     pub devices: Vec<Gpu>,
-    /// Why there is no device, when there is none.
+    /// Why there is no device, when there is none, and what to do about it.
     pub unavailable: Option<String>,
+    /// Version of the run-time compiler, e.g. `13.0`.
+    pub compiler_version: Option<String>,
+    /// Why there is no compiler, when there is none, and what to do about it.
+    pub compiler_unavailable: Option<String>,
+    /// Compiled kernels on disk.
+    pub kernels: KernelFiles,
+}
+
+/// The cache of compiled kernels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelFiles {
+    /// Where it is.
+    pub dir: std::path::PathBuf,
+    /// Number of files.
+    pub count: usize,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// One device.
@@ -32,22 +50,43 @@ pub struct Gpu {
     pub total_bytes: u64,
 }
 
-/// Looks for devices.
+/// An error with its hint.
+fn sentence(error: &CudaError) -> String {
+    error.hint().map_or_else(|| error.to_string(), |hint| format!("{error}; {hint}"))
+}
+
+/// Looks for devices and for what is needed to use them.
 pub fn probe() -> Cuda {
-    if !driver_present() {
-        return none("no CUDA driver: libcuda.so could not be loaded");
+    let cache = CubinCache::of_user();
+    let (count, bytes) = cache.size();
+    let compiler = compiler_version();
+    let kernels = KernelFiles { dir: cache.dir().to_path_buf(), count, bytes };
+    let mut cuda = Cuda {
+        driver_version: None,
+        devices: Vec::new(),
+        unavailable: None,
+        compiler_version: compiler.as_ref().ok().map(|(major, minor)| format!("{major}.{minor}")),
+        compiler_unavailable: compiler.as_ref().err().map(sentence),
+        kernels,
+    };
+    if let Err(error) = check_driver() {
+        cuda.unavailable = Some(sentence(&error));
+        return cuda;
     }
-    if let Err(error) = result::init() {
-        return none(&match error.0 {
-            CUresult::CUDA_ERROR_NO_DEVICE => "the CUDA driver sees no device".to_owned(),
-            other => format!("the CUDA driver does not start: {}", name_of(other)),
-        });
-    }
-    let mut cuda = Cuda { driver_version: driver_version(), devices: Vec::new(), unavailable: None };
-    match devices() {
-        Ok(devices) if devices.is_empty() => {
-            cuda.unavailable = Some("the CUDA driver sees no device".to_owned());
+    cuda.driver_version = driver_version();
+    match result::init() {
+        Ok(()) => {}
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => {
+            cuda.unavailable = Some(sentence(&CudaError::no_device()));
+            return cuda;
         }
+        Err(DriverError(other)) => {
+            cuda.unavailable = Some(sentence(&CudaError::Start { code: name_of(other) }));
+            return cuda;
+        }
+    }
+    match devices() {
+        Ok(devices) if devices.is_empty() => cuda.unavailable = Some(sentence(&CudaError::no_device())),
         Ok(devices) => cuda.devices = devices,
         Err(error) => {
             cuda.unavailable = Some(format!("a device cannot be queried: {}", name_of(error.0)));
@@ -56,18 +95,9 @@ pub fn probe() -> Cuda {
     cuda
 }
 
-fn none(reason: &str) -> Cuda {
-    Cuda { driver_version: None, devices: Vec::new(), unavailable: Some(reason.to_owned()) }
-}
-
 /// The documented name of a driver result, e.g. `CUDA_ERROR_NO_DEVICE`.
 fn name_of(code: CUresult) -> String {
     format!("{code:?}")
-}
-
-fn driver_present() -> bool {
-    // SAFETY: loads and unloads the driver library by its system name; its initializers are the vendor's.
-    unsafe { sys::is_culib_present() }
 }
 
 fn driver_version() -> Option<String> {

@@ -20,6 +20,7 @@ mod unit_kernels;
 mod unit_product;
 pub mod unit_rows;
 // Codecs and weight quantization.
+pub mod cuda;
 pub mod dequantize;
 pub mod e8m0;
 pub mod float_dtype;

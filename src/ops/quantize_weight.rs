@@ -187,6 +187,16 @@ impl WeightQuantizer {
         Self { job, arithmetic, shape, path: KernelPath::detect() }
     }
 
+    /// What all tiles have in common.
+    pub(super) fn job(&self) -> &RowJob {
+        &self.job
+    }
+
+    /// In which precision elements are divided.
+    pub(super) fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
     /// Bytes of one row of the source.
     pub fn row_bytes(&self) -> usize {
         self.job.row_bytes()
@@ -216,13 +226,13 @@ impl WeightQuantizer {
 
 /// The rows of each tile of a weight with N rows: whole bands.
 pub(super) fn tiles(job: &RowJob, n: usize) -> Vec<Range<usize>> {
-    let rows = tile_rows(job.row_bytes(), job.band);
+    let rows = tile_rows(TILE_BYTES, job.row_bytes(), job.band);
     (0..n).step_by(rows).map(|start| start..(start + rows).min(n)).collect()
 }
 
-/// Rows of about [`TILE_BYTES`], a multiple of `multiple`.
-pub fn tile_rows(row_bytes: usize, multiple: usize) -> usize {
-    (TILE_BYTES / row_bytes.max(1)).max(1).next_multiple_of(multiple)
+/// Rows of about `tile_bytes`, a multiple of `multiple`.
+pub fn tile_rows(tile_bytes: usize, row_bytes: usize, multiple: usize) -> usize {
+    (tile_bytes / row_bytes.max(1)).max(1).next_multiple_of(multiple)
 }
 
 /// The least common multiple of two positive numbers.

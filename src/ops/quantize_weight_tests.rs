@@ -262,7 +262,7 @@ const PATH_SCHEMES: [&str; 15] = [
 ];
 
 /// Elements of all kinds: ordinary weights, any bit pattern (NaN and infinity seldom), subnormals, zeros of both signs.
-fn odd_values(bits: &[u32], count: usize, dtype: FloatDtype) -> Vec<u8> {
+pub(crate) fn odd_values(bits: &[u32], count: usize, dtype: FloatDtype) -> Vec<u8> {
     let mut data = Vec::new();
     for i in 0..count {
         let seed = bits[i % bits.len()].rotate_left(i as u32 / 7);

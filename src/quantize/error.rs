@@ -6,6 +6,7 @@ use super::calibration::CalibrationError;
 use crate::base::json::JsonError;
 use crate::checkpoint::CheckpointError;
 use crate::dense::DenseError;
+use crate::device::cuda::CudaError;
 use crate::recipe::assignment::AssignmentError;
 use crate::record::{Classified, Failure, FailureClass};
 
@@ -55,6 +56,17 @@ pub enum QuantizeError {
         /// Why.
         source: std::io::Error,
     },
+    /// A GPU failed.
+    #[error(transparent)]
+    Device(#[from] CudaError),
+    /// A GPU computes something else than the CPU.
+    #[error("tensor {tensor}: {what}, expected the same bytes")]
+    WrongDevice {
+        /// The tensor.
+        tensor: String,
+        /// The device, the scheme and what differs.
+        what: String,
+    },
     /// A JSON file cannot be written.
     #[error(transparent)]
     Json(#[from] JsonError),
@@ -76,11 +88,12 @@ impl Classified for QuantizeError {
             Self::Checkpoint(error) => error.failure_class(),
             Self::Source(error) => error.failure_class(),
             Self::Calibration(error) => error.failure_class(),
+            Self::Device(error) => error.failure_class(),
             Self::Split { .. } => FailureClass::UserConfigError,
             Self::Write { source, .. } | Self::Json(JsonError::Write { source, .. }) => {
                 Failure::io("", source).class
             }
-            Self::Json(_) | Self::Shards { .. } => FailureClass::Unknown,
+            Self::Json(_) | Self::Shards { .. } | Self::WrongDevice { .. } => FailureClass::Unknown,
         }
     }
 
@@ -93,9 +106,13 @@ impl Classified for QuantizeError {
             Self::Checkpoint(error) => error.hint(),
             Self::Source(error) => error.hint(),
             Self::Calibration(error) => error.hint(),
+            Self::Device(error) => error.hint(),
             Self::Split { .. } => Some("apply them one after the other".to_owned()),
             Self::Write { .. } | Self::Json(_) => {
                 Some("check space and permissions of the output directory".to_owned())
+            }
+            Self::WrongDevice { .. } => {
+                Some("use --device cpu, and report the device, its driver and the scheme".to_owned())
             }
             Self::Shards { .. } => None,
         }

@@ -52,6 +52,7 @@ impl QuantizePlan {
             calibration: self.calibration_summary(),
             shards,
             sync_s: None,
+            device_seconds: None,
             provenance,
         })
     }

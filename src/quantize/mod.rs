@@ -7,6 +7,7 @@ pub mod calibration;
 mod config;
 mod error;
 mod finish;
+mod gpu;
 mod modelopt;
 mod output;
 mod plan;
@@ -17,6 +18,7 @@ mod work;
 
 pub use crate::ops::quantize_weight::Arithmetic;
 pub use error::QuantizeError;
+pub use gpu::Gpus;
 pub use plan::QuantizePlan;
 pub use shard::{Durability, ShardTarget, write_shards};
 

@@ -181,7 +181,7 @@ impl QuantizePlan {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<ShardRecord, QuantizeError> {
         let target = ShardTarget { plan: self, staging };
-        let mut records = shard::write_shards(&[target], shard, Durability::Sync, progress)?;
+        let mut records = shard::write_shards(&[target], shard, Durability::Sync, None, progress)?;
         records
             .pop()
             .ok_or_else(|| QuantizeError::Shards { found: String::new(), expected: shard.to_string() })

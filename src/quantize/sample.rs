@@ -52,7 +52,7 @@ pub(super) fn estimate(
     let mut seconds = f64::INFINITY;
     for _ in 0..2 {
         let start = Instant::now();
-        write_shards(&[target], 0, Durability::None, &|_| {})?;
+        write_shards(&[target], 0, Durability::None, None, &|_| {})?;
         seconds = seconds.min(start.elapsed().as_secs_f64());
     }
     let start = Instant::now();

@@ -25,11 +25,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::QuantizeError;
+use super::gpu::{self, Gpus, Room};
 use super::output::{Output, Part};
 use super::plan::QuantizePlan;
 use super::work::{Action, Files, ShardWork, Step, TensorWork, missing};
 use crate::checkpoint::quant_args::Observer;
 use crate::dense::{DenseSource, DenseTensor};
+use crate::ops::cuda::CudaQuantizeError;
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::observer_mse;
 use crate::ops::quantize_weight::{
@@ -61,27 +63,30 @@ pub enum Durability {
     None,
 }
 
-/// Writes one shard of several outputs of the same source. `progress` is called with numbers of source bytes done.
+/// Writes one shard of several outputs of the same source, quantized on GPUs where there are some. `progress` is called
+/// with numbers of source bytes done.
 pub fn write_shards(
     targets: &[ShardTarget<'_>],
     shard: usize,
     durability: Durability,
+    gpus: Option<&Gpus>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<ShardRecord>, QuantizeError> {
     let plans: Vec<&QuantizePlan> = targets.iter().map(|t| t.plan).collect();
-    let work = ShardWork::new(&plans, shard)?;
+    let work = ShardWork::new(&plans, shard, gpu::tile_bytes(gpus))?;
     let outputs = targets
         .iter()
         .enumerate()
         .map(|(i, t)| Output::new(t.plan, i, shard, t.staging, durability != Durability::None))
         .collect::<Result<Vec<_>, _>>()?;
-    let threads = rayon::current_num_threads().max(1);
+    let threads = gpu::threads(gpus);
     let largest_tile = work.works.iter().map(TensorWork::tile_bytes).max().unwrap_or(0);
     let Some(first) = plans.first() else { return Ok(Vec::new()) };
     let run = Run {
         source: &first.source,
         work: &work,
         outputs: &outputs,
+        gpus,
         progress,
         files: Files::default(),
         next_step: AtomicUsize::new(0),
@@ -92,10 +97,11 @@ pub fn write_shards(
         stopped: AtomicBool::new(false),
     };
     std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|| run.work());
+        let run = &run;
+        for worker in 1..threads {
+            scope.spawn(move || run.work(worker, largest_tile));
         }
-        run.work();
+        run.work(0, largest_tile);
     });
     if let Some(error) = run.state.into_inner().unwrap_or_else(PoisonError::into_inner).error {
         return Err(error);
@@ -108,6 +114,7 @@ struct Run<'a> {
     source: &'a DenseSource,
     work: &'a ShardWork<'a>,
     outputs: &'a [Output<'a>],
+    gpus: Option<&'a Gpus>,
     progress: &'a (dyn Fn(u64) + Sync),
     files: Files,
     next_step: AtomicUsize,
@@ -128,20 +135,28 @@ struct State {
 
 impl Run<'_> {
     /// Takes steps until none is left.
-    fn work(&self) {
-        let mut buffer = Vec::new();
+    fn work(&self, worker: usize, largest_tile: usize) {
+        let mut room = match Room::new(self.gpus, worker, largest_tile) {
+            Ok(room) => room,
+            Err(error) => return self.stop(error.into()),
+        };
         while !self.stopped.load(Ordering::Acquire) {
             let at = self.next_step.fetch_add(1, Ordering::AcqRel);
             let Some(step) = self.work.steps.get(at) else { return };
-            if let Err(error) = self.step(step, &mut buffer) {
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).error.get_or_insert(error);
-                self.stopped.store(true, Ordering::Release);
-                self.wake();
+            if let Err(error) = self.step(step, &mut room) {
+                self.stop(error);
             }
         }
     }
 
-    fn step(&self, step: &Step, buffer: &mut Vec<u8>) -> Result<(), QuantizeError> {
+    /// Keeps the first error and lets all threads end.
+    fn stop(&self, error: QuantizeError) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).error.get_or_insert(error);
+        self.stopped.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn step(&self, step: &Step, room: &mut Room<'_>) -> Result<(), QuantizeError> {
         match step {
             Step::Amax { shared, member, bytes } => {
                 let shared = &self.work.shared[*shared];
@@ -149,8 +164,8 @@ impl Run<'_> {
                 let module = member.module;
                 let amax = match module.observer {
                     Observer::MinMax => {
-                        member.input.read(&self.files, bytes, buffer)?;
-                        finite_amax(&member.input.tensor, module.dtype, buffer, bytes.start)?
+                        room.read(&member.input, &self.files, bytes)?;
+                        finite_amax(&member.input.tensor, module.dtype, room.bytes(), bytes.start)?
                     }
                     Observer::Mse => {
                         let search = |weight: Weight<'_>| {
@@ -168,13 +183,15 @@ impl Run<'_> {
                 let tensor = &self.work.works[*work];
                 self.wait_until(|| self.outputs.iter().all(|o| *number < o.next_part() + self.window));
                 let bytes = tensor.bytes(rows);
-                tensor.input.read(&self.files, &bytes, buffer)?;
+                room.read(&tensor.input, &self.files, &bytes)?;
                 for (output, action) in self.outputs.iter().zip(&tensor.actions) {
                     let mut tile =
                         self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
                     let mut searched = None;
                     match action {
-                        Action::Copy { checked } => copy(tensor, *checked, bytes.start, buffer, &mut tile)?,
+                        Action::Copy { checked } => {
+                            copy(tensor, *checked, bytes.start, room.bytes(), &mut tile)?;
+                        }
                         Action::Quantize { module, shared, quantizer } => {
                             let module = &output.plan.assignment.modules[*module];
                             let Some(amax) = self.wait_for_amax(*shared) else { return Ok(()) };
@@ -186,16 +203,17 @@ impl Run<'_> {
                                     let (shape, layout) = (module.shape, &module.layout);
                                     WeightQuantizer::new(shape, module.dtype, layout, arithmetic, amax)
                                 };
-                                let done = quantizer.get_or_init(new).quantize(rows.start, buffer, &mut tile);
-                                done.map_err(|error| weight_error(&tensor.input.tensor.name, &error))?;
+                                let done = room.quantize(quantizer.get_or_init(new), rows.start, &mut tile);
+                                done.map_err(|error| device_error(&tensor.input.tensor.name, error))?;
                             }
                         }
                     }
                     let part = Part { work: *work, is_last: *is_last, tile, searched };
-                    output.deliver(*number, part, &self.work.works, &mut |part| {
+                    let mut written = |part: Part| {
                         self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(part.tile);
                         self.wake();
-                    })?;
+                    };
+                    room.delivering(|| output.deliver(*number, part, &self.work.works, &mut written))?;
                 }
                 (self.progress)(bytes.end - bytes.start);
                 Ok(())
@@ -314,6 +332,17 @@ fn finite_amax(
             Err(weight_error(&tensor.name, &QuantizeWeightError::NonFinite { row, column, value }))
         }
         _ => Ok(amax),
+    }
+}
+
+/// Names the tensor if it is at fault.
+fn device_error(tensor: &str, error: CudaQuantizeError) -> QuantizeError {
+    match error {
+        CudaQuantizeError::Weight(error) => weight_error(tensor, &error),
+        CudaQuantizeError::Device(error) => error.into(),
+        differs @ CudaQuantizeError::Differs { .. } => {
+            QuantizeError::WrongDevice { tensor: tensor.to_owned(), what: differs.to_string() }
+        }
     }
 }
 

@@ -91,6 +91,22 @@ impl Input {
         }
     }
 
+    /// As [`Self::read`] into memory of the right size; `made` is used where the bytes must be made.
+    pub(super) fn read_into(
+        &self,
+        files: &Files,
+        range: &Range<u64>,
+        to: &mut [u8],
+        made: &mut Vec<u8>,
+    ) -> Result<(), QuantizeError> {
+        if let Some(at) = &self.location {
+            return Ok(files.read_into(at, range, to)?);
+        }
+        self.source.read(&self.tensor, range.clone(), made)?;
+        to.copy_from_slice(made);
+        Ok(())
+    }
+
     /// Bytes in whose multiples reading is cheap: whole rows where they are made, else any.
     fn unit_bytes(&self) -> usize {
         if self.location.is_some() { 1 } else { self.tensor.row_bytes().max(1) }
@@ -127,12 +143,19 @@ pub(super) struct ShardWork<'a> {
     pub steps: Vec<Step>,
     pub shared: Vec<SharedAmax<'a>>,
     num_tiles: usize,
+    /// About how many bytes of the source make a tile.
+    tile_bytes: usize,
 }
 
 impl<'a> ShardWork<'a> {
     /// The work of one shard for several plans of the same source.
-    pub(super) fn new(plans: &[&'a QuantizePlan], shard: usize) -> Result<Self, QuantizeError> {
-        let mut all = Self { works: Vec::new(), steps: Vec::new(), shared: Vec::new(), num_tiles: 0 };
+    pub(super) fn new(
+        plans: &[&'a QuantizePlan],
+        shard: usize,
+        tile_bytes: usize,
+    ) -> Result<Self, QuantizeError> {
+        let (works, steps, shared) = (Vec::new(), Vec::new(), Vec::new());
+        let mut all = Self { works, steps, shared, num_tiles: 0, tile_bytes };
         let Some(first) = plans.first() else { return Ok(all) };
         let source = &first.source;
         refuse_different_splits(plans)?;
@@ -205,7 +228,7 @@ impl<'a> ShardWork<'a> {
             [n, _] if (quantized || input.location.is_none()) && n > 0 => (n, num_bytes / n),
             _ => (num_bytes, 1),
         };
-        let tile_rows = tile_rows(row_bytes, band);
+        let tile_rows = tile_rows(self.tile_bytes, row_bytes, band);
         let work = self.works.len();
         let mut start = 0;
         // A tensor without data is delivered too.
@@ -257,10 +280,20 @@ impl Files {
         range: &Range<u64>,
         buffer: &mut Vec<u8>,
     ) -> Result<(), CheckpointError> {
+        buffer.resize((range.end - range.start) as usize, 0);
+        self.read_into(at, range, buffer)
+    }
+
+    /// As [`Self::read`] into memory of the right size.
+    fn read_into(
+        &self,
+        at: &TensorLocation,
+        range: &Range<u64>,
+        to: &mut [u8],
+    ) -> Result<(), CheckpointError> {
         let failed = |source| CheckpointError::Read { path: at.path.clone(), source };
         let file = self.file(at).map_err(failed)?;
-        buffer.resize((range.end - range.start) as usize, 0);
-        read_exact_at(&file, buffer, at.offset + range.start).map_err(failed)
+        read_exact_at(&file, to, at.offset + range.start).map_err(failed)
     }
 
     fn file(&self, at: &TensorLocation) -> std::io::Result<Arc<File>> {

@@ -39,8 +39,24 @@ pub struct QuantizeRecord {
     /// Seconds spent waiting for storage before the checkpoint got its name; `None` when nothing was waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_s: Option<f64>,
+    /// Where the time went when GPUs quantized; of the last process where several shared the work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_seconds: Option<DeviceSeconds>,
     /// Origin.
     pub provenance: Provenance,
+}
+
+/// Seconds that threads spent, summed over them: a GPU waits for the disk where reading and writing are most of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceSeconds {
+    /// Reading the source.
+    pub read_s: f64,
+    /// Copying to the device, computing, and copying back.
+    pub device_s: f64,
+    /// Digests, and writing what became complete.
+    pub deliver_s: f64,
+    /// Most memory that was held on one device, in bytes.
+    pub peak_device_bytes: u64,
 }
 
 /// One written shard.

@@ -284,7 +284,7 @@ fn artifacts(run: &Path) -> Result<BTreeMap<String, Digest>, Failure> {
 }
 
 /// Keys whose values are times, places or process details.
-const VOLATILE: [&str; 16] = [
+const VOLATILE: [&str; 17] = [
     "process",
     "threads",
     "execution",
@@ -294,6 +294,7 @@ const VOLATILE: [&str; 16] = [
     "elapsed_s",
     "sync_s",
     "speed",
+    "device_seconds",
     "url",
     "date",
     "start_time",

@@ -15,7 +15,7 @@ use crate::base::json;
 use crate::base::progress::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::exec::{Context, FnUnit, Graph, KeyBuilder, Node, Output, UnitKey};
-use crate::quantize::{Durability, QuantizePlan, ShardTarget, write_shards};
+use crate::quantize::{Durability, Gpus, QuantizePlan, ShardTarget, write_shards};
 use crate::record::quantize::{QuantizeRecord, ShardRecord};
 use crate::record::{Failure, Provenance};
 use crate::{gate, scan};
@@ -26,6 +26,8 @@ pub struct QuantizeJob<'a> {
     pub outputs: Vec<QuantizeOutput<'a>>,
     /// Whether to wait for storage before a checkpoint gets its name.
     pub sync: bool,
+    /// GPUs to quantize on; the CPU where there is none.
+    pub gpus: Option<Gpus>,
     /// Origin of the records.
     pub provenance: Provenance,
     /// The calibration, where a plan needs one.
@@ -92,7 +94,9 @@ fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<
         let plan = job.outputs[0].plan;
         let progress = Progress::new(plan.shard_file_name(index), plan.shard_source_bytes(index), "B");
         let durability = if job.sync { Durability::Early } else { Durability::None };
-        Output::of(&write_shards(&targets, index, durability, &|bytes| progress.inc(bytes))?)
+        Output::of(&write_shards(&targets, index, durability, job.gpus.as_ref(), &|bytes| {
+            progress.inc(bytes);
+        })?)
     })
     .verified_by(move |output: &Value| shards_are_there(output, job));
     let after = job.calibration.iter().map(|_| names::CALIBRATION.to_owned()).collect();
@@ -179,6 +183,7 @@ fn complete(
         Some(staging) => staging.commit_without_sync().map_err(io)?,
         None => {}
     }
+    record.device_seconds = job.gpus.as_ref().map(Gpus::seconds);
     record.provenance = timer.stop(record.provenance);
     Ok(record)
 }

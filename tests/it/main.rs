@@ -11,6 +11,7 @@ mod calibration;
 mod chain;
 mod common;
 mod compare;
+mod cuda;
 mod endpoints;
 mod eval_resume;
 mod fake_engine;

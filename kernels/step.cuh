@@ -1,0 +1,82 @@
+// Sixteen neighbouring elements of a row, as one thread reads, codes and writes them.
+#pragma once
+#include "numeric.cuh"
+#include "pack.cuh"
+
+// 32-bit words of sixteen elements.
+#define RAW_WORDS(dtype) ((dtype) == F32 ? 16 : 8)
+// Bytes of an element.
+#define ELEMENT_BYTES(dtype) ((dtype) == F32 ? 4 : 2)
+
+// Reads `count` elements, zeros behind them. `aligned`: the first lies at a multiple of 16 bytes.
+template <int D>
+DEVICE void read_step(const u8* from, int count, bool aligned, u32* raw) {
+    if (aligned && count == STEP) {
+        const uint4* vectors = (const uint4*)from;
+#pragma unroll
+        for (int i = 0; i < RAW_WORDS(D) / 4; i++) {
+            uint4 v = vectors[i];
+            raw[4 * i] = v.x;
+            raw[4 * i + 1] = v.y;
+            raw[4 * i + 2] = v.z;
+            raw[4 * i + 3] = v.w;
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < RAW_WORDS(D); i++) {
+        if (D == F32) {
+            raw[i] = i < count ? ((const u32*)from)[i] : 0u;
+        } else {
+            u32 low = 2 * i < count ? ((const u16*)from)[2 * i] : 0u;
+            u32 high = 2 * i + 1 < count ? ((const u16*)from)[2 * i + 1] : 0u;
+            raw[i] = low | (high << 16);
+        }
+    }
+}
+
+// The bits of element `i`.
+template <int D>
+DEVICE u32 raw_element(const u32* raw, int i) {
+    if (D == F32) return raw[i];
+    return (i % 2 == 0) ? (raw[i / 2] & 0xffffu) : (raw[i / 2] >> 16);
+}
+
+// The largest magnitude among the elements, as bits of their type, which are ordered as magnitudes are.
+template <int D>
+DEVICE u32 step_magnitude(const u32* raw) {
+    u32 largest = 0u;
+#pragma unroll
+    for (int i = 0; i < STEP; i++) {
+        u32 sign = D == F32 ? 0x7fffffffu : 0x7fffu;
+        largest = greatest_u32(largest, raw_element<D>(raw, i) & sign);
+    }
+    return largest;
+}
+
+// Whether a magnitude is NaN or infinite.
+template <int D>
+DEVICE bool is_special(u32 magnitude) {
+    return magnitude >= (D == BF16 ? 0x7f80u : D == F16 ? 0x7c00u : 0x7f800000u);
+}
+
+// Writes the first `bytes` of the stream in `words`. `alignment` is a power of two that divides the address.
+template <int B>
+DEVICE void write_step(u8* to, const u32* words, int bytes, int alignment) {
+    if (B % 8 == 0 && alignment >= 16 && bytes == 2 * B) {
+        *(uint4*)to = make_uint4(words[0], words[1], words[2], words[3]);
+    } else if (B == 4 && alignment >= 8 && bytes == 8) {
+        *(uint2*)to = make_uint2(words[0], words[1]);
+    } else if (B % 2 == 0 && alignment >= 4 && bytes == 2 * B) {
+#pragma unroll
+        for (int i = 0; i < B / 2; i++) ((u32*)to)[i] = words[i];
+    } else if (alignment >= 2 && bytes == 2 * B) {
+#pragma unroll
+        for (int i = 0; i < B; i++) ((u16*)to)[i] = (u16)(words[i / 2] >> (16 * (i % 2)));
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2 * B; i++) {
+            if (i < bytes) to[i] = (u8)(words[i / 4] >> (8 * (i % 4)));
+        }
+    }
+}

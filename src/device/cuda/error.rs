@@ -1,0 +1,168 @@
+//! What can go wrong with a GPU, each with what to do about it.
+
+use cudarc::driver::sys::CUresult;
+
+use crate::base::env_vars;
+use crate::base::units::human_bytes;
+use crate::record::{Classified, FailureClass};
+
+/// A failure of driver, device or compiler.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CudaError {
+    /// The driver's library is not installed.
+    #[error("no CUDA driver: libcuda.so could not be loaded")]
+    NoDriver,
+    /// The driver lacks a function that is needed.
+    #[error("the CUDA driver is too old: it has no {symbol}")]
+    DriverSymbol {
+        /// The function.
+        symbol: &'static str,
+    },
+    /// The driver supports an older CUDA than the compiler makes code for.
+    #[error(
+        "the CUDA driver supports CUDA {driver}, but the compiler found (NVRTC {compiler}) makes code for newer ones"
+    )]
+    OldDriver {
+        /// CUDA version of the driver.
+        driver: String,
+        /// Version of the compiler.
+        compiler: String,
+    },
+    /// The driver does not start.
+    #[error("the CUDA driver does not start: {code}")]
+    Start {
+        /// The driver's name for the error.
+        code: String,
+    },
+    /// There is a driver, but no device.
+    #[error("the CUDA driver sees no device{}", hidden.as_ref().map_or(String::new(), |v| format!(" (CUDA_VISIBLE_DEVICES is '{v}')")))]
+    NoDevice {
+        /// The value of `CUDA_VISIBLE_DEVICES`, if it is set.
+        hidden: Option<String>,
+    },
+    /// No such ordinal.
+    #[error("there is no device cuda:{ordinal}: {count} visible")]
+    NoSuchDevice {
+        /// The ordinal asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The device is older than the kernels.
+    #[error("cuda:{ordinal} has compute capability {}.{}, kernels need 8.0 or newer", capability.0, capability.1)]
+    OldDevice {
+        /// The device.
+        ordinal: usize,
+        /// Its compute capability.
+        capability: (u32, u32),
+    },
+    /// Device memory is exhausted.
+    #[error("cuda:{ordinal} has no {} left: {} of {} are free", human_bytes(*bytes), human_bytes(*free), human_bytes(*total))]
+    OutOfMemory {
+        /// The device.
+        ordinal: usize,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes free.
+        free: u64,
+        /// Bytes of the device.
+        total: u64,
+    },
+    /// The run-time compiler is not installed.
+    #[error("no run-time compiler: libnvrtc.so could not be loaded{}", at.as_ref().map_or(String::new(), |p| format!(" from {p}")))]
+    NoCompiler {
+        /// Where the user said it was.
+        at: Option<String>,
+    },
+    /// The run-time compiler is unusable.
+    #[error("the run-time compiler fails: {what}")]
+    Compiler {
+        /// The call and its error.
+        what: String,
+    },
+    /// A kernel does not compile.
+    #[error("kernel {kernel} does not compile for {architecture}: {log}")]
+    Compile {
+        /// File name of the kernel.
+        kernel: String,
+        /// `sm_90`, ….
+        architecture: String,
+        /// What the compiler says.
+        log: String,
+    },
+    /// A call of the driver failed.
+    #[error("{call}: {code}")]
+    Call {
+        /// The function.
+        call: &'static str,
+        /// The driver's name for the error.
+        code: String,
+    },
+    /// Arguments that no kernel takes.
+    #[error("{operation}: {what}")]
+    Argument {
+        /// The operation.
+        operation: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+impl CudaError {
+    /// The error of a call.
+    pub(super) fn call(call: &'static str, code: CUresult) -> Self {
+        Self::Call { call, code: format!("{code:?}") }
+    }
+
+    /// No device, and why that may be.
+    pub(in crate::device) fn no_device() -> Self {
+        Self::NoDevice { hidden: env_vars::raw(env_vars::CUDA_VISIBLE_DEVICES) }
+    }
+}
+
+/// `Ok` for success.
+pub(super) fn check(call: &'static str, code: CUresult) -> Result<(), CudaError> {
+    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(CudaError::call(call, code)) }
+}
+
+impl Classified for CudaError {
+    fn failure_class(&self) -> FailureClass {
+        match self {
+            Self::OutOfMemory { .. } | Self::Call { .. } => FailureClass::InfraTransient,
+            Self::Compile { .. } | Self::Argument { .. } => FailureClass::Unknown,
+            _ => FailureClass::UserConfigError,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::NoDriver => "install the NVIDIA driver, or use --device cpu",
+            Self::DriverSymbol { .. } | Self::OldDriver { .. } => {
+                "update the NVIDIA driver (580 runs CUDA 13.0), name an older compiler with DAY0_NVRTC, or use --device cpu"
+            }
+            Self::Start { .. } => "run nvidia-smi to see what the driver says, or use --device cpu",
+            Self::NoDevice { hidden: Some(_) } => {
+                "unset CUDA_VISIBLE_DEVICES or name a device in it, or use --device cpu"
+            }
+            Self::NoDevice { hidden: None } => {
+                "give the container or job a GPU (--gpus, --gres=gpu:1), or use --device cpu"
+            }
+            Self::NoSuchDevice { .. } => "day0 doctor lists the devices",
+            Self::OldDevice { .. } => "use --device cpu",
+            Self::OutOfMemory { .. } => {
+                "free memory of the device (nvidia-smi), use another device, or --device cpu"
+            }
+            Self::NoCompiler { .. } => {
+                "pip install nvidia-cuda-nvrtc==13.0.* and set DAY0_NVRTC to the folder that holds libnvrtc.so.13, or use --device cpu"
+            }
+            Self::Compiler { .. } => {
+                "libnvrtc-builtins belongs beside libnvrtc, in the same version; DAY0_NVRTC names the folder of both"
+            }
+            Self::Call { .. } => {
+                "run nvidia-smi to see whether the device is healthy; the same command continues"
+            }
+            Self::Compile { .. } | Self::Argument { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

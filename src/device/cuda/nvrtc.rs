@@ -1,0 +1,231 @@
+//! The run-time compiler: from a source to the machine code of one architecture, with what the assembler says of
+//! registers and spills. Needs no driver.
+
+use std::ffi::{CStr, CString, c_char};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use cudarc::driver::sys as driver;
+use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
+
+use super::error::CudaError;
+use super::library;
+use super::source::{HEADERS, Variant};
+use crate::base::env_vars;
+
+/// Functions of the compiler that day0 calls.
+const SYMBOLS: &[&str] = &[
+    "nvrtcCompileProgram",
+    "nvrtcCreateProgram",
+    "nvrtcDestroyProgram",
+    "nvrtcGetCUBIN",
+    "nvrtcGetCUBINSize",
+    "nvrtcGetErrorString",
+    "nvrtcGetProgramLog",
+    "nvrtcGetProgramLogSize",
+    "nvrtcVersion",
+];
+
+/// No contraction, no flushing, exact division and roots: codes and scales have the bits of the reference, and fused
+/// multiply-adds stand only where the source says so.
+const OPTIONS: &[&str] = &[
+    "--std=c++17",
+    "--fmad=false",
+    "--ftz=false",
+    "--prec-div=true",
+    "--prec-sqrt=true",
+    "--ptxas-options=-v",
+];
+
+/// Compiled machine code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cubin {
+    /// An ELF image for one architecture.
+    pub image: Vec<u8>,
+    /// What compiler and assembler said.
+    pub log: String,
+}
+
+/// Version of the compiler, major and minor; an error if there is none. Asked once.
+pub fn version() -> Result<(u32, u32), CudaError> {
+    static VERSION: OnceLock<Result<(u32, u32), CudaError>> = OnceLock::new();
+    VERSION.get_or_init(load).clone()
+}
+
+/// The driver must support the compiler's major version.
+pub(super) fn check_against_driver() -> Result<(), CudaError> {
+    let compiler = version()?;
+    let mut number = 0;
+    // SAFETY: the driver is present with all its symbols, and the pointer is valid for the call.
+    super::error::check("cuDriverGetVersion", unsafe { driver::cuDriverGetVersion(&raw mut number) })?;
+    // Encoded as 1000 · major + 10 · minor (CUDA driver API, cuDriverGetVersion).
+    if (number / 1000) as u32 >= compiler.0 {
+        return Ok(());
+    }
+    Err(CudaError::OldDriver {
+        driver: format!("{}.{}", number / 1000, number % 1000 / 10),
+        compiler: format!("{}.{}", compiler.0, compiler.1),
+    })
+}
+
+/// Everything that decides what the compiler makes of a variant, beside architecture and version.
+pub(super) fn inputs(variant: &Variant) -> Vec<String> {
+    let mut all: Vec<String> = OPTIONS.iter().map(|o| (*o).to_owned()).collect();
+    all.extend(variant.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+    all.extend([variant.source.name.to_owned(), variant.source.text.to_owned()]);
+    all.extend(HEADERS.iter().flat_map(|h| [h.name.to_owned(), h.text.to_owned()]));
+    all
+}
+
+fn load() -> Result<(u32, u32), CudaError> {
+    let asked = env_vars::get_os(env_vars::DAY0_NVRTC).map(PathBuf::from);
+    let found = match &asked {
+        Some(path) => preload(path),
+        None => library::open(&["nvrtc"]).is_some() || toolkit_folders().iter().any(|dir| preload(dir)),
+    };
+    let missing = || CudaError::NoCompiler { at: asked.as_ref().map(|p| p.display().to_string()) };
+    let library = if found { library::open(&["nvrtc"]).ok_or_else(missing)? } else { return Err(missing()) };
+    if let Some(symbol) = library::missing(&library, SYMBOLS) {
+        return Err(CudaError::Compiler { what: format!("it has no {symbol}") });
+    }
+    // cudarc opens it by the same names and keeps it for good.
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the library is present with all its symbols, and the pointers are valid for the call.
+    check("nvrtcVersion", unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) })?;
+    Ok((major as u32, minor as u32))
+}
+
+/// Loads the compiler from a file or a folder, with the builtins that lie beside it and that it will ask for by name.
+fn preload(path: &Path) -> bool {
+    if !path.exists() {
+        return false;
+    }
+    let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    let named = |prefix: &str| {
+        let matches = |file: &&PathBuf| {
+            file.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(prefix))
+        };
+        files.iter().rev().filter(matches).cloned().collect::<Vec<_>>()
+    };
+    // A compiler without builtins says so when it compiles.
+    if let Some(builtins) = named("libnvrtc-builtins.so").first() {
+        library::preload(builtins);
+    }
+    if path.is_file() {
+        return library::preload(path);
+    }
+    named("libnvrtc.so").iter().any(|file| library::preload(file))
+}
+
+/// Where toolkits put libraries when the loader does not know them.
+fn toolkit_folders() -> Vec<PathBuf> {
+    let homes = [env_vars::CUDA_HOME, env_vars::CUDA_PATH];
+    let mut folders: Vec<PathBuf> = homes
+        .iter()
+        .filter_map(|name| env_vars::get_os(name))
+        .map(|home| PathBuf::from(home).join("lib64"))
+        .collect();
+    folders.push(PathBuf::from("/usr/local/cuda/lib64"));
+    folders
+}
+
+/// Compiles a variant for an architecture such as `sm_90`.
+pub fn compile(variant: &Variant, architecture: &str) -> Result<Cubin, CudaError> {
+    version()?;
+    let program = Program::new(variant)?;
+    let mut options = vec![format!("--gpu-architecture={architecture}")];
+    options.extend(OPTIONS.iter().map(|o| (*o).to_owned()));
+    options.extend(variant.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+    let options: Vec<CString> = options.iter().map(|o| c_string(o)).collect();
+    let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
+    // SAFETY: program and options are alive, and their number is right.
+    let code = unsafe { sys::nvrtcCompileProgram(program.0, pointers.len() as i32, pointers.as_ptr()) };
+    let log = program.log()?;
+    if code == nvrtcResult::NVRTC_SUCCESS {
+        return Ok(Cubin { image: program.image()?, log });
+    }
+    if code == nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE {
+        return Err(CudaError::Compiler { what: format!("{}: {}", text_of(code), log.trim()) });
+    }
+    let log = format!("{}: {}", text_of(code), log.trim());
+    Err(CudaError::Compile { kernel: variant.to_string(), architecture: architecture.to_owned(), log })
+}
+
+/// A program of the compiler.
+struct Program(nvrtcProgram);
+
+impl Program {
+    fn new(variant: &Variant) -> Result<Self, CudaError> {
+        let (text, name) = (c_string(variant.source.text), c_string(variant.source.name));
+        let headers: Vec<(CString, CString)> =
+            HEADERS.iter().map(|h| (c_string(h.text), c_string(h.name))).collect();
+        let texts: Vec<*const c_char> = headers.iter().map(|h| h.0.as_ptr()).collect();
+        let names: Vec<*const c_char> = headers.iter().map(|h| h.1.as_ptr()).collect();
+        let mut program = std::ptr::null_mut();
+        // SAFETY: all strings are alive during the call, which copies them; the counts are right.
+        let code = unsafe {
+            sys::nvrtcCreateProgram(
+                &raw mut program,
+                text.as_ptr(),
+                name.as_ptr(),
+                headers.len() as i32,
+                texts.as_ptr(),
+                names.as_ptr(),
+            )
+        };
+        check("nvrtcCreateProgram", code)?;
+        Ok(Self(program))
+    }
+
+    fn log(&self) -> Result<String, CudaError> {
+        let mut len = 0;
+        // SAFETY: the program is alive, the pointer valid for the call.
+        check("nvrtcGetProgramLogSize", unsafe { sys::nvrtcGetProgramLogSize(self.0, &raw mut len) })?;
+        let mut bytes = vec![0u8; len];
+        // SAFETY: the compiler writes the `len` bytes it announced.
+        check("nvrtcGetProgramLog", unsafe { sys::nvrtcGetProgramLog(self.0, bytes.as_mut_ptr().cast()) })?;
+        Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
+    }
+
+    fn image(&self) -> Result<Vec<u8>, CudaError> {
+        let mut len = 0;
+        // SAFETY: the program is alive, the pointer valid for the call.
+        check("nvrtcGetCUBINSize", unsafe { sys::nvrtcGetCUBINSize(self.0, &raw mut len) })?;
+        let mut bytes = vec![0u8; len];
+        // SAFETY: the compiler writes the `len` bytes it announced.
+        check("nvrtcGetCUBIN", unsafe { sys::nvrtcGetCUBIN(self.0, bytes.as_mut_ptr().cast()) })?;
+        Ok(bytes)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: created in `new` and destroyed once.
+        unsafe { sys::nvrtcDestroyProgram(&raw mut self.0) };
+    }
+}
+
+/// Sources and options are ours and hold no zero byte; were there one, the text would end at it.
+fn c_string(text: &str) -> CString {
+    CString::new(text.split('\0').next().unwrap_or_default()).unwrap_or_default()
+}
+
+fn check(call: &'static str, code: nvrtcResult) -> Result<(), CudaError> {
+    if code == nvrtcResult::NVRTC_SUCCESS {
+        return Ok(());
+    }
+    Err(CudaError::Compiler { what: format!("{call}: {}", text_of(code)) })
+}
+
+fn text_of(code: nvrtcResult) -> String {
+    // SAFETY: the library is present; it returns a static string for any code.
+    let text = unsafe { sys::nvrtcGetErrorString(code) };
+    if text.is_null() {
+        return format!("{code:?}");
+    }
+    // SAFETY: a terminated string that lives as long as the library.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}

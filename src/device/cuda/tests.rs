@@ -1,0 +1,272 @@
+use std::process::Command;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::test_device::{dir, emulator, refuse_skip};
+use super::*;
+use crate::base::env_vars;
+
+/// Every test in a module named `gpu_tests`, on the emulated device: kernels run on the host, each thread a fiber. Blocks
+/// run with their threads in different orders, so that results that hang on a missing barrier differ.
+#[test]
+fn gpu_tests_pass_on_the_emulated_device() {
+    let Some(emulator) = emulator::build(&dir()) else { return };
+    for order in ["forward", "backward"] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["gpu_tests::", "--test-threads", "2"])
+            .env("LD_LIBRARY_PATH", &emulator)
+            .env("DAY0_EMULATOR_ORDER", order)
+            .env(env_vars::DAY0_NVRTC, &emulator)
+            .env(env_vars::DAY0_REQUIRE_GPU, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "threads {order}:\n{text}\n{errors}");
+        assert!(!text.contains("running 0 tests"), "{text}");
+    }
+}
+
+/// Every kernel compiles for every architecture, without stack frames or spilled registers: each variant for one, the two
+/// most used of each source for all. Needs the compiler, but no driver.
+#[test]
+fn kernels_compile_without_spills() {
+    if let Err(error) = compiler_version() {
+        assert!(env_vars::get(env_vars::DAY0_NVRTC).is_none(), "DAY0_NVRTC is set, but: {error}");
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let variants = crate::ops::cuda::all_variants();
+    let of_source = |i: usize| variants[..i].iter().filter(|v| v.source == variants[i].source).count();
+    let mut work = Vec::new();
+    for architecture in ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"] {
+        let chosen = (0..variants.len()).filter(|i| architecture == "sm_90" || of_source(*i) < 2);
+        work.extend(chosen.map(|i| (architecture, &variants[i])));
+    }
+    let table: Vec<String> = work
+        .into_par_iter()
+        .flat_map(|(architecture, variant)| {
+            let cubin = compile(variant, architecture).unwrap();
+            assert!(cubin.image.starts_with(b"\x7fELF"), "{variant}: no image");
+            let kernels = resources(&cubin.log);
+            assert!(!kernels.is_empty(), "{variant}: no resources in the log:\n{}", cubin.log);
+            let line = |kernel: Resources| {
+                let wasted = (kernel.stack_bytes, kernel.spill_bytes);
+                assert_eq!(wasted, (0, 0), "{variant} on {architecture}: {kernel:?}");
+                format!("{architecture:7} {:3} registers  {} in {variant}", kernel.registers, kernel.name)
+            };
+            kernels.into_iter().map(line).collect::<Vec<_>>()
+        })
+        .collect();
+    println!("{}", table.join("\n"));
+}
+
+/// What the assembler says of one kernel.
+#[derive(Debug, PartialEq, Eq)]
+struct Resources {
+    name: String,
+    registers: u32,
+    stack_bytes: u32,
+    spill_bytes: u32,
+}
+
+/// Reads the verbose output of the assembler.
+fn resources(log: &str) -> Vec<Resources> {
+    let mut found: Vec<Resources> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let name = rest.split('\'').next().unwrap_or_default().to_owned();
+            // Until a line says so, the worst is assumed.
+            found.push(Resources { name, registers: u32::MAX, stack_bytes: u32::MAX, spill_bytes: u32::MAX });
+        }
+        let Some(kernel) = found.last_mut() else { continue };
+        let before = |text: &str| -> Option<u32> {
+            line.split_once(text)?.0.split([' ', ',']).next_back()?.parse().ok()
+        };
+        if let Some(stack) = before(" bytes stack frame") {
+            kernel.stack_bytes = stack;
+            kernel.spill_bytes =
+                before(" bytes spill stores").unwrap_or(u32::MAX) + before(" bytes spill loads").unwrap_or(0);
+        }
+        if let Some(registers) = before(" registers") {
+            kernel.registers = registers;
+        }
+    }
+    found
+}
+
+#[test]
+fn resources_are_read_from_the_assembler() {
+    let log = "ptxas info    : 0 bytes gmem\nptxas info    : Compiling entry function 'a' for 'sm_90'\n\
+        ptxas info    : Function properties for a\n\
+        ptxas         .     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n\
+        ptxas info    : Used 46 registers, used 1 barriers, 384 bytes smem\n\
+        ptxas info    : Compiling entry function 'b' for 'sm_90'\n\
+        ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+        ptxas info    : Used 24 registers\n";
+    let of = |name: &str, registers, stack_bytes, spill_bytes| Resources {
+        name: name.to_owned(),
+        registers,
+        stack_bytes,
+        spill_bytes,
+    };
+    assert_eq!(resources(log), [of("a", 46, 8, 16), of("b", 24, 0, 0)]);
+}
+
+/// Without a driver the real library is asked for and its absence is an error with a hint.
+#[test]
+fn a_missing_driver_is_an_error() {
+    use crate::record::Classified;
+    match Device::count() {
+        Ok(count) => assert!(count > 0),
+        Err(error) => {
+            refuse_skip(&error);
+            assert!(error.hint().is_some(), "{error}");
+            assert!(DeviceChoice::Cuda(vec![0]).open().is_err());
+            assert!(DeviceChoice::Auto.open().unwrap().0.is_empty());
+        }
+    }
+}
+
+mod gpu_tests {
+    use super::*;
+    use crate::device::cuda::test_device::device;
+
+    #[test]
+    fn copies_fills_and_their_bounds() {
+        let Some(device) = device() else { return };
+        let stream = Stream::new(&device).unwrap();
+        let bytes: Vec<u8> = (0..1000).map(|i| (i % 251) as u8).collect();
+        let buffer = stream.upload(&bytes).unwrap();
+        assert_eq!(stream.download(&buffer, 1000).unwrap(), bytes);
+        let other = DeviceBuffer::new(&device, 300).unwrap();
+        // SAFETY: the buffers live until the download has synchronized the stream.
+        unsafe {
+            stream.fill(&other, 0, 300, 7).unwrap();
+            stream.copy((&buffer, 10), (&other, 100), 50).unwrap();
+            assert!(stream.fill(&other, 1, 300, 0).is_err());
+            assert!(stream.copy((&buffer, 990), (&other, 0), 11).is_err());
+            assert!(stream.copy_in(&bytes, &other, 0).is_err());
+            assert!(stream.copy_in(&bytes, &other, usize::MAX).is_err());
+        }
+        let got = stream.download(&other, 300).unwrap();
+        assert_eq!(
+            (&got[..100], &got[100..150], &got[150..]),
+            (&[7; 100][..], &bytes[10..60], &[7; 150][..])
+        );
+        assert!(stream.download(&other, 301).is_err());
+    }
+
+    #[test]
+    fn memory_is_counted() {
+        let Some(device) = device() else { return };
+        let before = device.allocated_bytes().0;
+        let mut buffer = DeviceBuffer::new(&device, 1 << 20).unwrap();
+        assert_eq!(device.allocated_bytes().0, before + (1 << 20));
+        buffer.ensure(1 << 21).unwrap();
+        buffer.ensure(5).unwrap();
+        assert_eq!((device.allocated_bytes().0, buffer.len()), (before + (1 << 21), 1 << 21));
+        drop(buffer);
+        let (now, peak) = device.allocated_bytes();
+        assert!(now == before && peak >= 1 << 21);
+        let (free, total) = device.memory().unwrap();
+        assert!(free <= total);
+        let too_much = DeviceBuffer::new(&device, (total as usize).saturating_mul(2)).unwrap_err();
+        assert!(matches!(too_much, CudaError::OutOfMemory { .. }), "{too_much}");
+        assert_eq!(device.allocated_bytes().0, before);
+    }
+
+    #[test]
+    fn streams_wait_for_events() {
+        let Some(device) = device() else { return };
+        let (first, second) = (Stream::new(&device).unwrap(), Stream::new(&device).unwrap());
+        let buffer = DeviceBuffer::new(&device, 64).unwrap();
+        let (start, done) = (Event::new(&device).unwrap(), Event::new(&device).unwrap());
+        let mut out = [0; 64];
+        // SAFETY: the buffers live until `second` was synchronized.
+        unsafe {
+            first.record(&start).unwrap();
+            first.fill(&buffer, 0, 64, 3).unwrap();
+            first.record(&done).unwrap();
+            second.wait(&done).unwrap();
+            second.copy_out(&buffer, 0, &mut out).unwrap();
+        }
+        second.synchronize().unwrap();
+        assert_eq!(out, [3; 64]);
+        done.synchronize().unwrap();
+        assert!(done.ms_since(&start).unwrap() >= 0.0);
+    }
+
+    const SCALE: KernelSource = KernelSource {
+        name: "test.cu",
+        text: "#include \"core.cuh\"\nKERNEL(64) scale(float* x, u32 n, float by) {\n    u32 i = blockIdx.x * blockDim.x + threadIdx.x;\n    if (i < n) x[i] = x[i] * by + (float)OFFSET;\n}\n",
+    };
+
+    #[test]
+    fn launches_have_their_arguments() {
+        let Some(device) = device() else { return };
+        let stream = Stream::new(&device).unwrap();
+        let kernel = device.kernel(&Variant::plain(SCALE).define("OFFSET", 1), "scale").unwrap();
+        let bytes: Vec<u8> = (0..100).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let buffer = stream.upload(&bytes).unwrap();
+        let arguments = (buffer.address(), 90u32, 2.0f32);
+        let list = [Argument::new(&arguments.0), Argument::new(&arguments.1), Argument::new(&arguments.2)];
+        // SAFETY: types as in the source; the buffer lives until the download has synchronized the stream.
+        unsafe {
+            kernel.launch(&stream, LaunchShape::linear(2, 64), &list).unwrap();
+            kernel.launch(&stream, LaunchShape::linear(0, 64), &list).unwrap();
+            assert!(kernel.launch(&stream, LaunchShape::linear(1, 1025), &list).is_err());
+            assert!(
+                kernel
+                    .launch(&stream, LaunchShape { grid: [1, 70_000, 1], threads: 1, shared_bytes: 0 }, &list)
+                    .is_err()
+            );
+        }
+        let got = stream.download(&buffer, 400).unwrap();
+        for (i, x) in got.as_chunks::<4>().0.iter().enumerate() {
+            let expected = if i < 90 { i as f32 * 2.0 + 1.0 } else { i as f32 };
+            assert_eq!(f32::from_le_bytes(*x), expected);
+        }
+    }
+
+    #[test]
+    fn kernels_that_do_not_compile_or_exist_are_errors() {
+        let Some(device) = device() else { return };
+        let broken = KernelSource { name: "broken.cu", text: "KERNEL(1) broken( {" };
+        let error = device.kernel(&Variant::plain(broken), "broken").map(|_| ()).unwrap_err();
+        assert!(matches!(&error, CudaError::Compile { log, .. } if !log.is_empty()), "{error}");
+        let missing = device.kernel(&Variant::plain(SCALE).define("OFFSET", 1), "other").map(|_| ());
+        assert!(matches!(missing, Err(CudaError::Call { .. })), "{missing:?}");
+    }
+
+    /// A damaged file is made anew, and several openers of an empty cache agree.
+    #[test]
+    fn the_cache_survives_damage_and_company() {
+        if device().is_none() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let variant = Variant::plain(SCALE).define("OFFSET", 2);
+        let open = || Device::open_with_cache(0, CubinCache::new(dir.path().join("new/cubins"))).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| open().kernel(&variant, "scale").map(|_| ()).unwrap());
+            }
+        });
+        let cache = CubinCache::new(dir.path().join("new/cubins"));
+        assert_eq!(cache.size().0, 1);
+        let file = std::fs::read_dir(cache.dir()).unwrap().next().unwrap().unwrap().path();
+        let whole = std::fs::read(&file).unwrap();
+        for damaged in [&whole[..whole.len() / 2], b"", b"day0cubin1"] {
+            crate::base::atomic::write(&file, damaged).unwrap();
+            open().kernel(&variant, "scale").map(|_| ()).unwrap();
+            assert_eq!(std::fs::read(&file).unwrap().len(), whole.len());
+        }
+        // A folder that cannot be made costs nothing but time.
+        crate::base::atomic::write(&dir.path().join("file"), b"").unwrap();
+        let unwritable = CubinCache::new(dir.path().join("file/cubins"));
+        let device: Arc<Device> = Device::open_with_cache(0, unwritable).unwrap();
+        device.kernel(&variant, "scale").map(|_| ()).unwrap();
+    }
+}

@@ -1,0 +1,169 @@
+//! Launchers of the kernels in `kernels/`: arguments checked, buffers measured, the reference named. A launcher's test runs
+//! on the GPU where there is one, and on the host through an emulated driver where there is a C++ compiler.
+//!
+//! Launches are `unsafe`: they are queued, so buffers must stay alive and untouched until the stream was synchronized.
+
+mod amax;
+mod attention;
+mod dequantize;
+mod elementwise;
+mod linear_quantized;
+mod log_softmax;
+mod moe;
+mod quantize;
+mod quantize_tokens;
+mod rms_norm;
+
+pub use amax::tensor_amax;
+pub use attention::{AttentionInputs, DeviceSequence, attention, store_cache};
+pub use dequantize::{Dequantizer, DeviceWeight};
+pub use elementwise::{RotatedColumns, embed, gated, gather_rows, rope};
+pub use linear_quantized::linear_quantized;
+pub use log_softmax::{LogitTile, RowState, log_softmax_tile};
+pub use moe::{ExpertChoice, moe_combine, moe_scatter};
+pub use quantize::{CudaQuantizeError, CudaQuantizer, Lane};
+pub use quantize_tokens::quantize_tokens;
+pub use rms_norm::{Normalized, rms_norm, rms_norm_parts};
+
+#[cfg(test)]
+mod engine_gpu_tests;
+#[cfg(test)]
+mod gpu_tests;
+#[cfg(test)]
+mod numeric_tests;
+
+use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Variant};
+use crate::ops::float_dtype::FloatDtype;
+use crate::ops::weight_layout::{Element, Packing, ScaleKind, WeightLayout};
+
+/// Elements that one thread codes: groups and rows are cut into steps of so many (`kernels/pack.cuh`).
+const STEP: usize = 16;
+/// Most threads of a block of most kernels.
+const THREADS: u32 = 256;
+
+/// Type of activations and of dense results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// bfloat16, ties to even.
+    Bf16,
+    /// Single precision.
+    F32,
+}
+
+impl Act {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        if self == Self::Bf16 { 2 } else { 4 }
+    }
+
+    /// The kernels' name.
+    fn name(self) -> &'static str {
+        if self == Self::Bf16 { "BF16" } else { "F32" }
+    }
+}
+
+/// The kernels' name of a float type.
+fn dtype_name(dtype: FloatDtype) -> &'static str {
+    match dtype {
+        FloatDtype::Bf16 => "BF16",
+        FloatDtype::F16 => "F16",
+        FloatDtype::F32 => "F32",
+    }
+}
+
+/// The kernels' name of an element type.
+fn element_name(element: Element) -> &'static str {
+    match element {
+        Element::Int(_) => "INT",
+        Element::E4m3 => "E4M3",
+        Element::E2m3 => "E2M3",
+        Element::E2m1 => "E2M1",
+    }
+}
+
+/// The kernels' name of a kind of scales.
+fn scale_name(scale: ScaleKind) -> &'static str {
+    match scale {
+        ScaleKind::Float => "SCALE_FLOAT",
+        ScaleKind::E4m3UnderGlobal => "SCALE_E4M3",
+        ScaleKind::E8m0 => "SCALE_E8M0",
+    }
+}
+
+/// Bits that a code takes.
+fn code_bits(layout: &WeightLayout) -> u8 {
+    match (layout.packing, layout.element) {
+        (Packing::Words, Element::Int(bits)) => bits,
+        (Packing::Nibbles, _) => 4,
+        (Packing::Sextets, _) => 6,
+        _ => 8,
+    }
+}
+
+/// The defines by which kernels read weights of a layout.
+fn layout_defines(variant: Variant, layout: &WeightLayout, scale_dtype: FloatDtype) -> Variant {
+    variant
+        .define("DTYPE", dtype_name(scale_dtype))
+        .define("ELEMENT", element_name(layout.element))
+        .define("BITS", code_bits(layout))
+        .define("SCALE", scale_name(layout.scale))
+        .define("ASYMMETRIC", !layout.symmetric)
+        .define("OFFSET", layout.packing == Packing::Words)
+}
+
+/// Every kernel in the combinations of defines that differ in code, the two most used of each source first: for the test
+/// that compiles them.
+pub fn all_variants() -> Vec<Variant> {
+    [
+        amax::variants(),
+        attention::variants(),
+        dequantize::variants(),
+        elementwise::variants(),
+        linear_quantized::variants(),
+        log_softmax::variants(),
+        moe::variants(),
+        quantize::variants(),
+        quantize_tokens::variants(),
+        rms_norm::variants(),
+    ]
+    .concat()
+}
+
+/// The largest power of two that divides `n`, at most 16; 16 for 0.
+fn alignment(n: usize) -> i32 {
+    if n == 0 { 16 } else { 1 << n.trailing_zeros().min(4) }
+}
+
+/// Refuses buffers that are smaller than what a kernel reads or writes: what they are, bytes needed, the buffer.
+fn require(operation: &'static str, buffers: &[(&str, usize, &DeviceBuffer)]) -> Result<(), CudaError> {
+    match buffers.iter().find(|(_, needed, buffer)| *needed > buffer.len()) {
+        None => Ok(()),
+        Some((what, needed, buffer)) => {
+            let what = format!("{what} takes {needed} bytes, its buffer has {}", buffer.len());
+            Err(CudaError::Argument { operation, what })
+        }
+    }
+}
+
+/// A number as the kernels' 32-bit indices.
+fn index(operation: &'static str, n: usize) -> Result<u32, CudaError> {
+    let too_large = |_| CudaError::Argument { operation, what: format!("{n} is beyond 32-bit indices") };
+    u32::try_from(n).map_err(too_large)
+}
+
+/// A launch of one thread for each of `count` elements.
+fn one_thread_each(operation: &'static str, count: usize) -> Result<LaunchShape, CudaError> {
+    Ok(LaunchShape::linear(index(operation, count.div_ceil(THREADS as usize))?, THREADS))
+}
+
+/// A launch of one block for each of `rows` rows of `k` elements.
+fn one_block_each(operation: &'static str, rows: usize, k: usize) -> Result<LaunchShape, CudaError> {
+    let threads = k.next_multiple_of(32).clamp(32, THREADS as usize) as u32;
+    Ok(LaunchShape::linear(index(operation, rows)?, threads))
+}
+
+/// Arguments of a launch, in the order of the kernel's parameters.
+macro_rules! arguments {
+    ($($value:expr),* $(,)?) => { &[$($crate::device::cuda::Argument::new(&$value)),*] };
+}
+use arguments;

@@ -48,7 +48,7 @@ fn finish(report: &GateReport, advisory: bool, settings: &Settings) -> Result<u8
     } else {
         for finding in &report.findings {
             let class = finding.failure_class;
-            let kind = if finding.decides() { class.to_string() } else { "note".to_owned() };
+            let kind = if finding.decides() { class.to_string() } else { format!("note ({class})") };
             output::line(&format!("{kind:<22} {finding}"));
         }
         let verdict = report.verdict.map_or_else(|| "no verdict".to_owned(), |v| v.to_string());

@@ -96,7 +96,10 @@ impl Both {
         }
         assert_eq!(found.codes.len(), expected.codes.len(), "{what}");
         on_device.check(&self.device, 0, data, &found).unwrap();
-        let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * b.abs() || !b.is_finite();
+        // The device adds squares of a warp in f32, where sums of the largest ones overflow.
+        let near = |a: f64, b: f64| {
+            (a - b).abs() <= 1e-5 * b.abs() || !b.is_finite() || (a == f64::INFINITY && b > 1e38)
+        };
         assert!(near(found.signal, expected.signal), "{what}: {} {}", found.signal, expected.signal);
         assert!(near(found.noise, expected.noise), "{what}: {} {}", found.noise, expected.noise);
         found.codes[0] ^= 1;

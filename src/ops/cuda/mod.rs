@@ -26,6 +26,8 @@ pub use quantize_tokens::quantize_tokens;
 pub use rms_norm::{Normalized, rms_norm, rms_norm_parts};
 
 #[cfg(test)]
+mod compile_tests;
+#[cfg(test)]
 mod engine_gpu_tests;
 #[cfg(test)]
 mod gpu_tests;

@@ -132,14 +132,15 @@ impl LocalExecutor<'_> {
         outputs: &BTreeMap<String, Value>,
         retries: &mut BTreeMap<&'static str, usize>,
     ) -> Result<Result<Done, Failure>, Failure> {
-        match self.find_done(node) {
-            Ok(Some(done)) => return Ok(Ok(done)),
-            Ok(None) => {}
-            // A signal while waiting stops the run, not the ledger.
-            Err(failure) if failure.signal.is_some() => return Ok(Err(failure)),
-            Err(failure) => return Err(failure),
-        }
         loop {
+            // Each attempt claims the unit anew.
+            match self.find_done(node) {
+                Ok(Some(done)) => return Ok(Ok(done)),
+                Ok(None) => {}
+                // A signal while waiting stops the run, not the ledger.
+                Err(failure) if failure.signal.is_some() => return Ok(Err(failure)),
+                Err(failure) => return Err(failure),
+            }
             let start = Instant::now();
             match self.with_heartbeat(node, || node.unit.run(&Context::new(outputs))) {
                 Ok(output) => {
@@ -148,9 +149,6 @@ impl LocalExecutor<'_> {
                     let done = Done { output: output.value, flow: output.flow, elapsed_s, reused: false };
                     if !self.ledger.finish(node.unit.key(), &node.name, &done)? {
                         progress::note(&format!("{}: another process took this unit over", node.name));
-                        if let Some(theirs) = self.find_done(node)? {
-                            return Ok(Ok(theirs));
-                        }
                         continue;
                     }
                     if let Some(shared) = self.shared.filter(|_| node.shared && !private) {

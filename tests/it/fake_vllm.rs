@@ -21,7 +21,7 @@ pub enum Fault {
     WrongModel,
     NoPromptLogprobs,
     Unauthorized,
-    /// Two refusals for each answer, for a while.
+    /// As many refusals in a row as one request is tried again after.
     RateLimitStorm,
     RateLimit,
     CrashOnce,
@@ -177,7 +177,7 @@ impl Fake {
         match self.fault {
             Fault::Unauthorized => return error(401, "Unauthorized"),
             Fault::RateLimit if number > PROBES => return error(429, "Too Many Requests"),
-            Fault::RateLimitStorm if (PROBES..PROBES + 60).contains(&number) && !number.is_multiple_of(3) => {
+            Fault::RateLimitStorm if (PROBES + 1..PROBES + 5).contains(&number) => {
                 return error(429, "Too Many Requests");
             }
             Fault::CrashAlways | Fault::CrashOnce | Fault::OtherModelAfterCrash

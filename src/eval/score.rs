@@ -228,7 +228,9 @@ pub fn primary_metric(prepared: &PreparedTask) -> MetricInfo {
 pub fn group_records(groups: &[Group]) -> BTreeMap<String, GroupRecord> {
     let record = |group: &Group| {
         let metrics = group.aggregates.iter().map(|m| (m.metric.clone(), m.weight_by_size)).collect();
-        (group.name.clone(), GroupRecord { tasks: group.tasks.clone(), metrics })
+        let mut tasks = group.tasks.clone();
+        tasks.sort();
+        (group.name.clone(), GroupRecord { tasks, metrics })
     };
     groups.iter().filter(|group| !group.tasks.is_empty()).map(record).collect()
 }

@@ -49,12 +49,13 @@ impl Group {
         let text = |key: &str| definition.get(key).and_then(Value::as_str).map(str::to_owned);
         let name =
             text("group").ok_or_else(|| wrong(definition, "group", "a name", &definition.values["group"]))?;
-        let mut tasks = Vec::new();
+        let mut tasks: Vec<String> = Vec::new();
         for member in &members {
-            match suite.groups.iter().find(|g| g.name == *member) {
-                Some(group) => tasks.extend(group.tasks.iter().cloned()),
-                None => tasks.push(member.clone()),
-            }
+            let group = suite.groups.iter().find(|g| g.name == *member);
+            let below = group.map_or_else(|| std::slice::from_ref(member), |group| group.tasks.as_slice());
+            // A task that is in two groups of this one counts once.
+            let new: Vec<String> = below.iter().filter(|task| !tasks.contains(task)).cloned().collect();
+            tasks.extend(new);
         }
         let version = definition.get("metadata").and_then(|m| m.get("version"));
         Ok(Self {

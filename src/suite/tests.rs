@@ -219,13 +219,13 @@ fn includes_groups_and_tags() {
     );
     // The inline member has other settings than the task of the same name.
     assert!(files.load("outer.yaml").unwrap_err().to_string().contains("t is defined twice, differently"));
-    files.put("outer.yaml", "group: outer\ntask:\n  - inner\n  - t\naggregate_metric_list:\n  - metric: acc\n    weight_by_size: false\n");
+    files.put("outer.yaml", "group: outer\ntask:\n  - inner\n  - t\n  - u\naggregate_metric_list:\n  - metric: acc\n    weight_by_size: false\n");
     let suite = files.load("outer.yaml").unwrap();
     let names: Vec<&str> = suite.tasks.iter().map(|t| t.config.task.as_str()).collect();
     assert_eq!(names, ["u", "w", "t"]);
     assert_eq!(suite.groups[0].members, ["u", "w"]);
-    assert_eq!(suite.groups[1].members, ["inner", "t"]);
-    assert_eq!(suite.groups[1].tasks, ["u", "w", "t"]);
+    assert_eq!(suite.groups[1].members, ["inner", "t", "u"]);
+    assert_eq!(suite.groups[1].tasks, ["u", "w", "t"], "u counts once");
     assert_eq!(suite.groups[1].version, "N/A");
     assert!(!suite.groups[1].aggregates[0].weight_by_size);
     assert_eq!(suite.tasks[0].notes, ["ignored 'tag': it does not change log-likelihoods"]);

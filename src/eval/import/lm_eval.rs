@@ -57,7 +57,8 @@ pub(super) fn read(
 fn groups(results: &Value, tasks: &BTreeMap<String, TaskRecord>) -> BTreeMap<String, GroupRecord> {
     let subtasks = &results["group_subtasks"];
     let record = |name: &String| {
-        let members = tasks_below(subtasks, name, tasks, &mut BTreeSet::new());
+        let mut members = tasks_below(subtasks, name, tasks, &mut BTreeSet::new());
+        members.sort();
         let stated = metrics(&results["groups"][name], &Value::Null);
         let how = |(metric, stated): (String, Metric)| {
             let parts: Option<Vec<(f64, f64)>> = members

@@ -15,14 +15,17 @@ use crate::checkpoint::quant_args::Dialect;
 use crate::ops::float_dtype::FloatDtype;
 use crate::recipe::file;
 
+/// Suffix, dtype and shape of a tensor.
+type Part = (&'static str, Dtype, Vec<usize>);
+
 /// What a layer [N, K] of an algorithm consists of.
 struct Rule {
     algorithm: &'static str,
     /// `weights` and `input_activations` of the recipe.
     weights: &'static str,
     inputs: Option<&'static str>,
-    /// Suffix, dtype and shape of every tensor.
-    tensors: fn(usize, usize) -> Vec<(&'static str, Dtype, Vec<usize>)>,
+    /// Every tensor.
+    tensors: fn(usize, usize) -> Vec<Part>,
     /// Largest error of a weight in units of its scale, and of the weight itself.
     error: (f64, f64),
 }
@@ -92,7 +95,7 @@ const RULES: [Rule; 6] = [
     },
 ];
 
-fn fp4(n: usize, k: usize) -> Vec<(&'static str, Dtype, Vec<usize>)> {
+fn fp4(n: usize, k: usize) -> Vec<Part> {
     vec![
         ("weight", Dtype::U8, vec![n, k / 2]),
         ("weight_scale", Dtype::F8_E4M3, vec![n, k / 16]),
@@ -128,14 +131,13 @@ fn exported(dir: &Path, groups: &[(&str, &Rule)], rest: &str) -> (Checkpoint, Ch
     let (source, out) = (dir.join("source"), dir.join("out"));
     std::fs::create_dir_all(&source).unwrap();
     write_model(&source, &tensors(), FloatDtype::Bf16, 2);
-    let mut recipe = "name: rules\nversion: 1\ndescription: rules\ngroups:\n".to_owned();
-    for (targets, rule) in groups {
-        recipe += &format!("  - targets: [{targets}]\n    weights: {}\n", rule.weights);
-        if let Some(inputs) = rule.inputs {
-            recipe += &format!("    input_activations: {inputs}\n");
-        }
-    }
-    let recipe = file::parse("rules.yaml", &(recipe + rest)).unwrap();
+    let group = |(targets, rule): &(&str, &Rule)| {
+        let inputs = rule.inputs.map_or(String::new(), |inputs| format!("    input_activations: {inputs}\n"));
+        format!("  - targets: [{targets}]\n    weights: {}\n{inputs}", rule.weights)
+    };
+    let groups: String = groups.iter().map(group).collect::<Vec<_>>().concat();
+    let recipe = format!("name: rules\nversion: 1\ndescription: rules\ngroups:\n{groups}{rest}");
+    let recipe = file::parse("rules.yaml", &recipe).unwrap();
     quantize_as(&source, &out, recipe.in_dialect(Dialect::Modelopt).unwrap()).unwrap();
     (Checkpoint::open(&source).unwrap(), Checkpoint::open(&out).unwrap())
 }

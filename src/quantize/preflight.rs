@@ -150,13 +150,11 @@ fn cutting_failure(
         first.expected
     );
     let failure = Failure::new(FailureClass::ModelUnsupported, message);
-    let hint = match nearest_recipe(plan, devices) {
-        Some(name) => format!("use --recipe {name}, which can be cut for {devices} devices"),
-        None => {
-            let fewer = (2..devices.min(MAX_DEVICES)).rev().find(|n| cutting_problems(plan, *n).is_empty());
-            let fewer = fewer.unwrap_or(1);
-            format!("use --tp {fewer}; no built-in recipe can be cut for {devices} devices")
-        }
+    let hint = if let Some(name) = nearest_recipe(plan, devices) {
+        format!("use --recipe {name}, which can be cut for {devices} devices")
+    } else {
+        let fewer = (2..devices.min(MAX_DEVICES)).rev().find(|n| cutting_problems(plan, *n).is_empty());
+        format!("use --tp {}; no built-in recipe can be cut for {devices} devices", fewer.unwrap_or(1))
     };
     Some(failure.with_hint(hint))
 }

@@ -66,7 +66,9 @@ const UNINDEXED: [&str; 7] = [
 /// Whether a file of a run directory belongs there without being named by the index: scripts, logs and exit codes of jobs
 /// and engines say where and when the run ran, not what it found.
 pub fn is_unindexed(file: &str) -> bool {
-    UNINDEXED.contains(&file) || file.starts_with("slurm/") || file.ends_with(".log")
+    UNINDEXED.contains(&file)
+        || file.starts_with("slurm/")
+        || Path::new(file).extension().is_some_and(|e| e == "log")
 }
 
 /// Temporary files, and, once there is an index, files that it does not name and names without a file.

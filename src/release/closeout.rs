@@ -66,6 +66,8 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
     let undecided = if compared { ready_units::undecided(config, &gates) } else { Vec::new() };
     let mut findings: Vec<Finding> =
         gates.iter().flat_map(|g| g.findings.clone()).chain(own).chain(undecided).collect();
+    // A run that was closed before and resumed is open again: its old index names none of what came since.
+    remove_index(run)?;
     if config.quality != Level::Off {
         let report = quality(run, config.quality, &gates, &findings)?;
         findings.extend(report.findings.clone());
@@ -110,6 +112,16 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         &folded.outcome.verdict().map_or_else(|| "no verdict".into(), |v| v.to_string()),
     );
     Ok(Ending::Closed { record: Box::new(record), outcome: folded.outcome, run: run.path().to_path_buf() })
+}
+
+fn remove_index(run: &RunDir) -> Result<(), Failure> {
+    let path = run.join("release.json");
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::io(path.display(), &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The gate `quality`, on everything found so far and on the run directory itself.

@@ -97,7 +97,8 @@ HOST_DEVICE float quotient(float x, const Divisor& by) {
     if (!by.ordinary) return x / by.scale;
     float q = x * by.reciprocal;
     for (int i = 0; i < CORRECTIONS; i++) q = fmaf(fmaf(-q, by.scale, x), by.reciprocal, q);
-    return q;
+    // The remainder of a negative zero is a positive one, and would make the sum positive.
+    return float_of((bits_of(q) & 0x7fffffffu) | (bits_of(x) & 0x80000000u));
 }
 
 // The code of an element whose quotient by the scale is known; for integers after the zero point was added.

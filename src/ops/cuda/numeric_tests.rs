@@ -237,6 +237,10 @@ fn quotients_are_those_of_division() {
     for ((found, x), scale) in run(2, &x, &scale).iter().zip(&x).zip(&scale) {
         assert_eq!(found.to_bits(), (x / scale).to_bits(), "{x} / {scale}");
     }
+    for corrections in [1, 2] {
+        let zeros = run(corrections, &[0.0, -0.0], &[0.5, 0.5]);
+        assert_eq!([zeros[0].to_bits(), zeros[1].to_bits()], [0, 1 << 31], "zeros keep their signs");
+    }
     let mut x = Vec::new();
     let mut scale = Vec::new();
     for exponent in -12i32..10 {

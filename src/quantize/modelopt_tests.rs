@@ -214,15 +214,7 @@ fn check_values(source: &Checkpoint, out: &Checkpoint, module: &str, rule: &Rule
         }
         _ => {
             let global = float("weight_scale_2");
-            // Fused layers share the largest magnitude of all.
-            let sets = [vec!["q_proj", "k_proj", "v_proj"], vec!["gate_proj", "up_proj"]];
-            let (parent, last) = module.rsplit_once('.').unwrap();
-            let set = sets.iter().find(|set| set.contains(&last)).cloned().unwrap_or(vec![last]);
-            let largest = set.iter().flat_map(|m| {
-                let weight = source.require(&format!("{parent}.{m}.weight")).unwrap();
-                weight.to_f32().unwrap().into_iter().map(|x| f64::from(x.abs()))
-            });
-            close(global, largest.fold(0.0, f64::max) / 2688.0, "weight_scale_2");
+            close(global, largest_of_set(source, module) / 2688.0, "weight_scale_2");
             if rule.algorithm == "NVFP4" {
                 assert_eq!(float("input_scale"), 1344.0 / 2688.0, "{module}");
             }
@@ -241,13 +233,38 @@ fn check_values(source: &Checkpoint, out: &Checkpoint, module: &str, rule: &Rule
     };
     assert!(scales.iter().all(|s| s.is_finite() && *s > 0.0), "{module}");
     let codes = of("weight");
+    let code = |i: usize| match codes.dtype {
+        Dtype::U8 => e2m1((codes.data[i / 2] >> (4 * (i % 2))) & 15),
+        _ => e4m3(codes.data[i]),
+    };
+    let scale = |r: usize, c: usize| scales[r / rows * (k / columns) + c / columns];
+    check_codes(module, &values, k, code, scale, rule);
+}
+
+/// The largest magnitude of a layer's fused set, which shares one global scale.
+fn largest_of_set(source: &Checkpoint, module: &str) -> f64 {
+    let sets = [vec!["q_proj", "k_proj", "v_proj"], vec!["gate_proj", "up_proj"]];
+    let (parent, last) = module.rsplit_once('.').unwrap();
+    let set = sets.iter().find(|set| set.contains(&last)).cloned().unwrap_or(vec![last]);
+    let values = set.iter().flat_map(|m| {
+        let weight = source.require(&format!("{parent}.{m}.weight")).unwrap();
+        weight.to_f32().unwrap().into_iter().map(|x| f64::from(x.abs()))
+    });
+    values.fold(0.0, f64::max)
+}
+
+/// Every code times its scale is as near to its value as the rule allows.
+fn check_codes(
+    module: &str,
+    values: &[f64],
+    k: usize,
+    code: impl Fn(usize) -> f64,
+    scale: impl Fn(usize, usize) -> f64,
+    rule: &Rule,
+) {
     for (i, value) in values.iter().enumerate() {
         let (r, c) = (i / k, i % k);
-        let scale = scales[r / rows * (k / columns) + c / columns];
-        let code = match codes.dtype {
-            Dtype::U8 => e2m1((codes.data[i / 2] >> (4 * (i % 2))) & 15),
-            _ => e4m3(codes.data[i]),
-        };
+        let (scale, code) = (scale(r, c), code(i));
         let allowed = rule.error.0 * scale + rule.error.1 * value.abs();
         assert!((code * scale - value).abs() <= allowed, "{module} [{r}, {c}]: {} {value}", code * scale);
     }

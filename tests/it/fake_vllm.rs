@@ -181,7 +181,7 @@ impl Fake {
                 return error(429, "Too Many Requests");
             }
             Fault::CrashAlways | Fault::CrashOnce | Fault::OtherModelAfterCrash
-                if number > PROBES && (self.fault == Fault::CrashAlways || !self.again) =>
+                if number >= PROBES && (self.fault == Fault::CrashAlways || !self.again) =>
             {
                 println!("Fatal Python error: Segmentation fault");
                 std::process::abort();

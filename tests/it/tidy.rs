@@ -149,6 +149,10 @@ fn function_lengths(lines: &[&str]) -> Vec<(String, usize)> {
         let indent = &line[..line.len() - trimmed.len()];
         let name: String =
             trimmed[at + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        // A trait's declaration has no body.
+        if lines[start..].iter().find(|l| l.ends_with(['{', '}', ';'])).is_some_and(|l| l.ends_with(';')) {
+            continue;
+        }
         let closing = format!("{indent}}}");
         if let Some(length) = lines[start..].iter().position(|l| *l == closing) {
             found.push((name, length + 1));

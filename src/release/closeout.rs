@@ -224,7 +224,7 @@ fn stage_records(summary: &RunSummary, config: &ReadinessConfig) -> Vec<StageRec
 
 /// How fast the arms are, baseline and candidate.
 fn speeds(summary: &RunSummary) -> BTreeMap<String, ServeSpeed> {
-    let of = |arm: ArmName| summary.output::<ServeRecord>(&names::serve(arm))?.speed;
+    let of = |arm: ArmName| summary.output::<ServeRecord>(&names::serve_end(arm))?.speed;
     ArmName::BOTH.into_iter().filter_map(|arm| Some((arm.to_string(), of(arm)?))).collect()
 }
 

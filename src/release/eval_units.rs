@@ -111,12 +111,9 @@ fn came_up(output: &Value) -> bool {
 }
 
 fn serve_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
-    let unit = FnUnit::new(keys::derived("serve/2", &build.keys.arms[arm as usize]), move |_| {
+    let unit = FnUnit::new(keys::derived("serve/1", &build.keys.arms[arm as usize]), move |_| {
         let timer = Timer::start();
         let mut record = build.arm(arm).probe(&build.provenance())?;
-        if gate::serve(&record).pass {
-            record.speed = build.arm(arm).speed();
-        }
         record.provenance = timer.stop(record.provenance);
         Output::of(&record)
     })
@@ -126,7 +123,7 @@ fn serve_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
 }
 
 fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName, noise: bool) -> Node<'a> {
-    let key = keys::derived("serve-end/1", &build.keys.evaluated[arm as usize]);
+    let key = keys::derived("serve-end/2", &build.keys.evaluated[arm as usize]);
     let unit = FnUnit::new(key, move |context| {
         let opening: ServeRecord = context.output(&names::serve(arm))?;
         // Where the waves were scored by other processes, each has looked at its own engine when it was done.
@@ -135,7 +132,10 @@ fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName, noi
         {
             return Output::of(&record);
         }
-        let record = build.arm(arm).probe_again(&opening, &build.provenance())?;
+        // After the last score: nothing that is measured can disturb one.
+        let speed = if build.arm(arm).is_running() { build.arm(arm).speed() } else { None };
+        let mut record = build.arm(arm).probe_again(&opening, &build.provenance())?;
+        record.speed = speed;
         build.arm(arm).stop();
         Output::of(&record)
     })

@@ -1,8 +1,9 @@
 //! y = x · Wᵀ: x \[T, K\] in f32, W \[N, K\] packed once at load ([`super::packed`]), y \[T, N\] in f32.
 //!
 //! f32: each output is a sum over fixed blocks of k, each a chain of multiply-adds ([`super::microkernel`]). bf16: inputs
-//! are rounded to bf16, each output is one chain ([`super::unit_kernels`], [`super::amx`]). Codes of quantized inputs and weights: y = (Σ q_x ·
-//! q_w) · s_x · s_w; sums of int8 codes are exact in 32 bits, FP8 codes are exactly bf16. All are batch-invariant by construction.
+//! are rounded to bf16, each output is one chain (`unit_kernels`, `amx`). Codes of quantized inputs and weights:
+//! y = (Σ q_x · q_w) · s_x · s_w; sums of int8 codes are exact in 32 bits, FP8 codes are exactly bf16. All are
+//! batch-invariant by construction.
 //! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
 use std::cell::RefCell;

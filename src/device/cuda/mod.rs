@@ -1,9 +1,9 @@
 //! CUDA without a toolkit: driver and compiler libraries are looked for at run time, and everything that may be missing
-//! or fail is an error with a hint. Kernels ([`source`]) are compiled for the device that is there and kept on disk
-//! ([`module`]).
+//! or fail is an error with a hint. Kernels (`source`) are compiled for the device that is there and kept on disk
+//! (`module`).
 //!
 //! cudarc declares the libraries' functions and panics when a library or a symbol is missing, so both are asked for
-//! first ([`library`]).
+//! first (`library`).
 
 mod choice;
 mod device;

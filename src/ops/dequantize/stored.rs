@@ -149,7 +149,7 @@ impl StoredWeight {
         Ok(())
     }
 
-    /// The scale of each row, where a row has one ([`Self::code_kind`]): [N].
+    /// The scale of each row, where a row has one ([`Self::code_kind`]): \[N\].
     pub fn row_scales(&self, ckpt: &Checkpoint) -> Result<Vec<f32>, CheckpointError> {
         let (n, band) = (self.shape[0], self.block[0]);
         let mut bands = Vec::new();

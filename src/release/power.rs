@@ -106,13 +106,10 @@ mod tests {
     /// A drop of exactly the margin is the worst that must not be accepted.
     #[test]
     fn a_drop_of_the_margin_is_accepted_in_at_most_five_percent() {
-        let rates = [0.02, 0.04, 0.06, 0.08, 0.10];
-        let accepted: Vec<f64> = rates
-            .iter()
-            .map(|rate| simulate(&scenario(2376, *rate, 0.01), TASKS / rates.len(), 1).within)
-            .collect();
-        let mean = accepted.iter().sum::<f64>() / rates.len() as f64;
-        assert!(mean <= 0.05, "{accepted:?}");
+        for rate in [0.02, 0.04, 0.06, 0.08, 0.10] {
+            let found = simulate(&scenario(2376, rate, 0.01), TASKS, 1);
+            assert!(found.within <= 0.05, "{rate}: {found:?}");
+        }
         let long = simulate(&scenario(10_042, 0.02, 0.01), TASKS, 2);
         assert!(long.within <= 0.05, "{long:?}");
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::common::{day0, read_json, serial};
+use super::common::{day0, overwrite_with_zeros, read_json, serial};
 
 fn quantize(dir: &Path, rest: &[&str]) -> Value {
     let args = ["quantize", "day0-tiny", "--out", "q", "--json"];
@@ -45,6 +45,15 @@ fn text_and_numbers_are_recorded_and_both_layouts_are_served() {
         assert_eq!(day0(dir.path(), gate).expect(0).json()["verdict"], json!("ACCEPT"));
         let eval = ["eval", "--model", "q", "--suite", "day0-tiny", "--limit", "2", "--out", "e"];
         day0(dir.path(), eval).expect(0);
+        let scale = match (recipe, layout) {
+            ("nvfp4", "compressed-tensors") => "input_global_scale",
+            _ => "input_scale",
+        };
+        overwrite_with_zeros(&dir.path().join("q"), &format!("model.layers.0.mlp.up_proj.{scale}"));
+        let report = day0(dir.path(), gate).expect(3).json();
+        assert_eq!(report["verdict"], json!("ANOMALOUS"));
+        assert_eq!(report["failure_class"], json!("QUANT_COVERAGE_FAILURE"));
+        assert!(report["detail"].as_str().unwrap().contains("up_proj"), "{report:#}");
     }
 }
 

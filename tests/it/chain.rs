@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::common::{Ran, day0, read_json, serial};
+use super::common::{Ran, day0, overwrite_with_zeros, read_json, serial};
 use super::fake_engine::{self, completion};
 
 /// Runs a release in `dir/run` and returns what it printed with its `release.json`.
@@ -104,15 +104,7 @@ fn damaged(damage: impl Fn(&Path)) -> Value {
 fn zeroed_scale_tensor_is_a_coverage_failure() {
     let _turn = serial();
     let name = "model.layers.1.mlp.up_proj.weight_scale";
-    let report = damaged(|dir| {
-        let path = dir.join("model.safetensors");
-        let mut bytes = std::fs::read(&path).unwrap();
-        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-        let offset = |i: usize| 8 + length + header[name]["data_offsets"][i].as_u64().unwrap() as usize;
-        bytes[offset(0)..offset(1)].fill(0);
-        std::fs::write(&path, bytes).unwrap();
-    });
+    let report = damaged(|dir| overwrite_with_zeros(dir, name));
     assert_eq!(report["verdict"], json!("ANOMALOUS"));
     assert_eq!(report["failure_class"], json!("QUANT_COVERAGE_FAILURE"));
     assert!(report["detail"].as_str().unwrap().contains(name), "{report:#}");

@@ -1,6 +1,8 @@
 //! Runs the `day0` binary the way a user does.
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -90,6 +92,51 @@ pub fn ran(output: Output) -> Ran {
 
 /// Reads a JSON artifact.
 #[track_caller]
+/// Reads one request, answers it with the status and JSON that `respond(path, body)` gives, and says no more; `headers`
+/// are lines that the answer carries as well. `None` where the connection broke or `respond` has no answer.
+pub fn answer_http(
+    stream: &TcpStream,
+    headers: &str,
+    respond: impl FnOnce(&str, &[u8]) -> Option<(u16, Value)>,
+) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut first = String::new();
+    reader.read_line(&mut first).ok()?;
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let line = line.trim().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let (status, value) = respond(first.split(' ').nth(1)?, &body)?;
+    let text = value.to_string();
+    let head = format!(
+        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
+        text.len()
+    );
+    let mut out = stream;
+    out.write_all(head.as_bytes()).and_then(|()| out.write_all(text.as_bytes())).ok()
+}
+
+/// Overwrites the data of a tensor of `model.safetensors` with zeros.
+pub fn overwrite_with_zeros(dir: &Path, tensor: &str) {
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let offset = |i: usize| 8 + length + header[tensor]["data_offsets"][i].as_u64().unwrap() as usize;
+    bytes[offset(0)..offset(1)].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+}
+
 pub fn read_json(path: impl AsRef<Path>) -> Value {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -1,11 +1,12 @@
 //! An endpoint that speaks vLLM's completions API and misbehaves on demand.
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
+
+use super::common::answer_http;
 
 /// How one completion request is answered.
 pub type Answer = dyn Fn(usize, &Value) -> (u16, Value) + Send + Sync;
@@ -45,37 +46,15 @@ impl Drop for FakeEngine {
 }
 
 fn serve(stream: &TcpStream, card: &Value, answer: &Answer, count: &AtomicUsize) -> Option<()> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
-    let mut first = String::new();
-    reader.read_line(&mut first).ok()?;
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let line = line.trim().to_ascii_lowercase();
-        if line.is_empty() {
-            break;
-        }
-        if let Some(value) = line.strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let (status, value) = if first.contains("/v1/models") {
-        (200, json!({"object": "list", "data": [card]}))
-    } else if first.contains("/v1/completions") {
-        answer(count.fetch_add(1, Ordering::SeqCst), &serde_json::from_slice(&body).ok()?)
-    } else {
-        (200, json!({}))
-    };
-    let text = value.to_string();
-    let head = format!(
-        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        text.len()
-    );
-    let mut stream = stream.try_clone().ok()?;
-    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(text.as_bytes())).ok()
+    answer_http(stream, "", |path, body| {
+        Some(if path.contains("/v1/models") {
+            (200, json!({"object": "list", "data": [card]}))
+        } else if path.contains("/v1/completions") {
+            answer(count.fetch_add(1, Ordering::SeqCst), &serde_json::from_slice(body).ok()?)
+        } else {
+            (200, json!({}))
+        })
+    })
 }
 
 /// A correct completion: log-probs from `logprob(token)`, the generated token is `greedy`.

@@ -2,8 +2,8 @@
 //!
 //! The process is this test binary itself, told by its environment to serve instead of to test.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use super::common::answer_http;
 
 /// What goes wrong, on the candidate's arm only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +91,9 @@ fn process() {
     let fake = Arc::new(fake);
     for stream in listener.incoming().map_while(Result::ok) {
         let fake = Arc::clone(&fake);
-        std::thread::spawn(move || fake.answer(&stream));
+        std::thread::spawn(move || {
+            answer_http(&stream, "Retry-After: 0\r\n", |path, body| Some(fake.respond(path, body)))
+        });
     }
 }
 
@@ -127,35 +131,6 @@ struct Fake {
 const PROBES: usize = 16;
 
 impl Fake {
-    fn answer(&self, stream: &TcpStream) -> Option<()> {
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        let mut first = String::new();
-        reader.read_line(&mut first).ok()?;
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            let line = line.trim().to_ascii_lowercase();
-            if line.is_empty() {
-                break;
-            }
-            if let Some(value) = line.strip_prefix("content-length:") {
-                length = value.trim().parse().ok()?;
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).ok()?;
-        let (status, value) = self.respond(first.split(' ').nth(1)?, &body);
-        let text = value.to_string();
-        let head = format!(
-            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\nRetry-After: 0\r\n\
-             Connection: close\r\n\r\n",
-            text.len()
-        );
-        let mut stream = stream.try_clone().ok()?;
-        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(text.as_bytes())).ok()
-    }
-
     fn respond(&self, path: &str, body: &[u8]) -> (u16, Value) {
         match path {
             "/health" => (200, json!({})),
@@ -181,7 +156,7 @@ impl Fake {
                 return error(429, "Too Many Requests");
             }
             Fault::CrashAlways | Fault::CrashOnce | Fault::OtherModelAfterCrash
-                if number >= PROBES && (self.fault == Fault::CrashAlways || !self.again) =>
+                if number > PROBES + 4 && (self.fault == Fault::CrashAlways || !self.again) =>
             {
                 println!("Fatal Python error: Segmentation fault");
                 std::process::abort();

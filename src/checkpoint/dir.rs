@@ -282,7 +282,9 @@ fn weight_files(
         if has(SINGLE) && !shards.contains(&SINGLE.to_owned()) {
             return Err(CheckpointError::Ambiguous { dir: dir.to_path_buf() });
         }
-        if let Some((tensor, shard)) = map.iter().find(|(_, shard)| !has(shard)) {
+        if shards.iter().any(|shard| !has(shard))
+            && let Some((tensor, shard)) = map.iter().find(|(_, shard)| !has(shard))
+        {
             let index = INDEX.to_owned();
             return Err(CheckpointError::MissingShard {
                 path: dir.join(shard),

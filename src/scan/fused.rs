@@ -1,6 +1,7 @@
 //! Layers that engines fuse must share scheme and global scale (checkpoint-formats §4.4): vLLM loads one of differing
 //! global scales for all, and so gives the others wrong magnitudes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::Findings;
@@ -18,7 +19,7 @@ pub(super) fn check(table: &Table<'_>, modules: &[Module<'_>], findings: &mut Fi
     }
     for (set, members) in sets {
         if members.iter().any(|m| !m.has_scheme_of(members[0])) {
-            differing(&set, &members, "scheme", |m: &Module<'_>| m.scheme(), findings);
+            differing(&set, &members, "scheme", |m: &Module<'_>| m.scheme().into(), findings);
         }
         for scale in ["weight_global_scale", "weight_scale_2", "input_global_scale"] {
             let value = |m: &Module<'_>| global_scale(table, m, scale);
@@ -36,10 +37,10 @@ fn differing(
     set: &str,
     members: &[&Module<'_>],
     what: &str,
-    of: impl Fn(&Module<'_>) -> String,
+    of: impl Fn(&Module<'_>) -> Cow<'static, str>,
     findings: &mut Findings,
 ) {
-    let all: Vec<String> = members.iter().map(|m| of(m)).collect();
+    let all: Vec<Cow<'_, str>> = members.iter().map(|m| of(m)).collect();
     if all.iter().any(|value| value != &all[0]) {
         let last = |m: &Module<'_>| m.name.rsplit('.').next().unwrap_or(m.name).to_owned();
         let observed: Vec<String> =
@@ -49,8 +50,8 @@ fn differing(
 }
 
 /// The value with its bits' precision; `none` where there is no such tensor or no values.
-fn global_scale(table: &Table<'_>, module: &Module<'_>, suffix: &str) -> String {
+fn global_scale(table: &Table<'_>, module: &Module<'_>, suffix: &str) -> Cow<'static, str> {
     let values = module.tensors.contains_key(suffix).then(|| format!("{}.{suffix}", module.name));
     let values = values.and_then(|name| table.values(&name)?.view().to_f32().ok());
-    values.and_then(|v| v.first().copied()).map_or_else(|| "none".to_owned(), |value| value.to_string())
+    values.and_then(|v| v.first().copied()).map_or(Cow::Borrowed("none"), |value| value.to_string().into())
 }

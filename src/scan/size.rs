@@ -1,5 +1,7 @@
 //! Bytes and parameters.
 
+use std::collections::HashSet;
+
 use super::modules::Module;
 use super::source::SourceCheck;
 use super::table::{Table, decl};
@@ -23,15 +25,14 @@ pub(super) fn measure(table: &Table<'_>, modules: &[Module<'_>], check: &SourceC
 
 /// Elements of the dequantized weights, and of every other tensor that belongs to no quantized module.
 fn parameters(table: &Table<'_>, modules: &[Module<'_>]) -> u64 {
-    let quantized = |module: &str| {
-        modules.binary_search_by(|m| m.name.cmp(module)).is_ok_and(|i| modules[i].found.is_quantized())
-    };
+    let quantized: HashSet<&str> =
+        modules.iter().filter(|m| m.found.is_quantized()).map(|m| m.name).collect();
     let plain: u64 = table
         .tensors
         .iter()
         .filter(|(name, _)| match name.rsplit_once('.') {
             // A bias is a parameter also where the weight is quantized; scales are none.
-            Some((module, suffix)) => suffix == "bias" || !quantized(module),
+            Some((module, suffix)) => suffix == "bias" || !quantized.contains(module),
             None => true,
         })
         .map(|(_, info)| decl(info).shape.iter().map(|d| *d as u64).product::<u64>())

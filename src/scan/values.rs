@@ -1,5 +1,8 @@
 //! Values of scales: finite and positive, wherever they lie. A scale of zero makes a layer silent, NaN spreads.
 
+use std::ops::RangeInclusive;
+
+use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -54,10 +57,59 @@ pub(super) fn is_scale(name: &str) -> bool {
     last.ends_with("_scale") || last.ends_with("_scale_2") || last.ends_with("_scale_inv") || last == "scales"
 }
 
+/// The range of values of which each is finite and above zero. Bits of such values are ordered as the values are, and as
+/// signed integers all other bits lie outside, so that only the two ends are decoded.
+fn sound_range(values: &Values) -> Option<ValueRange> {
+    let data: &[u8] = &values.data;
+    let range = |min, max| ValueRange { min, max };
+    match values.dtype {
+        Dtype::F8_E4M3 => {
+            let (min, max) = bounds(data.iter().map(|byte| *byte as i8), 1..=0x7e)?;
+            Some(range(fp8::e4m3_to_f32(min as u8), fp8::e4m3_to_f32(max as u8)))
+        }
+        // E8M0 has no zero and no sign; 255 is NaN.
+        Dtype::U8 | Dtype::F8_E8M0 => {
+            let (min, max) = bounds(data.iter().copied(), 0..=254)?;
+            Some(range(e8m0::e8m0_to_f32(min), e8m0::e8m0_to_f32(max)))
+        }
+        Dtype::BF16 | Dtype::F16 => {
+            let is_bf16 = values.dtype == Dtype::BF16;
+            let infinity = if is_bf16 { bf16::INFINITY.to_bits() } else { f16::INFINITY.to_bits() } as i16;
+            let bits = data.as_chunks::<2>().0.iter().map(|bytes| i16::from_le_bytes(*bytes));
+            let (min, max) = bounds(bits, 1..=infinity - 1)?;
+            let decode = |bits: i16| {
+                let bits = bits as u16;
+                if is_bf16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() }
+            };
+            Some(range(decode(min), decode(max)))
+        }
+        Dtype::F32 => {
+            let bits = data.as_chunks::<4>().0.iter().map(|bytes| i32::from_le_bytes(*bytes));
+            let (min, max) = bounds(bits, 1..=f32::INFINITY.to_bits() as i32 - 1)?;
+            Some(range(f32::from_bits(min as u32), f32::from_bits(max as u32)))
+        }
+        _ => None,
+    }
+}
+
+/// The smallest and the largest of at least one value, where all are allowed.
+fn bounds<T: Ord + Copy>(values: impl Iterator<Item = T>, allowed: RangeInclusive<T>) -> Option<(T, T)> {
+    let (mut min, mut max) = (*allowed.end(), *allowed.start());
+    let mut count = 0usize;
+    for value in values {
+        min = min.min(value);
+        max = max.max(value);
+        count += 1;
+    }
+    (count > 0 && allowed.contains(&min) && allowed.contains(&max)).then_some((min, max))
+}
+
 fn look<'a>(name: &'a str, values: &Values) -> Seen<'a> {
+    if let Some(range) = sound_range(values) {
+        return Seen { name, problem: None, range: Some(range) };
+    }
     let decoded: Vec<f32> = match values.dtype {
         Dtype::F8_E4M3 => values.data.iter().map(|code| fp8::e4m3_to_f32(*code)).collect(),
-        // E8M0 has no zero and no sign; 255 is NaN.
         Dtype::U8 | Dtype::F8_E8M0 => values
             .data
             .iter()
@@ -116,4 +168,40 @@ fn underflow(table: &Table<'_>, module: &Module<'_>) -> Option<Defect> {
         observed: format!("{count} of {} scales are byte 0 over codes that are not zero", scales.len()),
         expected: "a scale that does not erase its group".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DTYPES: [Dtype; 6] =
+        [Dtype::F8_E4M3, Dtype::U8, Dtype::F8_E8M0, Dtype::BF16, Dtype::F16, Dtype::F32];
+
+    proptest! {
+        /// Against the values themselves, one at a time.
+        #[test]
+        fn ranges_are_those_of_the_values(dtype in 0..6usize, data in prop::collection::vec(any::<[u8; 4]>(), 0..20), clear in any::<bool>()) {
+            let dtype = DTYPES[dtype];
+            let mut data: Vec<u8> = data.into_iter().flatten().collect();
+            if clear {
+                // Without signs and top exponents most are sound.
+                data.iter_mut().for_each(|byte| *byte = *byte & 0x3f | 1);
+            }
+            let values = Values { dtype, data };
+            let each: Vec<f32> = match dtype {
+                Dtype::F8_E4M3 => values.data.iter().map(|code| fp8::e4m3_to_f32(*code)).collect(),
+                Dtype::U8 | Dtype::F8_E8M0 => values.data.iter().map(|b| if *b == 255 { f32::NAN } else { e8m0::e8m0_to_f32(*b) }).collect(),
+                _ => values.view().to_f32().unwrap(),
+            };
+            let sound = !each.is_empty() && each.iter().all(|x| x.is_finite() && *x > 0.0);
+            let found = sound_range(&values);
+            prop_assert_eq!(found.is_some(), sound);
+            if let Some(found) = found {
+                let of = |fold: fn(f32, f32) -> f32, start| each.iter().copied().fold(start, fold);
+                prop_assert_eq!((found.min, found.max), (of(f32::min, f32::INFINITY), of(f32::max, 0.0)));
+            }
+        }
+    }
 }

@@ -187,7 +187,9 @@ mod tests {
             let mut data: Vec<u8> = data.into_iter().flatten().collect();
             if clear {
                 // Without signs and top exponents most are sound.
-                data.iter_mut().for_each(|byte| *byte = *byte & 0x3f | 1);
+                for byte in &mut data {
+                    *byte = *byte & 0x3f | 1;
+                }
             }
             let values = Values { dtype, data };
             let each: Vec<f32> = match dtype {

@@ -6,8 +6,6 @@
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
-use std::hint::black_box;
-
 use super::float_dtype::FloatDtype;
 use super::kernel_path::per_path;
 use super::quantize_weight::{Preset, RowJob};
@@ -116,8 +114,7 @@ fn extremes_body<const FMA: bool, R: Raw>(
     let places = low.iter_mut().zip(&mut *high);
     if columns == 32 && k.is_multiple_of(32) {
         for (group, (low, high)) in rows.as_chunks::<32>().0.iter().zip(places) {
-            // Hidden from each other, or compilers gather an element each of many groups into one vector.
-            (*low, *high) = extremes_of(black_box(group));
+            (*low, *high) = extremes_of(group);
         }
         return;
     }
@@ -145,26 +142,13 @@ fn extremes_of<R: Raw>(group: &[R]) -> (i32, i32) {
         lowest = lowest.max(raw.negated());
         highest = highest.max(raw.bits());
     }
-    (lowest.max(largest_lane(lows)).into(), highest.max(largest_lane(highs)).into())
-}
-
-/// The largest of all lanes, by halves: vector instructions, where a loop over lanes takes them out one by one.
-#[inline(always)]
-fn largest_lane<T: Ord + Copy>(lanes: [T; LANES]) -> T {
-    let eight: [T; 8] = halve(lanes);
-    let four: [T; 4] = halve(eight);
-    let [a, b]: [T; 2] = halve(four);
-    a.max(b)
-}
-
-/// The larger of the elements i and i + H.
-#[inline(always)]
-fn halve<T: Ord + Copy, const N: usize, const H: usize>(lanes: [T; N]) -> [T; H] {
-    let mut larger = [lanes[0]; H];
-    for (i, larger) in larger.iter_mut().enumerate() {
-        *larger = lanes[i].max(lanes[i + H]);
+    for low in lows {
+        lowest = lowest.max(low);
     }
-    larger
+    for high in highs {
+        highest = highest.max(high);
+    }
+    (lowest.into(), highest.into())
 }
 
 per_path! {

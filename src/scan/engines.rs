@@ -234,6 +234,9 @@ fn of_engine(engine: &str, uses: &[Use<'_>], problems: &[Problem], dialect: Dial
         // It has no table: compressed-tensors reads whatever it defines.
         let remark = "dequantizes to the model's dtype on first use, on any device: no gain in speed";
         support.remarks.push(remark.to_owned());
+        if uses.iter().any(|used| Kind::of(used.scheme, used.format) == Kind::Mxfp6) {
+            support.remarks.push("MXFP6 from compressed-tensors 0.20 on".to_owned());
+        }
         support.sources.push(TRANSFORMERS_QUANTIZER.to_owned());
         return support;
     }
@@ -355,6 +358,16 @@ mod tests {
         let found = loaded_by(&mxfp4, Format::Mxfp4PackQuantized);
         assert_eq!(names(&found), ["vLLM", "transformers", "TensorRT-LLM"]);
         assert_eq!(found[0].1.as_deref(), Some("8.0"));
+        let mxfp6 = scheme(&float(6, "group", Some(32)), None);
+        let used = Use {
+            scheme: &mxfp6,
+            format: Some(Format::Mxfp6PackQuantized),
+            has_experts: false,
+            has_dense: true,
+        };
+        let found = support(&[used], &[], Dialect::CompressedTensors);
+        assert_eq!(found.iter().filter(|e| e.loads).count(), 1);
+        assert!(found[2].remarks.iter().any(|r| r == "MXFP6 from compressed-tensors 0.20 on"), "{found:?}");
         let int8 = json!({"num_bits": 8, "type": "int", "strategy": "channel"});
         let inputs = json!({"num_bits": 8, "type": "int", "strategy": "token", "dynamic": true});
         let w8a8 = loaded_by(&scheme(&int8, Some(&inputs)), Format::IntQuantized);

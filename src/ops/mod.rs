@@ -36,6 +36,8 @@ pub mod qparams;
 mod quantize_rows;
 pub mod quantize_weight;
 mod row_codecs;
+#[cfg(target_arch = "x86_64")]
+mod row_extremes;
 mod row_kernels;
 pub mod scalar_scale;
 pub mod weight_layout;

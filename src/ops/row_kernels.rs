@@ -10,6 +10,8 @@ use super::float_dtype::FloatDtype;
 use super::kernel_path::per_path;
 use super::quantize_weight::{Preset, RowJob};
 use super::row_codecs::{self, Codec, Quotient, Raw, Source, f16_value};
+#[cfg(target_arch = "x86_64")]
+use super::row_extremes;
 use super::weight_layout::{Element, Packing, ScaleKind};
 use super::{e8m0, fp4, fp6, int_pack, qparams};
 
@@ -113,6 +115,14 @@ fn extremes_body<const FMA: bool, R: Raw>(
     let rows = R::elements(bytes);
     let places = low.iter_mut().zip(&mut *high);
     if columns == 32 && k.is_multiple_of(32) {
+        #[cfg(target_arch = "x86_64")]
+        if FMA && size_of::<R>() == 2 && std::arch::is_x86_feature_detected!("avx2") {
+            for (group, (low, high)) in bytes.as_chunks::<64>().0.iter().zip(places) {
+                // SAFETY: AVX2 was just detected.
+                (*low, *high) = unsafe { row_extremes::extremes_of_32(group) };
+            }
+            return;
+        }
         for (group, (low, high)) in rows.as_chunks::<32>().0.iter().zip(places) {
             (*low, *high) = extremes_of(group);
         }

@@ -13,6 +13,7 @@ use std::arch::x86_64::{
 /// The processor has AVX2.
 #[inline]
 #[target_feature(enable = "avx2")]
+#[expect(clippy::cast_ptr_alignment, reason = "the loads need no alignment")]
 pub(super) unsafe fn extremes_of_32(elements: &[u8; 64]) -> (i32, i32) {
     let halves = elements.as_ptr().cast::<__m256i>();
     // SAFETY: 64 bytes are two vectors; the loads need no alignment.

@@ -2,7 +2,7 @@
 """lm_eval_samples.py COUNT SAMPLES.jsonl... > lm_eval_stories260k.jsonl
 
 The first COUNT documents (the shortest two of wikitext) of sample files of lm-eval 0.4.13 (hf backend, float32, CPU, on
-stories260k; benches/runs/2026-11-21-lm-eval-agreement/), reduced to what a comparison needs.
+stories260k; benches/runs/2026-11-29-lm-eval-agreement/), reduced to what a comparison needs.
 """
 import json
 import os

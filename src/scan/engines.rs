@@ -358,7 +358,9 @@ mod tests {
         let found = loaded_by(&mxfp4, Format::Mxfp4PackQuantized);
         assert_eq!(names(&found), ["vLLM", "transformers", "TensorRT-LLM"]);
         assert_eq!(found[0].1.as_deref(), Some("8.0"));
-        let mxfp6 = scheme(&float(6, "group", Some(32)), None);
+        let mut weights = float(6, "group", Some(32));
+        weights["scale_dtype"] = json!("torch.uint8");
+        let mxfp6 = scheme(&weights, None);
         let used = Use {
             scheme: &mxfp6,
             format: Some(Format::Mxfp6PackQuantized),

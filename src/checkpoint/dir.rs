@@ -3,7 +3,7 @@
 //! Everything is validated when the directory is opened: headers, the index against the shards, the config. After
 //! that, tensors are slices of the mapped files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -274,7 +274,8 @@ fn weight_files(
     dir: &Path,
     files: &[String],
 ) -> Result<(Vec<String>, Option<index::WeightMap>), CheckpointError> {
-    let has = |name: &str| files.iter().any(|f| f == name);
+    let names: HashSet<&str> = files.iter().map(String::as_str).collect();
+    let has = |name: &str| names.contains(name);
     if has(INDEX) {
         let path = dir.join(INDEX);
         let map = index::parse(&path, &read(&path)?)?;
@@ -282,9 +283,7 @@ fn weight_files(
         if has(SINGLE) && !shards.contains(&SINGLE.to_owned()) {
             return Err(CheckpointError::Ambiguous { dir: dir.to_path_buf() });
         }
-        if shards.iter().any(|shard| !has(shard))
-            && let Some((tensor, shard)) = map.iter().find(|(_, shard)| !has(shard))
-        {
+        if let Some((tensor, shard)) = map.iter().find(|(_, shard)| !has(shard)) {
             let index = INDEX.to_owned();
             return Err(CheckpointError::MissingShard {
                 path: dir.join(shard),

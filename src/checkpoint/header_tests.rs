@@ -1,4 +1,4 @@
-//! Malformed headers, agreement with the safetensors crate, and speed.
+//! Malformed headers, agreement with the safetensors crate, and very many tensors.
 
 use proptest::prelude::*;
 use safetensors::SafeTensors;

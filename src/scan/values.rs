@@ -104,21 +104,22 @@ fn bounds<T: Ord + Copy>(values: impl Iterator<Item = T>, allowed: RangeInclusiv
     (count > 0 && allowed.contains(&min) && allowed.contains(&max)).then_some((min, max))
 }
 
+/// Every value; `None` for a type that scales do not have.
+fn decode(values: &Values) -> Option<Vec<f32>> {
+    let e8m0 = |byte: &u8| if *byte == 255 { f32::NAN } else { e8m0::e8m0_to_f32(*byte) };
+    match values.dtype {
+        Dtype::F8_E4M3 => Some(values.data.iter().map(|code| fp8::e4m3_to_f32(*code)).collect()),
+        Dtype::U8 | Dtype::F8_E8M0 => Some(values.data.iter().map(e8m0).collect()),
+        _ => values.view().to_f32().ok(),
+    }
+}
+
 fn look<'a>(name: &'a str, values: &Values) -> Seen<'a> {
     if let Some(range) = sound_range(values) {
         return Seen { name, problem: None, range: Some(range) };
     }
-    let decoded: Vec<f32> = match values.dtype {
-        Dtype::F8_E4M3 => values.data.iter().map(|code| fp8::e4m3_to_f32(*code)).collect(),
-        Dtype::U8 | Dtype::F8_E8M0 => values
-            .data
-            .iter()
-            .map(|byte| if *byte == 255 { f32::NAN } else { e8m0::e8m0_to_f32(*byte) })
-            .collect(),
-        dtype => match values.view().to_f32() {
-            Ok(decoded) => decoded,
-            Err(_) => return Seen { name, problem: Some(format!("dtype {dtype}")), range: None },
-        },
+    let Some(decoded) = decode(values) else {
+        return Seen { name, problem: Some(format!("dtype {}", values.dtype)), range: None };
     };
     if decoded.is_empty() {
         return Seen { name, problem: Some("no values".to_owned()), range: None };
@@ -182,7 +183,11 @@ mod tests {
     proptest! {
         /// Against the values themselves, one at a time.
         #[test]
-        fn ranges_are_those_of_the_values(dtype in 0..6usize, data in prop::collection::vec(any::<[u8; 4]>(), 0..20), clear in any::<bool>()) {
+        fn ranges_are_those_of_the_values(
+            dtype in 0..DTYPES.len(),
+            data in prop::collection::vec(any::<[u8; 4]>(), 0..20),
+            clear in any::<bool>(),
+        ) {
             let dtype = DTYPES[dtype];
             let mut data: Vec<u8> = data.into_iter().flatten().collect();
             if clear {
@@ -192,11 +197,7 @@ mod tests {
                 }
             }
             let values = Values { dtype, data };
-            let each: Vec<f32> = match dtype {
-                Dtype::F8_E4M3 => values.data.iter().map(|code| fp8::e4m3_to_f32(*code)).collect(),
-                Dtype::U8 | Dtype::F8_E8M0 => values.data.iter().map(|b| if *b == 255 { f32::NAN } else { e8m0::e8m0_to_f32(*b) }).collect(),
-                _ => values.view().to_f32().unwrap(),
-            };
+            let each = decode(&values).unwrap();
             let sound = !each.is_empty() && each.iter().all(|x| x.is_finite() && *x > 0.0);
             let found = sound_range(&values);
             prop_assert_eq!(found.is_some(), sound);

@@ -90,8 +90,6 @@ pub fn ran(output: Output) -> Ran {
     }
 }
 
-/// Reads a JSON artifact.
-#[track_caller]
 /// Reads one request, answers it with the status and JSON that `respond(path, body)` gives, and says no more; `headers`
 /// are lines that the answer carries as well. `None` where the connection broke or `respond` has no answer.
 pub fn answer_http(
@@ -137,6 +135,8 @@ pub fn overwrite_with_zeros(dir: &Path, tensor: &str) {
     std::fs::write(&path, bytes).unwrap();
 }
 
+/// Reads a JSON artifact.
+#[track_caller]
 pub fn read_json(path: impl AsRef<Path>) -> Value {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -28,12 +28,12 @@ def digest():
 
 
 def clean():
-    """Removes the output and what a killed run left beside it."""
-    parent, base = os.path.split(os.path.abspath(out))
-    for name in os.listdir(parent):
-        if base in name:
-            path = os.path.join(parent, name)
-            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+    """Removes the output and what a killed run leaves beside it, and nothing else."""
+    for path in (out, out + ".partial", out + ".ledger.jsonl"):
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        elif os.path.exists(path):
+            os.remove(path)
 
 
 clean()

@@ -7,8 +7,8 @@ For each scheme: the reference is made once in OUT/ref-NAME, `DAY0 quantize --ar
 names, dtypes, shapes and bytes are compared; a second run in the default arithmetic (OUT/f32-NAME) gives the share of codes
 that differ. Then our tensors are decompressed by compressed-tensors itself and compared with MODEL. With --load the
 checkpoint is loaded through transformers as well, with everything that its loading report lists, and so is
-llm-compressor's where ours does not load without an issue. With --moe MODEL is made
-first: a random Qwen3-MoE checkpoint as transformers saves it. Needs torch, transformers 5, llmcompressor.
+llm-compressor's where ours does not load without an issue. With --moe MODEL is made first: a random Qwen3-MoE checkpoint
+as transformers saves it. Needs torch, transformers 5, llmcompressor.
 """
 import argparse
 import glob

@@ -21,9 +21,11 @@ fewshot() { # MODEL PIECE
 endpoint() { # MODEL PIECE TASKS: lm-eval's client of completions, over `day0 serve`
   if made "$2"; then return; fi
   "$day0" serve "$1" --port 8123 --quiet >/dev/null & local server=$!
-  trap 'kill $server' RETURN
+  trap "kill $server" EXIT
   until curl -sf http://127.0.0.1:8123/health >/dev/null; do sleep 1; done
   bash "$oracle/lm_eval_endpoint.sh" http://127.0.0.1:8123/v1 "$1" "$out/ref/$2" "$(names "$3")" 100
+  kill $server
+  trap - EXIT
 }
 ours() { # MODEL PIECE TASKS [OPTIONS]
   rm -rf "$out/ours/$2"

@@ -167,7 +167,7 @@ for name in arguments.only.split(","):
     problems, equal, total = compare(ours, reference)
     worst, modules = worst_error(ours_dir, ours, source)
     print(
-        f"{name}: {100 * equal / total:.4f} % of {total} bytes equal, {len(problems)} differences of names, dtypes, shapes; "
+        f"{name}: {100 * equal / total:.4f} % of {total} bytes equal ({total - equal} differ), {len(problems)} differences of names, dtypes, shapes; "
         f"default arithmetic: {100 * differing_codes(default, ours):.3f} % of code bytes differ; "
         f"{modules} modules, worst relative error {worst:.4f} (allowed {allowed})",
         flush=True,

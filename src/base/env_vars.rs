@@ -49,6 +49,8 @@ pub const SLURM_CONF: &str = "SLURM_CONF";
 pub const SLURMD_NODENAME: &str = "SLURMD_NODENAME";
 /// `1`: a test that needs a Slurm cluster fails instead of skipping when there is none.
 pub const DAY0_REQUIRE_SLURM: &str = "DAY0_REQUIRE_SLURM";
+/// `1`: a test that needs podman fails instead of skipping where podman can run nothing.
+pub const DAY0_REQUIRE_PODMAN: &str = "DAY0_REQUIRE_PODMAN";
 /// File to which a CI job appends its Markdown summary.
 pub const GITHUB_STEP_SUMMARY: &str = "GITHUB_STEP_SUMMARY";
 

@@ -15,11 +15,13 @@ use crate::record::{FailureClass, Finding, GateName, GateReport};
 pub fn decide(results: &QaResults, run_error: Option<&str>) -> GateReport {
     let mut out = Collector::new(GateName::Qa);
     out.require_schema(results.schema_version);
-    let findings = results.checks.iter().filter_map(|check| finding(&out, check)).collect();
-    out.add_list(findings);
-    for check in &results.checks {
+    let before = results.failed_before().map(|check| (format!("container.{}", check.label), check));
+    let now = results.checks.iter().map(|check| (format!("check.{}", check.label), check));
+    let checks: Vec<(String, &CheckResult)> = now.chain(before).collect();
+    out.add_list(checks.iter().filter_map(|(name, check)| finding(&out, name, check)).collect());
+    for (name, check) in &checks {
         let seen = json!({"status": check.status, "required": check.required, "elapsed_s": check.elapsed_s});
-        out.check(&format!("check.{}", check.label), seen);
+        out.check(name, seen);
     }
     if !results.complete {
         out.add(
@@ -47,8 +49,7 @@ pub fn decide(results: &QaResults, run_error: Option<&str>) -> GateReport {
     out.report(format!("{passed} check(s) passed, mode {}", results.mode))
 }
 
-fn finding(out: &Collector, check: &CheckResult) -> Option<Finding> {
-    let name = format!("check.{}", check.label);
+fn finding(out: &Collector, name: &str, check: &CheckResult) -> Option<Finding> {
     let (class, observed) = match check.status {
         CheckStatus::Passed | CheckStatus::Skipped => return None,
         CheckStatus::Failed | CheckStatus::TimedOut => (FailureClass::ReadinessFailed, check.detail.clone()),
@@ -56,7 +57,7 @@ fn finding(out: &Collector, check: &CheckResult) -> Option<Finding> {
         CheckStatus::Lost => (FailureClass::InsufficientEvidence, "its container was lost".to_owned()),
     };
     let finding = out
-        .finding(&name, class, &check.label)
+        .finding(name, class, &check.label)
         .observed(observed)
         .expected("exit code 0")
         .hint(format!("run `{}` and read what it prints", check.command));
@@ -150,6 +151,24 @@ mod tests {
         assert_eq!(exit_report(&failed, None).failure_class, Some(FailureClass::ReadinessFailed));
         // A project that declares that it has no container is not degraded.
         assert!(decide(&results(QaMode::Local, &[(CheckStatus::Passed, true)]), None).pass);
+    }
+
+    /// Document 002, "Container mode": the outcome inside the container, also of one that is lost later.
+    #[test]
+    fn a_check_that_failed_before_the_loss_still_fails() {
+        use CheckStatus::{Failed, Lost, Passed, TimedOut};
+        for status in [Failed, TimedOut] {
+            let before = results(QaMode::Container, &[(Passed, true), (status, true), (Lost, true)]);
+            let after = QaResults { lost: before.checks, ..results(QaMode::Failsafe, &[(Passed, true)]) };
+            let report = exit_report(&after, None);
+            assert_eq!(report.failure_class, Some(FailureClass::ReadinessFailed));
+            assert!(
+                report.checks.contains_key("container.c1") && !report.checks.contains_key("container.c2")
+            );
+        }
+        let before = results(QaMode::Container, &[(Failed, false), (Lost, true)]);
+        let after = QaResults { lost: before.checks, ..results(QaMode::Failsafe, &[(Passed, true)]) };
+        assert!(exit_report(&after, None).pass, "one that is not required decides nothing");
     }
 
     #[test]

@@ -23,8 +23,8 @@ use crate::record::{Failure, SCHEMA_VERSION};
 pub fn examine(run: &Path) -> Result<Integrity, Failure> {
     let files = files(run)?;
     let mut problems = BTreeMap::new();
-    let releases: Vec<&String> = files.iter().filter(|f| f.ends_with("release.json")).collect();
-    let extra = releases.iter().filter(|f| f.as_str() != "release.json").map(|f| (*f).clone());
+    let nested = |f: &&String| Path::new(f).file_name().is_some_and(|n| n == "release.json");
+    let extra = files.iter().filter(nested).filter(|f| *f != "release.json").cloned();
     problems.insert("single_release".to_owned(), extra.collect());
     problems.insert("no_orphans".to_owned(), orphans(run, &files)?);
     problems.insert("schemas".to_owned(), schemas(run, &files));
@@ -190,6 +190,9 @@ mod tests {
         );
         write(run, "release.json", r#"{"schema_version": 1, "artifacts": {"gates/ptq.json": "x"}}"#);
         assert!(examine(run).unwrap().problems.values().all(Vec::is_empty), "{:?}", examine(run));
+        write(run, "prerelease.json", r#"{"schema_version": 1}"#);
+        assert!(problems(run, "single_release").is_empty(), "another name that ends so");
+        std::fs::remove_file(run.join("prerelease.json")).unwrap();
         write(run, "old/release.json", r#"{"schema_version": 1}"#);
         assert_eq!(problems(run, "single_release"), ["old/release.json"]);
         assert_eq!(problems(run, "no_orphans"), ["old/release.json: not in release.json"]);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::config::{CountedCommand, Kind};
 use super::parse::Parsed;
 use super::process::{self, Bounded, End, RunError, Spec};
-use crate::base::{clock, json, progress};
+use crate::base::{atomic, clock, json, progress};
 use crate::record::snapshot::{LintCounts, Snapshot, TypecheckCounts};
 use crate::record::{Failure, SCHEMA_VERSION};
 
@@ -95,7 +95,14 @@ fn count(kind: Kind, command: &CountedCommand, dir: &Path) -> Result<Result<Coun
     let mut output = Output { stdout: Vec::new(), stderr: Vec::new(), cut: false };
     let mut exit_code = 0;
     let mut described = String::from("no command");
+    let report = command.report.as_ref().map(|report| dir.join(report));
     if let Some(run) = &command.run {
+        // What an earlier run reported is no evidence of this one.
+        if let Some(path) = &report
+            && let Err(e) = atomic::remove(path)
+        {
+            return Ok(Err(format!("{}: cannot be removed before `{run}`: {e}", path.display())));
+        }
         progress::note(&format!("{}: {run}", kind.as_str()));
         described = format!("`{run}`");
         let timeout = Duration::from_secs_f64(command.timeout_s);
@@ -112,13 +119,12 @@ fn count(kind: Kind, command: &CountedCommand, dir: &Path) -> Result<Result<Coun
             End::Interrupted(signal) => return Err(Failure::interrupted(signal)),
         }
     }
-    if let Some(report) = &command.report {
-        let path = dir.join(report);
-        output = match read_report(&path) {
+    if let Some(path) = &report {
+        output = match read_report(path) {
             Ok(bytes) => Output { stdout: bytes, stderr: Vec::new(), cut: false },
             Err(e) => return Ok(Err(format!("{}: {e}", path.display()))),
         };
-        described = format!("{}", report.display());
+        described = path.display().to_string();
     }
     Ok(judge(kind, command, &output, exit_code).map_err(|reason| format!("{described}: {reason}")))
 }
@@ -244,6 +250,25 @@ mod tests {
         assert!(missing.failed_commands["tests"].contains("no.xml"));
     }
 
+    /// Document 004, "What It Captures": what the command reports now, not what another run of it left.
+    #[test]
+    fn an_old_report_is_not_counted_for_a_command_that_writes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = "<testsuites><testsuite><testcase/></testsuite></testsuites>";
+        crate::base::atomic::write(&dir.path().join("r.xml"), old.as_bytes()).unwrap();
+        let silent = CountedCommand { report: Some("r.xml".into()), ..command("exit 0", Format::Junit) };
+        let counted = take(&BTreeMap::from([(Kind::Tests, silent)]), dir.path()).unwrap();
+        assert_eq!(counted.tests, None);
+        assert!(counted.failed_commands["tests"].contains("r.xml"), "{:?}", counted.failed_commands);
+        assert!(!dir.path().join("r.xml").exists());
+        // A report that cannot be removed is not counted either.
+        std::fs::create_dir(dir.path().join("d.xml")).unwrap();
+        let blocked = CountedCommand { report: Some("d.xml".into()), ..command("exit 0", Format::Junit) };
+        let counted = take(&BTreeMap::from([(Kind::Tests, blocked)]), dir.path()).unwrap();
+        assert!(counted.failed_commands["tests"].contains("cannot be removed"), "{counted:?}");
+    }
+
+    /// Document 004, "What It Captures": a baseline is stored once, so that later changes are measured against it.
     #[test]
     fn a_stored_baseline_is_replaced_only_by_force() {
         let dir = tempfile::tempdir().unwrap();

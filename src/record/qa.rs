@@ -171,10 +171,17 @@ pub struct QaResults {
     pub counts: BTreeMap<String, usize>,
     /// The checks in order of declaration.
     pub checks: Vec<CheckResult>,
-    /// Checks whose container was lost, before the failsafe ran.
+    /// Checks that ran in containers until one was lost and the failsafe took over; the last of them lost it.
     pub lost: Vec<CheckResult>,
     /// Whether the failsafe's success is enough for exit code 0, as the file declares.
     pub failsafe_is_enough: bool,
+}
+
+impl QaResults {
+    /// Checks that had failed in their containers before the failsafe took over, which forgets none of them.
+    pub fn failed_before(&self) -> impl Iterator<Item = &CheckResult> {
+        self.lost.iter().filter(|c| matches!(c.status, CheckStatus::Failed | CheckStatus::TimedOut))
+    }
 }
 
 /// `error.json`: whenever a run is not a plain success.

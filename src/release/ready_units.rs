@@ -13,7 +13,7 @@ use crate::base::{atomic, json as json_file};
 use crate::exec::{Context, FnUnit, Graph, KeyBuilder, Node, Output};
 use crate::gate;
 use crate::ready::config::QualityConfig;
-use crate::ready::qa::{self, QaConfig, QaOptions};
+use crate::ready::qa::{self, QaOptions};
 use crate::ready::repro::{
     self, Family, FamilyKind, JobRunner, PtqRunner, RoundtripRunner, Runner, TokenRunner,
 };
@@ -254,15 +254,16 @@ fn without_outputs(report: GateReport) -> GateReport {
 
 fn qa_gate(build: &Build<'_>) -> Result<GateReport, Failure> {
     let config = &build.inputs.config.readiness;
-    let file = QaConfig::read(&config.qa_config)?;
+    let file = qa::quoted(&config.qa_config.display().to_string());
     let options = QaOptions {
-        config_path: qa::absolute(&config.qa_config),
+        config_path: config.qa_config.clone(),
+        container: None,
         dir: qa::absolute(".".as_ref()),
         out: qa::absolute(&build.run.join("qa")),
         tier: config.qa_tier,
-        rerun: format!("day0 ready qa --config {} --tier {}", config.qa_config.display(), config.qa_tier),
+        rerun: format!("day0 ready qa --config {file} --tier {}", config.qa_tier),
     };
-    let outcome = qa::run(&file, &options)?;
+    let outcome = qa::run(&options)?;
     if let Some(signal) = outcome.signal {
         return Err(Failure::interrupted(signal));
     }

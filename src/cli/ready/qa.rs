@@ -1,13 +1,13 @@
 //! `day0 ready qa`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use crate::base::interrupt;
 use crate::cli::{Settings, output};
 use crate::gate;
-use crate::ready::qa::{self, ContainerPolicy, DEFAULT_OUT, QaConfig, QaOptions};
+use crate::ready::qa::{self, ContainerPolicy, DEFAULT_OUT, QaOptions};
 use crate::record::Failure;
 use crate::record::qa::CheckTier;
 use crate::record::verdict::exit_code;
@@ -58,27 +58,29 @@ enum Container {
     Apptainer,
 }
 
-pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
-    let mut config = QaConfig::read(&arguments.config)?;
-    if let Some(container) = arguments.container {
-        config.container = match container {
-            Container::Auto => ContainerPolicy::Auto,
-            Container::Never => ContainerPolicy::Never,
-            Container::Docker => ContainerPolicy::Docker,
-            Container::Podman => ContainerPolicy::Podman,
-            Container::Apptainer => ContainerPolicy::Apptainer,
-        };
-        config.check(&arguments.config.display().to_string())?;
+impl From<Container> for ContainerPolicy {
+    fn from(container: Container) -> Self {
+        match container {
+            Container::Auto => Self::Auto,
+            Container::Never => Self::Never,
+            Container::Docker => Self::Docker,
+            Container::Podman => Self::Podman,
+            Container::Apptainer => Self::Apptainer,
+        }
     }
+}
+
+pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
     interrupt::install().map_err(|e| Failure::io("signal handlers", &e))?;
     let options = QaOptions {
-        config_path: qa::absolute(&arguments.config),
+        config_path: arguments.config.clone(),
+        container: arguments.container.map(Into::into),
         dir: qa::absolute(".".as_ref()),
         out: qa::absolute(&arguments.out),
         tier: arguments.tier.into(),
         rerun: rerun(arguments),
     };
-    let outcome = qa::run(&config, &options)?;
+    let outcome = qa::run(&options)?;
     if let Some(signal) = outcome.signal {
         return Ok(exit_code::interrupted(signal));
     }
@@ -93,9 +95,10 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
 /// The command that runs this gate again.
 fn rerun(arguments: &Arguments) -> String {
     let tier = arguments.tier.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
-    let mut command = format!("day0 ready qa --config {} --tier {tier}", arguments.config.display());
+    let word = |path: &Path| qa::quoted(&path.display().to_string());
+    let mut command = format!("day0 ready qa --config {} --tier {tier}", word(&arguments.config));
     if let Some(value) = arguments.container.and_then(|c| c.to_possible_value()) {
         command = format!("{command} --container {}", value.get_name());
     }
-    format!("{command} --out {}", arguments.out.display())
+    format!("{command} --out {}", word(&arguments.out))
 }

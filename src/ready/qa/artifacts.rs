@@ -17,6 +17,8 @@ const NAMES: [&str; 6] =
     ["run.json", "stdout.log", "stderr.log", "results.json", "error.json", "RUN_INSTRUCTIONS.md"];
 /// Directory of each check's own output.
 const CHECKS: &str = "checks";
+/// What a check prints to; the endings of its files there.
+const STREAMS: [&str; 2] = ["stdout", "stderr"];
 
 /// The artifact directory of one run.
 pub struct Artifacts {
@@ -29,16 +31,16 @@ impl Artifacts {
         let io = |e: io::Error| Failure::io(dir.display(), &e);
         std::fs::create_dir_all(dir.join(CHECKS)).map_err(io)?;
         for name in NAMES {
-            remove(&dir.join(name)).map_err(io)?;
+            atomic::remove(&dir.join(name)).map_err(io)?;
         }
+        remove_check_logs(&dir.join(CHECKS)).map_err(io)?;
         atomic::remove_leftovers(dir).map_err(io)?;
         let artifacts = Self { dir: dir.to_path_buf() };
         for name in ["stdout.log", "stderr.log"] {
             File::create(dir.join(name)).map_err(io)?;
         }
         artifacts.instructions(run, rerun)?;
-        artifacts.error(&unfinished(run))?;
-        artifacts.progress(run, results)?;
+        artifacts.settled(run, results)?;
         Ok(artifacts)
     }
 
@@ -48,8 +50,14 @@ impl Artifacts {
         Ok(json::write(&self.dir.join("results.json"), results)?)
     }
 
+    /// Says how the checks run, once that is known and before the first of them runs.
+    pub fn settled(&self, run: &QaRun, results: &QaResults) -> Result<(), Failure> {
+        self.error(&unfinished(run))?;
+        self.progress(run, results)
+    }
+
     /// Replaces `error.json`.
-    pub fn error(&self, error: &QaError) -> Result<(), Failure> {
+    fn error(&self, error: &QaError) -> Result<(), Failure> {
         Ok(json::write(&self.dir.join("error.json"), error)?)
     }
 
@@ -66,7 +74,7 @@ impl Artifacts {
             self.error(error)?;
         } else {
             let path = self.dir.join("error.json");
-            remove(&path).map_err(|e| Failure::io(path.display(), &e))?;
+            atomic::remove(&path).map_err(|e| Failure::io(path.display(), &e))?;
         }
         self.progress(run, results)
     }
@@ -98,11 +106,15 @@ impl Artifacts {
     }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+/// Removes what checks of an earlier run printed, and nothing that this gate did not write.
+fn remove_check_logs(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| STREAMS.iter().any(|stream| e == *stream)) {
+            atomic::remove(&path)?;
+        }
     }
+    Ok(())
 }
 
 /// What `error.json` says until the runner knows better.
@@ -120,15 +132,15 @@ fn unfinished(run: &QaRun) -> QaError {
 
 /// How to run this exact gate again.
 fn instructions(run: &QaRun, rerun: &str) -> String {
-    let mode = match (run.state, run.mode) {
-        (QaState::Running, _) => "The mode of this run was not settled when this was written.".to_owned(),
-        (_, QaMode::Container) => {
-            format!("The last run used containers ({}).", run.runtime.as_deref().unwrap_or("unknown"))
+    let mode = match (run.state, run.mode, &run.runtime) {
+        (_, QaMode::Container, Some(runtime)) => format!("The last run used containers ({runtime})."),
+        (QaState::Running, ..) | (_, QaMode::Container, None) => {
+            "The mode of this run was not settled when this was written.".to_owned()
         }
-        (_, QaMode::Local) => {
+        (_, QaMode::Local, _) => {
             "The last run used this machine: the file declares `container: never`.".to_owned()
         }
-        (_, QaMode::Failsafe) => format!(
+        (_, QaMode::Failsafe, _) => format!(
             "The last run used the failsafe, a reduced set without a container: {}.",
             run.fallback_reason
         ),

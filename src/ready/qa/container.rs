@@ -1,15 +1,16 @@
 //! Container runtimes: finding one that works, and running one check in a fresh container.
 //!
 //! Probing means that a trivial container ran, not that a client is installed. A lost container is told apart from a
-//! failing check by what the runtime says afterwards: exit code 125 is the runtime's own, 137 and 143 are SIGKILL and
-//! SIGTERM from outside, and a client that died by a signal or left no container to inspect lost it. A check that chooses
-//! these codes counts as lost too, which never passes it.
+//! failing check by what the runtime says afterwards: a client that died by a signal, left no container to inspect or
+//! contradicts it lost it. Where the runtime cannot tell a code that the check chose from a killed container (137, 143),
+//! or has no state to ask (apptainer's own 255), the check runs once more.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::config::{Check, Image, QaConfig, Runtime, RuntimeName};
+use crate::base::progress;
 use crate::ready::process::{self, End, Ended, RunError, Spec};
 use crate::record::qa::ContainerAttempt;
 
@@ -17,6 +18,8 @@ use crate::record::qa::ContainerAttempt;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a runtime's message that are kept.
 const DETAIL_BYTES: usize = 2000;
+/// Time beyond twice that of the first run that a check has when it runs once more.
+const AGAIN_SLACK: Duration = Duration::from_secs(5);
 
 /// A runtime that ran a trivial container.
 pub(super) struct Container<'a> {
@@ -35,6 +38,16 @@ pub(super) enum Ran {
     Check(Ended),
     /// The container was lost; why.
     Lost(Ended, String),
+}
+
+/// What the runtime says of how a check ended.
+enum Said {
+    /// The check itself ended so.
+    Check,
+    /// The container was lost; why.
+    Lost(String),
+    /// The container was lost for this reason, or the check chose to end so.
+    Either(String),
 }
 
 /// The first runtime that works, with everything that was tried.
@@ -135,7 +148,8 @@ impl Container<'_> {
         result
     }
 
-    /// Runs one check in a fresh container.
+    /// Runs one check in a fresh container; once more where its end may be its own as well as a loss. A check that chose
+    /// its code chooses it again; a container that was killed from outside is not killed again.
     pub fn run(
         &self,
         check: &Check,
@@ -143,52 +157,86 @@ impl Container<'_> {
         stdout: &mut dyn Write,
         stderr: &mut dyn Write,
     ) -> Result<Ran, RunError> {
-        let name = self.container_name(&check.label);
-        let spec = Spec {
-            argv: self.run_argv(&name, &check.command.argv(), env),
-            timeout: Duration::from_secs_f64(check.timeout_s),
-            ..self.spec(Vec::new())
+        let timeout = Duration::from_secs_f64(check.timeout_s);
+        let (first, said) = self.once(check, env, timeout, stdout, stderr)?;
+        let why = match said {
+            Said::Check => return Ok(Ran::Check(first)),
+            Said::Lost(why) => return Ok(Ran::Lost(first, why)),
+            Said::Either(why) => why,
         };
-        let ended = process::run(&spec, stdout, stderr);
-        // The client was killed at the timeout; the container may still run.
-        let lost = match &ended {
-            Ok(ended) => self.lost(&name, ended.end),
-            Err(_) => None,
+        progress::note(&format!("qa: {why}, or the check ended so itself: it runs once more"));
+        let limit = timeout.min(first.elapsed * 2 + AGAIN_SLACK);
+        let (again, said) = self.once(check, env, limit, stdout, stderr)?;
+        let both = |end| Ended {
+            end,
+            elapsed: first.elapsed + again.elapsed,
+            output_bytes: first.output_bytes + again.output_bytes,
         };
-        self.remove(&name);
-        let ended = ended?;
-        Ok(match lost {
-            Some(why) => Ran::Lost(ended, why),
-            None => Ran::Check(ended),
+        let repeated = again.end == first.end && !matches!(said, Said::Lost(_));
+        Ok(if repeated || matches!(again.end, End::Interrupted(_)) {
+            Ran::Check(both(again.end))
+        } else {
+            Ran::Lost(both(first.end), why)
         })
     }
 
-    /// Why the container was lost, if it was.
-    fn lost(&self, name: &str, end: End) -> Option<String> {
-        match end {
-            End::TimedOut | End::Interrupted(_) => None,
-            End::Signaled(signal) => Some(format!("the client was killed by signal {signal}")),
-            End::Exited(125) if self.name != RuntimeName::Apptainer => {
-                Some("exit code 125: the runtime failed, not the check".to_owned())
-            }
-            End::Exited(255) if self.name == RuntimeName::Apptainer => {
-                Some("exit code 255: the runtime failed, not the check".to_owned())
-            }
-            End::Exited(code @ (137 | 143)) => {
-                Some(format!("exit code {code}: the container was killed by signal {}", code - 128))
-            }
-            End::Exited(_) if self.name == RuntimeName::Apptainer => None,
-            End::Exited(code) => {
-                let format = "{{.State.Status}} {{.State.ExitCode}}";
-                match self.call(&["inspect", "--format", format, name], CLIENT_TIMEOUT) {
-                    Ok(state) if state.trim() == format!("exited {code}") => None,
-                    Ok(state) => {
-                        Some(format!("the client saw exit code {code}, the runtime says '{}'", state.trim()))
-                    }
-                    Err(why) => Some(format!("no exit code can be retrieved: {why}")),
-                }
-            }
+    fn once(
+        &self,
+        check: &Check,
+        env: &[(String, String)],
+        timeout: Duration,
+        stdout: &mut dyn Write,
+        stderr: &mut dyn Write,
+    ) -> Result<(Ended, Said), RunError> {
+        let name = self.container_name(&check.label);
+        let argv = self.run_argv(&name, &check.command.argv(), env);
+        let ended = process::run(&Spec { timeout, ..self.spec(argv) }, stdout, stderr);
+        let said = ended.as_ref().map_or(Said::Check, |ended| self.said(&name, ended.end));
+        // The client may have been killed at the timeout while its container runs on.
+        self.remove(&name);
+        Ok((ended?, said))
+    }
+
+    /// What the runtime says of a check whose client ended so.
+    fn said(&self, name: &str, end: End) -> Said {
+        let apptainer = self.name == RuntimeName::Apptainer;
+        let code = match end {
+            End::TimedOut | End::Interrupted(_) => return Said::Check,
+            End::Signaled(signal) => return Said::Lost(format!("the client was killed by signal {signal}")),
+            End::Exited(code) => code,
+        };
+        if let Some(why) = if apptainer { self.fails(code) } else { self.contradiction(name, code) } {
+            return Said::Lost(why);
         }
+        match code {
+            255 if apptainer => Said::Either("exit code 255: the runtime failed".to_owned()),
+            137 | 143 => {
+                Said::Either(format!("exit code {code}: the container was killed by signal {}", code - 128))
+            }
+            _ => Said::Check,
+        }
+    }
+
+    /// Why an exit code of the client is not that of the check, by the state of its container.
+    fn contradiction(&self, name: &str, code: i32) -> Option<String> {
+        let format = "{{.State.Status}} {{.State.ExitCode}}";
+        let state = match self.call(&["inspect", "--format", format, name], CLIENT_TIMEOUT) {
+            Ok(state) => state,
+            Err(why) => return Some(format!("no exit code can be retrieved: {why}")),
+        };
+        // Clients end so where the image has no such program or it cannot be executed: the check's mistake.
+        let not_invoked = matches!(code, 126 | 127) && state.starts_with("created ");
+        let agrees = not_invoked || state == format!("exited {code}");
+        (!agrees).then(|| format!("the client saw exit code {code}, the runtime says '{state}'"))
+    }
+
+    /// Why apptainer, which keeps no state, can run nothing any more after it ended with its own code of failures.
+    fn fails(&self, code: i32) -> Option<String> {
+        if code != 255 {
+            return None;
+        }
+        let why = self.probe().err()?;
+        Some(format!("exit code 255, and a trivial container does not run: {why}"))
     }
 
     fn container_name(&self, label: &str) -> String {

@@ -6,5 +6,5 @@ mod container;
 mod run;
 
 pub use artifacts::{Artifacts, DEFAULT_OUT};
-pub use config::{Check, ContainerPolicy, QaConfig, RuntimeName};
+pub use config::{Check, ContainerPolicy, QaConfig, RuntimeName, quoted};
 pub use run::{QaOptions, QaOutcome, absolute, run};

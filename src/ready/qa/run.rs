@@ -20,8 +20,10 @@ use crate::record::{Failure, SCHEMA_VERSION};
 
 /// What a run of the gate was asked.
 pub struct QaOptions {
-    /// The configuration file, for the artifacts.
+    /// The configuration file.
     pub config_path: PathBuf,
+    /// Which runtimes are tried, in place of what the file says.
+    pub container: Option<ContainerPolicy>,
     /// Working directory of the checks.
     pub dir: PathBuf,
     /// Artifact directory.
@@ -52,15 +54,95 @@ const FLOOD_TAIL_BYTES: usize = 1 << 20;
 /// Runs the gate.
 ///
 /// # Errors
-/// The artifacts cannot be written. A signal is no error: the outcome says so.
-pub fn run(config: &QaConfig, options: &QaOptions) -> Result<QaOutcome, Failure> {
-    let mut runner = Runner::begin(config, options)?;
+/// The file cannot be used, which the artifacts say too, or the artifacts cannot be written. A signal is no error: the
+/// outcome says so.
+pub fn run(options: &QaOptions) -> Result<QaOutcome, Failure> {
+    let config = match configuration(options) {
+        Ok(config) => config,
+        Err(failure) => {
+            refuse(options, &failure)?;
+            return Err(failure);
+        }
+    };
+    let mut runner = Runner::begin(&config, options)?;
     let done = runner.everything();
     let failure = done.as_ref().err().map(ToString::to_string);
     runner.finish(failure.as_deref())?;
     done?;
     let Runner { run, results, error, signal, .. } = runner;
     Ok(QaOutcome { run, results, error, signal })
+}
+
+fn configuration(options: &QaOptions) -> Result<QaConfig, Failure> {
+    let mut config = QaConfig::read(&options.config_path)?;
+    if let Some(container) = options.container {
+        config.container = container;
+        config.check(&options.config_path.display().to_string())?;
+    }
+    Ok(config)
+}
+
+/// Leaves the artifacts of a gate whose file cannot be used in place of an earlier run's.
+fn refuse(options: &QaOptions, failure: &Failure) -> Result<(), Failure> {
+    let mode = QaMode::Container;
+    let mut run = run_record(options, mode, &[]);
+    let results = results_record(options, mode, &[], false);
+    let artifacts = Artifacts::begin(&options.out, &run, &results, &options.rerun)?;
+    (run.state, run.ended_at) = (QaState::Aborted, clock::now_iso8601());
+    artifacts.heading(&failure.message)?;
+    let error = QaError {
+        schema_version: SCHEMA_VERSION,
+        kind: "runner".to_owned(),
+        message: failure.message.clone(),
+        mode,
+        failed_checks: Vec::new(),
+        attempts: Vec::new(),
+        hint: failure.hint.clone().unwrap_or_else(|| "correct the file, then run the gate again".to_owned()),
+    };
+    artifacts.finish(&run, &results, Some(&error), &options.rerun)
+}
+
+/// `run.json` before anything ran.
+fn run_record(options: &QaOptions, mode: QaMode, checks: &[Check]) -> QaRun {
+    let started_at = clock::now_iso8601();
+    let pid = std::process::id();
+    let run_id = Digest::of(format!("{started_at} {pid} {}", options.out.display()).as_bytes());
+    QaRun {
+        schema_version: SCHEMA_VERSION,
+        run_id: run_id.short(12).to_owned(),
+        state: QaState::Running,
+        mode,
+        runtime: None,
+        fallback_reason: String::new(),
+        attempts: Vec::new(),
+        tier: options.tier,
+        config: absolute(&options.config_path).display().to_string(),
+        directory: options.dir.display().to_string(),
+        commands: commands(checks),
+        started_at,
+        ended_at: String::new(),
+        pid,
+        versions: BTreeMap::from([("day0".to_owned(), format!("{TOOL_VERSION} ({GIT_HASH})"))]),
+        environment: environment(),
+    }
+}
+
+/// `results.json` before anything ran.
+fn results_record(
+    options: &QaOptions,
+    mode: QaMode,
+    checks: &[Check],
+    failsafe_is_enough: bool,
+) -> QaResults {
+    QaResults {
+        schema_version: SCHEMA_VERSION,
+        mode,
+        complete: false,
+        counts: BTreeMap::new(),
+        checks: planned(checks, options.tier),
+        lost: Vec::new(),
+        failsafe_is_enough,
+    }
 }
 
 struct Runner<'a> {
@@ -76,36 +158,8 @@ struct Runner<'a> {
 impl<'a> Runner<'a> {
     fn begin(config: &'a QaConfig, options: &'a QaOptions) -> Result<Self, Failure> {
         let mode = if config.container == ContainerPolicy::Never { QaMode::Local } else { QaMode::Container };
-        let started_at = clock::now_iso8601();
-        let pid = std::process::id();
-        let run_id = Digest::of(format!("{started_at} {pid} {}", options.out.display()).as_bytes());
-        let run = QaRun {
-            schema_version: SCHEMA_VERSION,
-            run_id: run_id.short(12).to_owned(),
-            state: QaState::Running,
-            mode,
-            runtime: None,
-            fallback_reason: String::new(),
-            attempts: Vec::new(),
-            tier: options.tier,
-            config: options.config_path.display().to_string(),
-            directory: options.dir.display().to_string(),
-            commands: commands(&config.full),
-            started_at,
-            ended_at: String::new(),
-            pid,
-            versions: BTreeMap::from([("day0".to_owned(), format!("{TOOL_VERSION} ({GIT_HASH})"))]),
-            environment: environment(),
-        };
-        let results = QaResults {
-            schema_version: SCHEMA_VERSION,
-            mode,
-            complete: false,
-            counts: BTreeMap::new(),
-            checks: planned(&config.full, options.tier),
-            lost: Vec::new(),
-            failsafe_is_enough: config.failsafe_is_enough,
-        };
+        let run = run_record(options, mode, &config.full);
+        let results = results_record(options, mode, &config.full, config.failsafe_is_enough);
         let artifacts = Artifacts::begin(&options.out, &run, &results, &options.rerun)?;
         Ok(Self { config, options, artifacts, run, results, error: None, signal: None })
     }
@@ -117,10 +171,10 @@ impl<'a> Runner<'a> {
         let (dir, out) = (&self.options.dir, &self.options.out);
         let (container, attempts) = container::find(self.config, dir, out, &self.run.run_id);
         self.run.attempts = attempts;
-        self.signal = interrupt::received();
         let Some(container) = container else { return self.failsafe(&none_works(&self.run.attempts)) };
         self.run.runtime = Some(container.name.as_str().to_owned());
         self.run.versions.insert(container.name.as_str().to_owned(), container.version.clone());
+        self.artifacts.settled(&self.run, &self.results)?;
         progress::note(&format!("qa: in containers ({})", container.version));
         match self.checks(&self.config.full, Some(&container))? {
             None => Ok(()),
@@ -130,6 +184,7 @@ impl<'a> Runner<'a> {
 
     /// The reduced set, because of `reason`.
     fn failsafe(&mut self, reason: &str) -> Result<(), Failure> {
+        self.signal = self.signal.or_else(interrupt::received);
         if self.signal.is_some() {
             return Ok(());
         }
@@ -142,6 +197,7 @@ impl<'a> Runner<'a> {
         let before = std::mem::replace(&mut self.results.checks, reduced);
         self.results.lost = before.into_iter().filter(ran).collect();
         self.run.commands = commands(&self.config.reduced);
+        self.artifacts.settled(&self.run, &self.results)?;
         self.checks(&self.config.reduced, None).map(|_| ())
     }
 
@@ -252,7 +308,9 @@ impl<'a> Runner<'a> {
     fn error_record(&self, failure: Option<&str>) -> Option<QaError> {
         let bad =
             |c: &&CheckResult| c.required && !matches!(c.status, CheckStatus::Passed | CheckStatus::Skipped);
-        let failed: Vec<String> = self.results.checks.iter().filter(bad).map(|c| c.label.clone()).collect();
+        let before = self.results.failed_before();
+        let failed = self.results.checks.iter().filter(bad).chain(before.filter(|c| c.required));
+        let failed: Vec<String> = failed.map(|c| c.label.clone()).collect();
         let ran = self.results.checks.iter().filter(|c| c.status != CheckStatus::Skipped);
         let started = ran.clone().any(|c| !c.detail.starts_with("cannot be started"));
         let (kind, message, hint) = if let Some(failure) = failure {

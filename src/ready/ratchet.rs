@@ -49,6 +49,7 @@ mod tests {
       }
     }"#;
 
+    /// Document 004, "Quality Ratchet": the committed file as the document prints it.
     #[test]
     fn the_documents_file_is_read_and_written_with_the_same_values() {
         let ratchet = loaded(DOCUMENT).unwrap().unwrap();

@@ -199,6 +199,7 @@ mod tests {
         take(&BTreeMap::from([(kind, command)]), tempfile::tempdir().unwrap().path()).unwrap()
     }
 
+    /// Document 004, "What It Captures" and its `Snapshot`: time and exit code beside the counts.
     #[test]
     fn counts_carry_time_and_exit_code() {
         let snapshot = taken(Kind::Typecheck, command("echo 'error TS1: x' >&2; exit 2", Format::Tsc));

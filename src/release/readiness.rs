@@ -170,6 +170,7 @@ mod tests {
         assert!(noted.pass && noted.findings.len() == 1 && noted.detail.contains("check.x"));
     }
 
+    /// Document 004, "Configuration": `baselineEnabled` and `ratchetEnabled` enable the two gates.
     #[test]
     fn the_documents_switches_make_gates_required() {
         let config = |baseline_enabled, ratchet_enabled| {

@@ -21,6 +21,7 @@ mod groups;
 mod launched;
 mod ready;
 mod ready_container;
+mod ready_runtime;
 mod resume;
 mod scan;
 mod serving;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::common::{command, day0, ran, read_json, serial};
 
-fn write(dir: &Path, name: &str, text: &str) {
+pub fn write(dir: &Path, name: &str, text: &str) {
     let path = dir.join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
@@ -105,7 +105,7 @@ full:
 const ARTIFACTS: [&str; 5] = ["run.json", "stdout.log", "stderr.log", "results.json", "RUN_INSTRUCTIONS.md"];
 
 #[track_caller]
-fn artifacts(out: &Path, error_kind: Option<&str>) -> (Value, Value) {
+pub fn artifacts(out: &Path, error_kind: Option<&str>) -> (Value, Value) {
     for name in ARTIFACTS {
         assert!(out.join(name).is_file(), "{name}");
     }
@@ -132,6 +132,59 @@ fn qa_passes_with_its_artifacts() {
     let how = std::fs::read_to_string(out.join("RUN_INSTRUCTIONS.md")).unwrap();
     assert!(how.contains("day0 ready qa --config qa.yaml --tier pr"), "{how}");
     day0(dir.path(), ["ready", "qa", "--tier", "release"]).expect(0);
+}
+
+/// Founding document 002, "Outputs and artifacts": what a run leaves is of that run, also where its file cannot be used.
+#[test]
+fn qa_leaves_nothing_of_an_earlier_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let out = dir.join("outputs/qa");
+    write(dir, "qa.yaml", QA);
+    let succeeds = || day0(dir, ["ready", "qa"]).expect(0);
+    succeeds();
+    write(&out, "checks/notes.md", "mine");
+    write(dir, "qa.yaml", &QA.replace("label: fine", "label: other"));
+    succeeds();
+    assert!(out.join("checks/other.stdout").is_file() && out.join("checks/notes.md").is_file());
+    assert!(!out.join("checks/fine.stdout").exists() && !out.join("checks/fine.stderr").exists());
+    let refused = |args: &[&str], says: &str| {
+        day0(dir, args).expect(2).says(says);
+        let (run, results) = artifacts(&out, Some("runner"));
+        assert_eq!((&run["state"], &results["complete"]), (&json!("aborted"), &json!(false)));
+        assert_eq!((&run["commands"], &results["checks"]), (&json!({}), &json!([])));
+        assert!(read_json(out.join("error.json"))["message"].as_str().unwrap().contains(says));
+        let log = std::fs::read_to_string(out.join("stderr.log")).unwrap();
+        assert!(log.contains(says) && !log.contains("err\n"), "{log}");
+        assert!(!out.join("checks/other.stdout").exists());
+        let how = std::fs::read_to_string(out.join("RUN_INSTRUCTIONS.md")).unwrap();
+        assert!(how.contains("was not settled"), "{how}");
+    };
+    refused(&["ready", "qa", "--container", "docker"], "image: containers need one");
+    write(dir, "qa.yaml", &QA.replace("full:", "full: ["));
+    refused(&["ready", "qa"], "qa.yaml: ");
+    std::fs::remove_file(dir.join("qa.yaml")).unwrap();
+    refused(&["ready", "qa"], "qa.yaml: ");
+    write(dir, "qa.yaml", QA);
+    succeeds();
+    artifacts(&out, None);
+}
+
+/// Founding document 002, "Quick rerun instructions": the exact command, also where a path has spaces.
+#[test]
+fn qa_says_how_to_run_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "my checks.yaml", QA);
+    day0(dir, ["ready", "qa", "--config", "my checks.yaml", "--out", "it's here"]).expect(0);
+    let how = std::fs::read_to_string(dir.join("it's here/RUN_INSTRUCTIONS.md")).unwrap();
+    let command = how.lines().find_map(|l| l.strip_prefix("day0 ")).unwrap();
+    std::fs::remove_file(dir.join("it's here/run.json")).unwrap();
+    let line = format!("exec \"$0\" {command}");
+    let mut again = std::process::Command::new("sh");
+    again.args(["-c", &line, env!("CARGO_BIN_EXE_day0")]).current_dir(dir);
+    ran(again.output().unwrap()).expect(0);
+    assert!(dir.join("it's here/run.json").is_file(), "{command}");
 }
 
 /// Founding document 002: failures, hangs, crashes, floods and bytes that are no text are recorded, each under its label.

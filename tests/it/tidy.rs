@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use day0::ready::qa::{ContainerPolicy, QaConfig};
+use day0::record::qa::CheckTier;
+
 /// Layers from low to high. A module uses only rows above it here, or modules to its left in its row.
 const LAYERS: &[&[&str]] = &[
     &["base"],
@@ -195,6 +198,32 @@ fn readme_and_ci_run_the_same_commands() {
     for folder in ["docs", "src", "kernels", "recipes", "suites", "benches", "models", "tests", "examples"] {
         assert!(readme.contains(&format!("`{folder}/`")), "the map in README.md names {folder}/");
     }
+}
+
+/// Founding documents 000, "CI Gates (Required on PR)", and 004, "Enforcement Points": lint, format, tests, smoke runs and
+/// the docs on every change, then the project's own baseline and ratchet.
+#[test]
+fn every_change_passes_the_checks_and_the_ratchet() {
+    let qa = QaConfig::parse(&read("qa.yaml"), "qa.yaml").expect("qa.yaml is valid");
+    assert_eq!(
+        qa.container,
+        ContainerPolicy::Never,
+        "DESIGN section 7: the project's own QA has no container"
+    );
+    let on_every_change: Vec<&str> =
+        qa.full.iter().filter(|c| c.tier == CheckTier::Pr && c.required).map(|c| c.label.as_str()).collect();
+    assert_eq!(on_every_change, ["format", "lint", "tests", "smoke", "docs"]);
+    for tier in [CheckTier::Nightly, CheckTier::Release] {
+        assert!(qa.full.iter().any(|c| c.tier == tier), "qa.yaml has checks of tier {tier}");
+    }
+    let ci = read(".ci/run");
+    let counts = ci.split("\ncounts() {").nth(1).and_then(|text| text.split("\n}\n").next());
+    let counts = counts.expect(".ci/run has a function `counts`");
+    for command in ["ready diff check", "ready ratchet check", "ready ratchet update"] {
+        let line = format!("cargo run --release -- {command} ");
+        assert!(counts.contains(&line), "the counts of .ci/run are those of `{command}`");
+    }
+    assert!(ci.lines().any(|l| l.starts_with("step ") && l.ends_with(" counts")), ".ci/run takes the counts");
 }
 
 /// docs/readiness.md maps each requirement to its test: every test it names is there.

@@ -58,6 +58,7 @@ fn malformed_junit_names_the_place_and_expands_nothing() {
     assert!(Format::Junit.parse(b"<html/>", b"").unwrap_err().to_string().contains("<html>"));
 }
 
+/// Document 004, "What It Captures": total, passed, failed, skipped; as cargo prints them.
 #[test]
 fn libtest_binaries_are_summed_and_crashes_count_as_failures() {
     let text = "running 3 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ignored\n\n\
@@ -83,6 +84,7 @@ fn nextest_summary() {
     assert_eq!(counts(Format::Nextest, cancelled), (10, 1, 9, 0));
 }
 
+/// Document 004, "What It Captures": test counts from Vitest's and Jest's JSON.
 #[test]
 fn jest_and_vitest_behind_a_banner() {
     let text = "> app@1.0.0 test\n> vitest run --reporter=json\n\n{\"numTotalTestSuites\":2,\"numTotalTests\":5,\
@@ -105,7 +107,7 @@ fn pytest_summary() {
     assert!(Format::Pytest.parse(b"Segmentation fault", b"").is_err());
 }
 
-/// Document 004: count `error TS\d+` lines.
+/// Document 004, "What It Captures": count `error TS\d+` lines in stderr.
 #[test]
 fn tsc_errors() {
     let text = "src/a.ts(1,7): error TS2322: Type 'string' is not assignable.\n\
@@ -115,6 +117,7 @@ fn tsc_errors() {
     assert_eq!(Format::Tsc.parse(b"", b"error TS1: x"), Ok(Parsed::Problems { errors: 1, warnings: 0 }));
 }
 
+/// Document 004, "What It Captures": ESLint's summary line or its error lines.
 #[test]
 fn eslint_summary_json_and_lines() {
     assert_eq!(problems(Format::Eslint, "\n✖ 12 problems (3 errors, 9 warnings)\n"), (3, 9));

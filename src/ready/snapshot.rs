@@ -269,7 +269,8 @@ mod tests {
         assert!(counted.failed_commands["tests"].contains("cannot be removed"), "{counted:?}");
     }
 
-    /// Document 004, "What It Captures": a baseline is stored once, so that later changes are measured against it.
+    /// Document 004, "What It Captures": a baseline is stored once, so that later changes are measured
+    /// against it.
     #[test]
     fn a_stored_baseline_is_replaced_only_by_force() {
         let dir = tempfile::tempdir().unwrap();

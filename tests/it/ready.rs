@@ -134,7 +134,8 @@ fn qa_passes_with_its_artifacts() {
     day0(dir.path(), ["ready", "qa", "--tier", "release"]).expect(0);
 }
 
-/// Founding document 002, "Outputs and artifacts": what a run leaves is of that run, also where its file cannot be used.
+/// Founding document 002, "Outputs and artifacts": what a run leaves is of that run, also where its file
+/// cannot be used.
 #[test]
 fn qa_leaves_nothing_of_an_earlier_run() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! `day0 ready qa` with a container runtime that is a script: every way in which a container can end or be lost.
+//! `day0 ready qa` with a container runtime that is a script: every way in which a container can end or be
+//! lost.
 
 use std::path::Path;
 
@@ -7,8 +8,9 @@ use serde_json::{Value, json};
 use super::common::{command, day0, read_json};
 use super::ready::{artifacts, wait_for, write};
 
-/// A runtime whose containers are processes on this machine and whose states are files. A check's label says what else
-/// goes wrong; a check that touches `gone` ends the daemon, one that writes `says` decides what `inspect` prints.
+/// A runtime whose containers are processes on this machine and whose states are files. A check's label says
+/// what else goes wrong; a check that touches `gone` ends the daemon, one that writes `says` decides what
+/// `inspect` prints.
 const RUNTIME: &str = r#"
 echo "$1 $2" >>calls
 state() { echo "$1" >"state.$name"; exit "${1#* }"; }
@@ -68,7 +70,8 @@ fn one(label: &str, line: &str, code: i32, error_kind: Option<&str>) -> (Value, 
     artifacts(&dir.path().join("outputs/qa"), error_kind)
 }
 
-/// Founding document 002, "Container mode": the exit code reflects the outcome inside the container, whatever code it is.
+/// Founding document 002, "Container mode": the exit code reflects the outcome inside the container, whatever
+/// code it is.
 #[test]
 fn an_exit_code_of_the_check_is_its_own() {
     let (run, results) = one("check", "exit 0", 0, None);
@@ -86,7 +89,8 @@ fn an_exit_code_of_the_check_is_its_own() {
     assert_eq!(results["checks"][0]["exit_code"], json!(127));
 }
 
-/// Founding document 002, "Failsafe is triggered when": container-loss scenarios, each told apart from a failing check.
+/// Founding document 002, "Failsafe is triggered when": container-loss scenarios, each told apart from a
+/// failing check.
 #[test]
 fn a_lost_container_is_no_failing_check() {
     for (label, line, says) in [
@@ -134,7 +138,8 @@ fn what_failed_before_the_loss_still_fails() {
     assert_eq!(read_json(out.join("error.json"))["failed_checks"], json!(["first"]));
 }
 
-/// Founding document 002, "Failsafe is triggered when": image, pull or run failures prevent starting the container.
+/// Founding document 002, "Failsafe is triggered when": image, pull or run failures prevent starting the
+/// container.
 #[test]
 fn an_image_that_cannot_be_pulled_falls_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -187,8 +192,8 @@ fn podman_follows_a_docker_that_runs_nothing() {
     assert_eq!(tried, expected);
 }
 
-/// Founding document 002, "Outputs and artifacts": the mode signal is there before the first check runs, so that a runner
-/// that is killed leaves it.
+/// Founding document 002, "Outputs and artifacts": the mode signal is there before the first check runs, so
+/// that a runner that is killed leaves it.
 #[test]
 fn the_mode_is_written_before_the_checks_run() {
     let slow = "touch started; sleep 30";

@@ -200,8 +200,8 @@ fn readme_and_ci_run_the_same_commands() {
     }
 }
 
-/// Founding documents 000, "CI Gates (Required on PR)", and 004, "Enforcement Points": lint, format, tests, smoke runs and
-/// the docs on every change, then the project's own baseline and ratchet.
+/// Founding documents 000, "CI Gates (Required on PR)", and 004, "Enforcement Points": lint, format, tests,
+/// smoke runs and the docs on every change, then the project's own baseline and ratchet.
 #[test]
 fn every_change_passes_the_checks_and_the_ratchet() {
     let qa = QaConfig::parse(&read("qa.yaml"), "qa.yaml").expect("qa.yaml is valid");

@@ -1,9 +1,10 @@
 //! Container runtimes: finding one that works, and running one check in a fresh container.
 //!
-//! Probing means that a trivial container ran, not that a client is installed. A lost container is told apart from a
-//! failing check by what the runtime says afterwards: a client that died by a signal, left no container to inspect or
-//! contradicts it lost it. Where the runtime cannot tell a code that the check chose from a killed container (137, 143),
-//! or has no state to ask (apptainer's own 255), the check runs once more.
+//! Probing means that a trivial container ran, not that a client is installed. A lost container is told apart
+//! from a failing check by what the runtime says afterwards: a client that died by a signal, left no
+//! container to inspect or contradicts it lost it. Where the runtime cannot tell a code that the check chose
+//! from a killed container (137, 143), or has no state to ask (apptainer's own 255), the check runs once
+//! more.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -148,8 +149,8 @@ impl Container<'_> {
         result
     }
 
-    /// Runs one check in a fresh container; once more where its end may be its own as well as a loss. A check that chose
-    /// its code chooses it again; a container that was killed from outside is not killed again.
+    /// Runs one check in a fresh container; once more where its end may be its own as well as a loss. A check
+    /// that chose its code chooses it again; a container that was killed from outside is not killed again.
     pub fn run(
         &self,
         check: &Check,
@@ -230,7 +231,8 @@ impl Container<'_> {
         (!agrees).then(|| format!("the client saw exit code {code}, the runtime says '{state}'"))
     }
 
-    /// Why apptainer, which keeps no state, can run nothing any more after it ended with its own code of failures.
+    /// Why apptainer, which keeps no state, can run nothing any more after it ended with its own code of
+    /// failures.
     fn fails(&self, code: i32) -> Option<String> {
         if code != 255 {
             return None;

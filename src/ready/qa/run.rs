@@ -54,8 +54,8 @@ const FLOOD_TAIL_BYTES: usize = 1 << 20;
 /// Runs the gate.
 ///
 /// # Errors
-/// The file cannot be used, which the artifacts say too, or the artifacts cannot be written. A signal is no error: the
-/// outcome says so.
+/// The file cannot be used, which the artifacts say too, or the artifacts cannot be written. A signal is no
+/// error: the outcome says so.
 pub fn run(options: &QaOptions) -> Result<QaOutcome, Failure> {
     let config = match configuration(options) {
         Ok(config) => config,

@@ -437,7 +437,10 @@ impl Head<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernel_path::ComputeDtype;
     use super::super::linear::tests::noise;
+    use super::super::linear::{Columns, linear_rounded};
+    use super::super::packed::PackedMatrix;
     use super::*;
 
     fn buffer(values: &[f32]) -> Buffer {
@@ -567,6 +570,51 @@ mod tests {
                 let kept = Segment { source: Source::Cache, first_tile: 0, first_row: 0, len: cut };
                 let out = run(shape, &rest, cache, &[branch], &[kept, own(0, 0, rows - cut)], rules, path);
                 assert!(out == expected[cut * width..], "cache of {cut}");
+            }
+        }
+    }
+
+    /// Rounding at once gives the bits of rounding later, of a path and a branch of it.
+    #[test]
+    fn rounded_results_equal_results_that_are_rounded() {
+        let (rows, cut, n) = (83, 37, 40);
+        for head_dim in [32, 64, 96] {
+            let shape = HeadShape { heads: 6, kv_heads: 2, head_dim };
+            let (columns, width) = (shape.qkv_columns(), shape.heads * head_dim);
+            let qkv = buffer(&noise(rows * columns, 11));
+            let empty = Buffer::default();
+            let cache = KeysValues { keys: &empty, values: &empty, value_stride: 1, value_column: 0 };
+            let of_branch = tiles_for(cut);
+            let sequences = [
+                Sequence { rows: 0..cut, first_position: 0, first_tile: 0, segments: 0..1 },
+                Sequence { rows: cut..rows, first_position: 20, first_tile: of_branch, segments: 1..3 },
+            ];
+            let segments = [own(0, 0, cut), own(0, 0, 20), own(of_branch, cut, rows - cut)];
+            let mut keys = Buffer::default();
+            pack_keys(shape, &qkv, &sequences, &mut keys);
+            let inputs = Batch {
+                shape,
+                scores: CAPPED_WINDOW,
+                qkv: &qkv,
+                keys: &keys,
+                cache,
+                sequences: &sequences,
+                segments: &segments,
+            };
+            let w = PackedMatrix::dense(ComputeDtype::Bf16, &[&noise(n * width, 12)], width);
+            for path in KernelPath::available_bf16() {
+                let product = |x: &RoundedRows| {
+                    let mut out = vec![f32::NAN; rows * n];
+                    let mut all = Columns { data: &mut out, stride: n, first: 0 };
+                    linear_rounded(path, x, rows, &w, &mut all);
+                    out
+                };
+                let mut attended = vec![0.0; rows * width];
+                attention(path, &inputs, &mut attended);
+                let row = |i: usize, out: &mut [f32]| out.copy_from_slice(&attended[i * width..][..width]);
+                let later = product(&RoundedRows::new(path, rows, width, &row));
+                assert!(later.iter().all(|y| y.is_finite()));
+                assert!(product(&attention_rounded(path, &inputs)) == later, "{path:?} {head_dim}");
             }
         }
     }

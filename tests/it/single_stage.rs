@@ -141,6 +141,21 @@ fn eval_writes_what_lm_eval_writes() {
     let run = day0(dir.path(), ["gate", "run", "--run", "e"]).expect(0).json();
     assert_eq!(run["verdict"], json!("ACCEPT"));
     assert_eq!(names(dir.path()), set(&["e"]));
+    let bf16 = [
+        "eval",
+        "--model",
+        "day0-tiny",
+        "--suite",
+        "day0-tiny",
+        "--limit",
+        "10",
+        "--dtype",
+        "bf16",
+        "--out",
+        "b",
+    ];
+    day0(dir.path(), bf16).expect(0);
+    assert_eq!(names(&dir.path().join("b")), names(&dir.path().join("e")));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineError};
 use crate::record::calibration::ObservedInputs;
 
-const PLAIN: Model = Model { tied: false, quantized: None };
+const PLAIN: Model = Model { tied: false, quantized: None, wide: false };
 
 fn samples() -> Vec<Vec<u32>> {
     let token = |s: usize, i: usize| ((s * 7 + i * i * 3 + i) % VOCAB) as u32;

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::fixture::{MAX_LEN, Model, VOCAB, bits, checkpoint, engine, options, shuffled, two_hundred};
-use crate::engine::Engine;
-use crate::ops::kernel_path::KernelPath;
+use crate::engine::{Engine, EngineOptions};
+use crate::ops::kernel_path::{ComputeDtype, KernelPath};
 use crate::record::score::{ScoreRequest, ScoreResult};
 
 const DENSE: [Model; 3] = [
@@ -113,6 +113,31 @@ fn two_hundred_requests_in_any_company() {
 #[test]
 fn two_hundred_requests_of_quantized_models_in_any_company() {
     in_any_company(&QUANTIZED);
+}
+
+/// In parts of every kind: with a scored end, scored throughout, and where the cache has room for one page only.
+#[test]
+fn a_request_longer_than_a_batch_has_the_bits_of_one_pass() {
+    let tokens: Vec<u32> = (0..=MAX_LEN as u32).map(|i| i * i * 3 % VOCAB as u32).collect();
+    let requests: Vec<ScoreRequest> = [1, 40, 70, MAX_LEN]
+        .into_iter()
+        .map(|context_len| ScoreRequest { tokens: tokens.clone(), context_len })
+        .collect();
+    let best = [KernelPath::best(ComputeDtype::F32), KernelPath::best(ComputeDtype::Bf16)];
+    for (model, path) in models().into_iter().flat_map(|model| best.map(|path| (model, path))) {
+        let (_dir, checkpoint) = checkpoint(model, 9);
+        let whole = Engine::load_with(&checkpoint, &options(1, 4096), path).unwrap();
+        let expected = scored_bits(&whole, &requests, requests.len());
+        let roomy = 1 << 20;
+        for (rows, prefix_cache_bytes, size) in
+            [(1, roomy, 1), (7, roomy, 4), (32, roomy, 1), (50, roomy, 4), (7, 0, 4)]
+        {
+            let parts = EngineOptions { prefix_cache_bytes, ..options(2, rows) };
+            let engine = Engine::load_with(&checkpoint, &parts, path).unwrap();
+            let got = scored_bits(&engine, &requests, size);
+            assert!(got == expected, "{model:?} {path:?} {rows} rows, {prefix_cache_bytes} bytes, {size}");
+        }
+    }
 }
 
 #[test]

@@ -162,7 +162,8 @@ fn measure(text: &str, rates: &mut BTreeMap<String, f64>) {
     let codes: Vec<f32> = w.iter().map(|w| (w * 127.0).round()).collect();
     let int8 = Codes { numbers: codes, k, grid: CodeGrid::Int8, group: k };
     let packed = PackedMatrix::pack_codes(CodeKind::Int8, &[&int8], k).unwrap();
-    let quant = ActivationQuant { element: ActivationElement::Int8, group_size: None, stored: None };
+    let quant =
+        ActivationQuant { element: ActivationElement::Int8, group_size: None, mx: false, stored: None };
     let best = KernelPath::best(ComputeDtype::Bf16);
     time("w8a8", &mut |out| linear_codes(best, quant, &x, m, &packed, out));
     for (name, grid, group) in [

@@ -12,7 +12,7 @@ mod score;
 mod support;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::{EngineError, RequestError};
 pub use generator::{GenerateRequest, Generated, Generator, GeneratorLoad, GeneratorOptions};

@@ -5,6 +5,11 @@
 //! request whose input is its predecessor's gets its answer from the same row. Where a batch ends inside a shared
 //! prefix, the prefix's keys and values stay in the cache ([`super::prefix_cache`]) for the next batch, and so does the
 //! context of the last request of a call for the next call.
+//!
+//! A request that is longer than a batch goes through several: each computes the next rows, answers those that are
+//! scored, and leaves keys and values to the cache for the next.
+
+use std::ops::Range;
 
 use super::pages::{PAGE, Page, segments};
 use super::prefix_cache::PrefixCache;
@@ -52,6 +57,8 @@ pub(super) struct Planner<'a> {
     requests: &'a [PlanRequest<'a>],
     order: Vec<usize>,
     next: usize,
+    /// Leading positions of the next request that were computed, and answered where they are scored.
+    answered: usize,
     /// Whether these are inputs of the long kind.
     long: bool,
     /// Pages of the cache that hold the beginning of the next request.
@@ -83,11 +90,12 @@ impl<'a> Planner<'a> {
     pub fn new(requests: &'a [PlanRequest<'a>], long: bool) -> Self {
         let mut order: Vec<usize> = (0..requests.len()).collect();
         order.sort_by_key(|i| (requests[*i].input(), *i));
-        Self { requests, order, next: 0, long, held: Vec::new() }
+        Self { requests, order, next: 0, answered: 0, long, held: Vec::new() }
     }
 
-    /// The next batch: as many requests as fit `max_rows` new rows, at least one. Pages that it reads stay in the cache
-    /// until [`Self::done`].
+    /// The next batch of at most `max_rows` new rows: as many requests as fit, or a part of one that is longer. Where the
+    /// cache has no room for such a part, the request's rest is one batch all the same. Pages that a batch reads stay in
+    /// the cache until [`Self::done`].
     pub fn next_batch(&mut self, max_rows: usize, cache: &mut PrefixCache) -> Option<PlannedBatch> {
         let begin = self.next;
         let mut filling = Filling::default();
@@ -115,7 +123,15 @@ impl<'a> Planner<'a> {
             } else {
                 cache.release(&found);
             }
-            filling.add(index, request, shared);
+            if new > max_rows {
+                let end = (shared + max_rows).min((shared / PAGE + cache.room()) * PAGE);
+                if end > shared {
+                    filling.add(index, request, shared..end, self.answered);
+                    self.answered = end;
+                    return Some(self.finish(filling, &request.input()[..end], 0, cache));
+                }
+            }
+            filling.add(index, request, shared..request.input().len(), std::mem::take(&mut self.answered));
             self.next += 1;
         }
         if self.next == begin {
@@ -128,11 +144,22 @@ impl<'a> Planner<'a> {
         let kept = following.map_or(last.first_scored(), |following| {
             common_prefix(last.input(), following.input()).min(following.first_scored())
         });
-        let (held, stored) = filling.keep(&last.input()[..kept], self.long, cache);
+        Some(self.finish(filling, &last.input()[..kept], self.next - begin, cache))
+    }
+
+    /// The batch, which leaves `kept`, the beginning of its path, to the cache.
+    fn finish(
+        &mut self,
+        mut filling: Filling,
+        kept: &[u32],
+        requests: usize,
+        cache: &mut PrefixCache,
+    ) -> PlannedBatch {
+        let (held, stored) = filling.keep(kept, self.long, cache);
         self.held = held;
         filling.batch.stored = stored;
         filling.batch.long = self.long;
-        Some(filling.finish(self.next - begin))
+        filling.finish(requests)
     }
 
     /// The batch was computed: pages that only it read may go.
@@ -160,10 +187,12 @@ impl Filling {
         cached.map(|p| p.segment.len).sum()
     }
 
-    /// Branches off the current path after `shared` tokens.
-    fn add(&mut self, index: usize, request: PlanRequest<'_>, shared: usize) {
+    /// Branches off the current path before the positions `new` of a request, whose first `answered` were answered
+    /// before.
+    fn add(&mut self, index: usize, request: PlanRequest<'_>, new: Range<usize>, answered: usize) {
+        let shared = new.start;
         self.truncate(shared);
-        let input = request.input();
+        let input = &request.input()[..new.end];
         let first_row = self.batch.tokens.len();
         if input.len() > shared {
             self.batch.tokens.extend_from_slice(&input[shared..]);
@@ -185,8 +214,9 @@ impl Filling {
             });
             self.tiles += tiles_for(own.len);
         }
+        let first = request.first_scored().max(answered);
         for piece in &self.path {
-            let positions = piece.start.max(request.first_scored())..piece.start + piece.segment.len;
+            let positions = piece.start.max(first)..piece.start + piece.segment.len;
             for position in positions {
                 let row = piece.segment.first_row + position - piece.start;
                 let slot = position - request.first_scored();
@@ -322,6 +352,18 @@ mod tests {
     }
 
     #[test]
+    fn a_long_request_goes_through_several_batches() {
+        let tokens: Vec<u32> = (0..100).collect();
+        let batches = plan(&[(tokens.clone(), 70), ([&tokens[..99], &[7]].concat(), 70)], 40);
+        let rows: Vec<_> = batches.iter().map(|b| b.batch.tokens.len()).collect();
+        // The second request has the first one's input, but hidden states are not kept.
+        assert_eq!(rows, [40, 40, 19, 30]);
+        let scored: Vec<_> = batches.iter().map(|b| b.batch.logit_rows.len()).collect();
+        assert_eq!(scored, [0, 11, 19, 30]);
+        assert_eq!(batches.iter().map(|b| b.requests).collect::<Vec<_>>(), [0, 0, 1, 1]);
+    }
+
+    #[test]
     fn a_context_is_known_to_the_next_call() {
         let context: Vec<u32> = (0..70).collect();
         let request = |last: u32| vec![([context.clone(), vec![last, 7]].concat(), 70)];
@@ -338,16 +380,18 @@ mod tests {
         assert_eq!(rows, [71, 71 - 64, 71 - 64]);
     }
 
-    /// Follows every planned batch by hand and compares each scored row's path with the request's tokens. The key of a
-    /// token is the token, so what lies in the cache is what pages hold.
+    /// Follows every planned batch by hand and compares each scored row's path with the request's tokens, and the number
+    /// of rows with `longest`. The key of a token is the token, so what lies in the cache is what pages hold.
     fn check(
         requests: &[(Vec<u32>, usize)],
         max_rows: usize,
+        longest: usize,
         cache: &mut PrefixCache,
     ) -> Result<(), TestCaseError> {
         let mut answered = vec![Vec::new(); requests.len()];
         let mut each = |planned: PlannedBatch, cache: &mut PrefixCache| {
             let batch = &planned.batch;
+            prop_assert!(batch.tokens.len() <= longest);
             let mut paths: Vec<Vec<u32>> = vec![Vec::new(); batch.tokens.len()];
             for sequence in &batch.sequences {
                 let mut path = Vec::new();
@@ -408,8 +452,17 @@ mod tests {
             first in requests(), second in requests(), max_rows in 1usize..80, pages in 1usize..12,
         ) {
             let mut cache = cache(pages);
-            check(&first, max_rows, &mut cache)?;
-            check(&second, max_rows, &mut cache)?;
+            check(&first, max_rows, usize::MAX, &mut cache)?;
+            check(&second, max_rows, usize::MAX, &mut cache)?;
+        }
+
+        #[test]
+        fn no_batch_is_longer_than_allowed_where_the_cache_has_room(
+            first in requests(), second in requests(), max_rows in 1usize..80,
+        ) {
+            let mut cache = cache(100);
+            check(&first, max_rows, max_rows, &mut cache)?;
+            check(&second, max_rows, max_rows, &mut cache)?;
         }
     }
 }

@@ -93,6 +93,11 @@ impl PrefixCache {
         (kept, stored)
     }
 
+    /// Pages that [`Self::keep`] can still take.
+    pub fn room(&self) -> usize {
+        self.pool.available() + self.known.values().filter(|k| self.pool.is_exclusive(k.page)).count()
+    }
+
     /// Makes the full pages of a path known.
     fn learn(&mut self, long: bool, tokens: &[u32], pages: &[Page]) {
         let mut before = None;

@@ -20,7 +20,8 @@ pub struct EngineOptions {
     pub threads: Threads,
     /// What linear layers multiply; results depend on it, and the kernel path's name says so.
     pub dtype: ComputeDtype,
-    /// New rows of one forward pass; a longer single request still runs in one pass.
+    /// New rows of one forward pass; a longer request goes through several, as far as the cache has room for its keys
+    /// and values.
     pub max_batched_tokens: usize,
     /// Memory of the keys and values that are kept for prompts of later calls.
     pub prefix_cache_bytes: usize,

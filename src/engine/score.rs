@@ -183,6 +183,10 @@ impl Engine {
         each: &mut dyn FnMut(usize, usize, &HeadRow, u32, f32),
     ) {
         let hidden = self.decoder.forward(&planned.batch, cache, work);
+        if hidden.is_empty() {
+            // The first part of a long request, for its keys and values.
+            return;
+        }
         let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
         let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
         for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {

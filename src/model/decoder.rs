@@ -156,7 +156,11 @@ impl Decoder {
             let x = self.enter(layer.attention_norms.pre.as_deref(), i > 0, takes_rounded, rows, work);
             let is_last = i + 1 == self.layers.len();
             let attended = self.attend(i, x.as_ref(), !is_last, batch, &tables, cache, work);
-            if i + 1 == self.layers.len() {
+            if is_last {
+                if batch.logit_rows.is_empty() {
+                    // Keys and values were all that was asked for.
+                    return Vec::new();
+                }
                 // Nobody reads the other rows from here on.
                 let width = self.heads.heads * self.heads.head_dim;
                 compact(&mut work.x, hidden, &batch.logit_rows);

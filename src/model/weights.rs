@@ -145,12 +145,12 @@ impl<'a> Weights<'a> {
         let stored = StoredWeight::fp8(self.checkpoint, module, config.block)?;
         check_shape(&format!("{module}.weight"), &shape, &stored.shape)?;
         self.used.borrow_mut().extend(stored.tensors.iter().cloned());
-        let input = ActivationQuant { element: ActivationElement::Fp8, group_size, stored: None };
+        let input = ActivationQuant { element: ActivationElement::Fp8, group_size, mx: false, stored: None };
         Ok(LinearWeight { rows: ModuleRows::stored(self.checkpoint, stored, None), input: Some(input) })
     }
 
     /// The implemented activation schemes: symmetric; 8 bits with one dynamic scale per token or per group of a token, or
-    /// one static scale; NVFP4 below its stored global scale.
+    /// one static scale; NVFP4 below its stored global scale; MXFP8 and MXFP4 with dynamic scales.
     fn activation_quant(
         &self,
         module: &str,
@@ -169,7 +169,12 @@ impl<'a> Weights<'a> {
         // transformers fails on a ragged last group.
         let group_size = args.group_size.filter(|size| *size > 0 && k.is_multiple_of(*size));
         let is_known = match (args.strategy, args.dynamic, element) {
-            _ if !args.symmetric || args.is_mx() => false,
+            _ if !args.symmetric => false,
+            (Strategy::Group, Dynamic::Yes, ActivationElement::Fp8 | ActivationElement::Fp4)
+                if args.is_mx() =>
+            {
+                group_size.is_some()
+            }
             (Strategy::Token, Dynamic::Yes, ActivationElement::Fp8 | ActivationElement::Int8)
             | (Strategy::Tensor, Dynamic::No, ActivationElement::Fp8 | ActivationElement::Int8) => true,
             (Strategy::Group, Dynamic::Yes, ActivationElement::Fp8 | ActivationElement::Int8)
@@ -185,7 +190,7 @@ impl<'a> Weights<'a> {
                 Some(self.stored_scale(&format!("{module}.{}", tensor.suffix), args, group.dialect)?)
             }
         };
-        Ok(ActivationQuant { element, group_size, stored })
+        Ok(ActivationQuant { element, group_size, mx: args.is_mx(), stored })
     }
 
     /// A static scale of inputs, or NVFP4's global scale as a divisor.

@@ -6,7 +6,8 @@
 //! `calculate_qparams`) and `quantization/lifecycle/forward_helpers.py` (`_quantize_dequantize`).
 //!
 //! A static scale replaces the one found at run time. NVFP4 inputs have one scale for 16 values: the E4M3 number nearest
-//! to `global · max|x| / 6` (0.125 for zeros), divided by the stored global scale; codes are FP4 E2M1.
+//! to `global · max|x| / 6` (0.125 for zeros), divided by the stored global scale; codes are FP4 E2M1. MX inputs have a
+//! power of two for 32 values of FP8 E4M3 or FP4 E2M1 ([`super::e8m0`]).
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
@@ -15,7 +16,7 @@ use rayon::prelude::*;
 use super::elementary::LANES;
 use super::float_dtype::FloatDtype;
 use super::kernel_path::{KernelPath, per_path};
-use super::{fp4, fp8, qparams};
+use super::{e8m0, fp4, fp8, qparams};
 use crate::checkpoint::quant_args::Amax;
 
 /// How activations are quantized.
@@ -25,6 +26,8 @@ pub struct ActivationQuant {
     pub element: ActivationElement,
     /// Elements that share a scale; `None`: a whole row (token).
     pub group_size: Option<usize>,
+    /// Whether scales are powers of two, as MX formats have them; of floats only.
+    pub mx: bool,
     /// A stored number: the scale itself, or for NVFP4 the global scale, which divides.
     pub stored: Option<Amax>,
 }
@@ -116,11 +119,21 @@ fn scale_of(path: KernelPath, quant: ActivationQuant, x: &[f32]) -> f32 {
             qparams::nvfp4_local_scale(max_abs(path, x), global.get(), FloatDtype::F32).1
         }
         (_, Some(scale)) => scale.get(),
+        (ActivationElement::Fp8, None) if quant.mx => mx_scale(max_abs(path, x), e8m0::FP8_EXPONENT),
+        (ActivationElement::Fp4, None) if quant.mx => mx_scale(max_abs(path, x), e8m0::FP4_EXPONENT),
         (element, None) => {
             let scale = max_abs(path, x) / element.range();
             if scale == 0.0 { f32::EPSILON } else { scale }
         }
     }
+}
+
+/// The power of two for values up to `amax`. Beside an infinity nothing stays a number, as in compressed-tensors.
+fn mx_scale(amax: f32, element_exponent: i32) -> f32 {
+    if amax.is_infinite() {
+        return amax;
+    }
+    e8m0::e8m0_to_f32(e8m0::shared_exponent(amax, element_exponent, e8m0::FROM_1_75))
 }
 
 #[inline(always)]
@@ -197,7 +210,7 @@ mod tests {
     use super::*;
 
     fn token(element: ActivationElement) -> ActivationQuant {
-        ActivationQuant { element, group_size: None, stored: None }
+        ActivationQuant { element, group_size: None, mx: false, stored: None }
     }
 
     /// Reference: `tests/oracle/activation_quant.py` (compressed-tensors 0.19 `fake_quantize`, torch 2.10).
@@ -241,15 +254,68 @@ mod tests {
             let fp4 = ActivationQuant {
                 element: ActivationElement::Fp4,
                 group_size: Some(16),
+                mx: false,
                 stored: stored(100.0),
             };
             let (q, scales) = codes(path, fp4, &x);
             assert_eq!(scales, GOLDEN_NVFP4_SCALES, "{path:?}");
             assert_eq!(q, GOLDEN_NVFP4, "{path:?}");
-            let fp8 =
-                ActivationQuant { element: ActivationElement::Fp8, group_size: None, stored: stored(0.01) };
+            let fp8 = ActivationQuant { stored: stored(0.01), ..token(ActivationElement::Fp8) };
             let (q, scales) = codes(path, fp8, &x[..9]);
             assert_eq!((q.as_slice(), scales.as_slice()), (&GOLDEN_STATIC_FP8[..], &[0.01][..]), "{path:?}");
+        }
+    }
+
+    const GOLDEN_MXFP8_SCALES: [f32; 2] = [0.03125, 1.0 / 4096.0];
+    #[rustfmt::skip]
+    const GOLDEN_MXFP8: [f32; 64] = [
+        -256.0, -240.0, -224.0, -208.0, -208.0, -192.0, -176.0, -160.0, -160.0, -144.0, -128.0, -120.0, -104.0, -96.0, -80.0, -72.0,
+        -60.0, -48.0, -36.0, -24.0, -12.0, 0.0, 12.0, 24.0, 36.0, 48.0, 60.0, 72.0, 80.0, 96.0, 104.0, 120.0,
+        60.0, 64.0, 72.0, 80.0, 88.0, 88.0, 96.0, 104.0, 104.0, 112.0, 120.0, 120.0, 128.0, 128.0, 144.0, 144.0,
+        144.0, 160.0, 160.0, 176.0, 176.0, 176.0, 192.0, 192.0, 192.0, 208.0, 208.0, 208.0, 224.0, 224.0, 224.0, 240.0,
+    ];
+    const GOLDEN_MXFP4_SCALES: [f32; 2] = [2.0, 0.015_625];
+    #[rustfmt::skip]
+    const GOLDEN_MXFP4: [f32; 64] = [
+        -4.0, -4.0, -4.0, -3.0, -3.0, -3.0, -3.0, -3.0, -2.0, -2.0, -2.0, -2.0, -1.5, -1.5, -1.5, -1.0,
+        -1.0, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 1.5, 2.0,
+        1.0, 1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0,
+        2.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 4.0, 4.0, 4.0,
+    ];
+
+    fn mx(element: ActivationElement) -> ActivationQuant {
+        ActivationQuant { element, group_size: Some(32), mx: true, stored: None }
+    }
+
+    /// Reference: `tests/oracle/activation_quant.py`; after two groups of numbers one of zeros and one of 2⁻¹²⁹.
+    #[test]
+    fn golden_mx() {
+        let mut x: Vec<f32> =
+            (0..64).map(|i| (i as f32 - 21.0) * if i < 32 { 0.37 } else { 0.001_37 }).collect();
+        x.extend([0.0; 32]);
+        x.extend([f32::MIN_POSITIVE / 8.0; 32]);
+        let smallest = f32::MIN_POSITIVE / 2.0;
+        for path in KernelPath::available() {
+            for (element, codes_of, scales_of, tiny) in [
+                (ActivationElement::Fp8, GOLDEN_MXFP8, GOLDEN_MXFP8_SCALES, 0.25),
+                (ActivationElement::Fp4, GOLDEN_MXFP4, GOLDEN_MXFP4_SCALES, 0.0),
+            ] {
+                let (q, scales) = codes(path, mx(element), &x);
+                assert_eq!(scales, [scales_of[0], scales_of[1], smallest, smallest], "{path:?}");
+                assert_eq!(q[..64], codes_of, "{path:?}");
+                assert_eq!(q[64..], [[0.0; 32], [tiny; 32]].concat(), "{path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn beside_an_infinity_nothing_is_a_number() {
+        for path in KernelPath::available() {
+            let mut x = [1.0; 32];
+            x[3] = f32::INFINITY;
+            let mut out = [0.0; 32];
+            fake_quantize(path, mx(ActivationElement::Fp8), &x, 32, &mut out);
+            assert!(out.iter().all(|x| x.is_nan()), "{path:?}");
         }
     }
 
@@ -269,8 +335,7 @@ mod tests {
     fn groups_are_quantized_apart() {
         let x: Vec<f32> = (0..12).map(|i| (i as f32 - 4.0) * 1.7).collect();
         for path in KernelPath::available() {
-            let quant =
-                ActivationQuant { element: ActivationElement::Fp8, group_size: Some(4), stored: None };
+            let quant = ActivationQuant { group_size: Some(4), ..token(ActivationElement::Fp8) };
             let mut out = vec![0.0; 12];
             fake_quantize(path, quant, &x, 6 * 2, &mut out);
             for (out, x) in out.chunks(4).zip(x.chunks(4)) {

@@ -243,7 +243,7 @@ mod tests {
     }
 
     fn token(element: ActivationElement) -> ActivationQuant {
-        ActivationQuant { element, group_size: None, stored: None }
+        ActivationQuant { element, group_size: None, mx: false, stored: None }
     }
 
     proptest! {

@@ -84,8 +84,7 @@ fn modelopt_layout_from_quantize_to_eval() {
         assert!(names(&dir.path().join("q")).contains("hf_quant_config.json"));
         gate_ptq(dir.path(), recipe);
         let eval = ["eval", "--model", "q", "--suite", "day0-tiny", "--limit", "2", "--out", "e"];
-        // MXFP8 inputs need an engine that has them.
-        day0(dir.path(), eval).expect(if recipe == "mxfp8" { 4 } else { 0 });
+        day0(dir.path(), eval).expect(0);
     }
 }
 
@@ -98,9 +97,25 @@ fn engine_runs_the_new_schemes() {
                      input_activations: {num_bits: 4, type: float, strategy: tensor_group, group_size: 16, dynamic: local, amax: 30}\n  \
                      - targets: [Linear]\n    weights: {num_bits: 8, type: float, strategy: tensor}\n    \
                      input_activations: {num_bits: 8, type: float, strategy: tensor, amax: 30}\n";
-    for recipe in ["fp8_block", "w4afp8", "w4a16_asym_g32", "mxfp6a16", "mxfp8a16", "constants.yaml"] {
+    let args = "{num_bits: 4, type: float, strategy: group, group_size: 32}";
+    let mxfp4 = format!(
+        "name: mxfp4\nversion: 1\ndescription: MXFP4 inputs\ngroups:\n  - targets: [Linear]\n    weights: {args}\n    \
+         input_activations: {}\n",
+        args.replace('}', ", dynamic: true}")
+    );
+    for recipe in [
+        "fp8_block",
+        "w4afp8",
+        "w4a16_asym_g32",
+        "mxfp6a16",
+        "mxfp8a16",
+        "mxfp8",
+        "mxfp4.yaml",
+        "constants.yaml",
+    ] {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("constants.yaml"), constants).unwrap();
+        std::fs::write(dir.path().join("mxfp4.yaml"), &mxfp4).unwrap();
         day0(dir.path(), ["quantize", "day0-tiny", "--recipe", recipe, "--out", "q"]).expect(0);
         gate_ptq(dir.path(), recipe);
         let eval = ["eval", "--model", "q", "--suite", "day0-tiny", "--limit", "2", "--out", "e"];
@@ -126,6 +141,21 @@ fn eval_writes_what_lm_eval_writes() {
     let run = day0(dir.path(), ["gate", "run", "--run", "e"]).expect(0).json();
     assert_eq!(run["verdict"], json!("ACCEPT"));
     assert_eq!(names(dir.path()), set(&["e"]));
+    let bf16 = [
+        "eval",
+        "--model",
+        "day0-tiny",
+        "--suite",
+        "day0-tiny",
+        "--limit",
+        "10",
+        "--dtype",
+        "bf16",
+        "--out",
+        "b",
+    ];
+    day0(dir.path(), bf16).expect(0);
+    assert!(read_json(dir.path().join("b/record.json")).to_string().contains("cpu-bf16-"));
 }
 
 #[test]

@@ -27,3 +27,13 @@ codes = quantize(x, scale, zero_point, args, global_scale=global_scale)
 print("nvfp4", (scale.float() / global_scale).flatten().tolist(), codes.flatten().tolist())
 args = QuantizationArgs(num_bits=8, type="float", strategy="tensor")
 print("static float", quantize(x[..., :9], torch.tensor([0.01]), None, args).flatten().tolist())
+
+# MXFP8 and MXFP4 inputs: two groups of numbers, one of zeros, one of subnormal numbers.
+x = [(i - 21.0) * (0.37 if i < 32 else 0.00137) for i in range(64)] + [0.0] * 32 + [2.0**-129] * 32
+x = torch.tensor(x, dtype=torch.float32).reshape(1, 1, -1)
+for bits in (8, 4):
+    args = QuantizationArgs(
+        num_bits=bits, type="float", strategy="group", group_size=32, dynamic=True, scale_dtype=torch.uint8, zp_dtype=torch.uint8
+    )
+    scale, zero_point = compute_dynamic_scales_and_zp(x, args, torch.nn.Module())
+    print(f"mxfp{bits}", scale.flatten().tolist(), quantize(x, scale, zero_point, args).flatten().tolist())

@@ -8,7 +8,7 @@ use crate::engine::{Engine, EngineError, RequestError};
 use crate::record::score::ScoreRequest;
 use crate::record::{Classified, FailureClass};
 
-const PLAIN: Model = Model { tied: false, quantized: None };
+const PLAIN: Model = Model { tied: false, quantized: None, wide: false };
 
 #[test]
 fn requests() {
@@ -75,7 +75,7 @@ fn missing_and_extra_tensors_are_named() {
     assert!(message.contains("q_norm"), "{message}");
     // A head of its own, although the config says there is none: only a copy of the embedding is accepted.
     let head = |change: f32| {
-        load_with(Model { tied: true, quantized: None }, |_, tensors| {
+        load_with(Model { tied: true, quantized: None, wide: false }, |_, tensors| {
             let mut head = tensors[0].clone();
             head.0 = "lm_head.weight".into();
             head.3[..4].copy_from_slice(&change.to_le_bytes());
@@ -86,7 +86,7 @@ fn missing_and_extra_tensors_are_named() {
     assert!(head(1.0).is_ok());
     assert!(head(2.0).is_err_and(|e| e.failure_class() == FailureClass::ModelUnsupported));
     // Untied by the config, but the head is not there.
-    let tied = Model { tied: true, quantized: None };
+    let tied = Model { tied: true, quantized: None, wide: false };
     let (_, message) = load(tied, |config, _| config["tie_word_embeddings"] = json!(false));
     assert!(message.contains("lm_head.weight"), "{message}");
 }
@@ -102,7 +102,7 @@ fn shapes_that_contradict_the_config_are_named() {
         ("head_dim", 4),
     ] {
         for quantized in [None, Some("float")] {
-            let model = Model { tied: false, quantized };
+            let model = Model { tied: false, quantized, wide: false };
             let (class, message) = load(model, |config, _| config[field] = json!(value));
             assert_eq!(class, FailureClass::UserConfigError, "{message}");
             assert!(message.contains("shape") && message.contains("expected"), "{field}: {message}");
@@ -116,7 +116,7 @@ fn shapes_that_contradict_the_config_are_named() {
 
 #[test]
 fn unimplemented_activation_schemes_are_refused() {
-    let model = Model { tied: true, quantized: Some("float") };
+    let model = Model { tied: true, quantized: Some("float"), wide: false };
     for (field, value) in [
         ("dynamic", json!(false)),
         ("strategy", json!("tensor")),

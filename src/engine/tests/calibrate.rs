@@ -1,11 +1,20 @@
 //! Calibration sees what the graph computes, whatever the batch.
 
+use std::sync::Arc;
+
 use super::fixture::{MAX_LEN, Model, VOCAB, checkpoint, options};
+use super::golden::Golden;
+use crate::base::threads::detect;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineError};
-use crate::record::calibration::ObservedInputs;
+use crate::quantize::calibration::CalibrationConfig;
+use crate::quantize::{Arithmetic, QuantizePlan};
+use crate::recipe::load;
+use crate::record::calibration::{CalibrationRecord, ObservedInputs};
+use crate::record::score::ScoreRequest;
+use crate::record::{Provenance, SCHEMA_VERSION};
 
-const PLAIN: Model = Model { tied: false, quantized: None };
+const PLAIN: Model = Model { tied: false, quantized: None, wide: false };
 
 fn samples() -> Vec<Vec<u32>> {
     let token = |s: usize, i: usize| ((s * 7 + i * i * 3 + i) % VOCAB) as u32;
@@ -75,4 +84,46 @@ fn samples_that_the_model_cannot_take_are_refused() {
         let error = engine.observe_inputs(&[vec![1], bad], &|_| ()).unwrap_err();
         assert!(matches!(error, EngineError::Request { index: 1, .. }), "{error}");
     }
+}
+
+/// One token reaches two of the four experts in each of the two mixtures. The others are named, take the largest input
+/// of their siblings, and the checkpoint runs.
+#[test]
+fn experts_that_no_token_reached_are_named_and_filled() {
+    let golden = Golden::load();
+    let case = golden.cases().find(|case| case.name == "qwen3-moe").unwrap();
+    let (_dir, checkpoint) = case.checkpoint(&case.config);
+    let engine = Engine::load(&checkpoint, &options(1, 512)).unwrap();
+    let inputs = engine.observe_inputs(&[vec![golden.tokens[0]]], &|_| ()).unwrap();
+    assert_eq!(inputs.unseen.len(), 2 * 2 * 3, "three modules an expert: {:?}", inputs.unseen);
+    assert!(inputs.unseen.iter().all(|module| module.contains(".mlp.experts.")));
+
+    let record = CalibrationRecord {
+        schema_version: SCHEMA_VERSION,
+        data: CalibrationConfig::default().settle(std::iter::empty(), 64).unwrap().data(),
+        inputs: inputs.clone(),
+        kernel_path: engine.identity().kernel_path.clone(),
+    };
+    let plan = QuantizePlan::new(Arc::new(checkpoint), load("nvfp4").unwrap(), Arithmetic::F32).unwrap();
+    plan.calibrate(&record).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let shards = (0..plan.num_shards()).map(|i| plan.write_shard(i, out.path(), &|_| ()).unwrap()).collect();
+    let written = plan.finish(out.path(), shards, Provenance::new(detect(Some(1)))).unwrap();
+    assert!(written.calibration.unwrap().filled.iter().eq(&inputs.unseen));
+
+    let opened = Checkpoint::open(out.path()).unwrap();
+    for module in &inputs.unseen {
+        let (layer, expert) = module.split_once(".experts.").unwrap();
+        let projection = expert.split_once('.').unwrap().1;
+        let is_sibling =
+            |name: &str| name.starts_with(&format!("{layer}.experts.")) && name.ends_with(projection);
+        let siblings = inputs.amax.iter().filter(|(name, _)| is_sibling(name));
+        let amax = siblings.map(|(_, amax)| *amax).fold(0.0, f32::max);
+        let scale = opened.require_f32(&format!("{module}.input_global_scale")).unwrap();
+        assert_eq!(scale, [448.0 * 6.0 / amax], "{module}");
+    }
+    let engine = Engine::load(&opened, &options(1, 512)).unwrap();
+    let request = ScoreRequest { tokens: golden.tokens[..20].to_vec(), context_len: 1 };
+    let scored = engine.score(&[request], &|_| ()).unwrap();
+    assert!(scored[0].token_logprobs.iter().all(|l| l.is_finite()));
 }

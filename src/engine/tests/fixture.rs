@@ -9,23 +9,27 @@ use serde_json::{Value, json};
 use crate::base::threads::Threads;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions};
+use crate::record::score::{ScoreRequest, ScoreResult};
 
 /// A tensor to write.
 pub(super) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// Which random model.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Model {
+pub(crate) struct Model {
     pub tied: bool,
     /// Input quantization: `float` (FP8) or `int` (INT8), or none.
     pub quantized: Option<&'static str>,
+    /// Whether heads and the MLP have the widths whose results bf16 mode rounds at once, multiples of 32.
+    pub wide: bool,
 }
 
-pub(super) const VOCAB: usize = 40;
+pub(crate) const VOCAB: usize = 40;
 pub(super) const MAX_LEN: usize = 96;
 const HIDDEN: usize = 24;
-const INNER: usize = 40;
 const LAYERS: usize = 2;
+const HEADS: usize = 6;
+const KV_HEADS: usize = 2;
 
 struct Noise(u32);
 
@@ -50,11 +54,19 @@ impl Noise {
 }
 
 impl Model {
+    fn head_dim(self) -> usize {
+        if self.wide { 32 } else { 8 }
+    }
+
+    fn inner(self) -> usize {
+        if self.wide { 64 } else { 40 }
+    }
+
     pub(super) fn config(self) -> Value {
         let mut config = json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
-            "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 6,
-            "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB, "max_position_embeddings": MAX_LEN,
+            "intermediate_size": self.inner(), "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+            "num_key_value_heads": KV_HEADS, "head_dim": self.head_dim(), "vocab_size": VOCAB, "max_position_embeddings": MAX_LEN,
             "rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"},
             "tie_word_embeddings": self.tied, "dtype": "float32"
         });
@@ -72,6 +84,7 @@ impl Model {
 
     pub(super) fn tensors(self, seed: u32) -> Vec<Tensor> {
         let mut noise = Noise(seed);
+        let (inner, queries, keys) = (self.inner(), HEADS * self.head_dim(), KV_HEADS * self.head_dim());
         let mut tensors = vec![noise.floats("model.embed_tokens.weight".into(), &[VOCAB, HIDDEN], 1.0, 0.0)];
         tensors.push(noise.floats("model.norm.weight".into(), &[HIDDEN], 0.2, 1.0));
         if !self.tied {
@@ -83,13 +96,13 @@ impl Model {
                 tensors.push(noise.floats(name(norm), &[HIDDEN], 0.2, 1.0));
             }
             for (module, n, k) in [
-                ("self_attn.q_proj", 48, HIDDEN),
-                ("self_attn.k_proj", 16, HIDDEN),
-                ("self_attn.v_proj", 16, HIDDEN),
-                ("self_attn.o_proj", HIDDEN, 48),
-                ("mlp.gate_proj", INNER, HIDDEN),
-                ("mlp.up_proj", INNER, HIDDEN),
-                ("mlp.down_proj", HIDDEN, INNER),
+                ("self_attn.q_proj", queries, HIDDEN),
+                ("self_attn.k_proj", keys, HIDDEN),
+                ("self_attn.v_proj", keys, HIDDEN),
+                ("self_attn.o_proj", HIDDEN, queries),
+                ("mlp.gate_proj", inner, HIDDEN),
+                ("mlp.up_proj", inner, HIDDEN),
+                ("mlp.down_proj", HIDDEN, inner),
             ] {
                 let weight = name(&format!("{module}.weight"));
                 match self.quantized {
@@ -117,20 +130,51 @@ pub(super) fn write(dir: &Path, config: &Value, tensors: &[Tensor]) {
     serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
 }
 
-pub(super) fn checkpoint(model: Model, seed: u32) -> (tempfile::TempDir, Checkpoint) {
+pub(crate) fn checkpoint(model: Model, seed: u32) -> (tempfile::TempDir, Checkpoint) {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &model.config(), &model.tensors(seed));
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     (dir, checkpoint)
 }
 
-pub(super) fn options(threads: usize, max_batched_tokens: usize) -> EngineOptions {
+pub(crate) fn options(threads: usize, max_batched_tokens: usize) -> EngineOptions {
     let threads = Threads { count: threads, origin: "test".to_owned() };
     EngineOptions { max_batched_tokens, ..EngineOptions::new(threads) }
 }
 
 pub(super) fn engine(model: Model) -> Engine {
     Engine::load(&checkpoint(model, 1).1, &options(2, 512)).unwrap()
+}
+
+/// 200 requests of a few-shot task: one header, a few long contexts among short ones, four continuations each.
+pub(crate) fn two_hundred() -> Vec<ScoreRequest> {
+    let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % VOCAB as u32;
+    let header: Vec<u32> = (0..33).map(token).collect();
+    (0..50)
+        .flat_map(|item| {
+            let len = if item % 8 == 0 { 29 + item % 5 } else { 1 + item % 7 };
+            let context: Vec<u32> = (0..len).map(|i| token(1000 + item * 50 + i)).collect();
+            let tokens = [header.clone(), context].concat();
+            (0..4).map(move |choice| {
+                let continuation =
+                    (0..=(item + choice) % 3).map(|i| token(9000 + item * 40 + choice * 10 + i));
+                let context_len = tokens.len();
+                ScoreRequest { tokens: tokens.iter().copied().chain(continuation).collect(), context_len }
+            })
+        })
+        .collect()
+}
+
+/// An order of `count` things that is not theirs.
+pub(crate) fn shuffled(count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_key(|i| (*i as u32 + 1).wrapping_mul(2_654_435_769));
+    order
+}
+
+/// All of a result that must not depend on anything but the request.
+pub(crate) fn bits(result: &ScoreResult) -> (Vec<u32>, Vec<bool>) {
+    (result.token_logprobs.iter().map(|l| l.to_bits()).collect(), result.token_is_greedy.clone())
 }
 
 /// A path outside the repository's tracked files, or `None` with a printed reason.

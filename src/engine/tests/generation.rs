@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::fixture::{MAX_LEN, Model, VOCAB, checkpoint, engine, options};
 use crate::engine::{Engine, GenerateRequest, Generated, GeneratorOptions, Sampling, TokenLogprobs};
 
-const MODEL: Model = Model { tied: true, quantized: None };
+const MODEL: Model = Model { tied: true, quantized: None, wide: false };
 
 type Answers = BTreeMap<(u64, usize), Vec<TokenLogprobs>>;
 

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::fixture::{Tensor, options};
-use super::golden::{Case, Golden, TOLERANCE, alone};
+use super::golden::{Case, Golden, TOLERANCE, alone, largest};
 use crate::base::atomic;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::gguf::architecture::ARCHITECTURES;
@@ -16,6 +16,7 @@ use crate::checkpoint::gguf::test_file::TestGguf;
 use crate::checkpoint::gguf::value::Value;
 use crate::checkpoint::gguf::{ImportDtype, ImportOptions, ImportSummary, import};
 use crate::engine::Engine;
+use crate::model::ModelConfig;
 
 fn values((_, _, _, data): &Tensor) -> Vec<f32> {
     data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
@@ -130,11 +131,16 @@ fn imported(gguf: &TestGguf) -> (tempfile::TempDir, ImportSummary, Checkpoint) {
     (dir, summary, checkpoint)
 }
 
+/// What the converter calls things, by case.
+fn written_names() -> Json {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
 #[test]
 fn imported_files_have_the_logprobs_of_their_origin() {
     let golden = Golden::load();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf.json");
-    let written: Json = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let written = written_names();
     let (mut wrong, mut seen) = (Vec::new(), std::collections::BTreeSet::new());
     for case in golden.cases() {
         let Some(written) = written.get(&case.name) else { continue };
@@ -151,4 +157,54 @@ fn imported_files_have_the_logprobs_of_their_origin() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(seen, ARCHITECTURES.iter().map(|a| a.name.to_owned()).collect());
+}
+
+/// `rope_freqs.weight` of `LlamaModel.generate_extra_tensors`, in f32.
+fn llama3_factors(theta: f32, head_dim: usize, factor: f32) -> Vec<f32> {
+    const CONTEXT: f32 = 8192.0;
+    const HIGH: f32 = 4.0;
+    (0..head_dim / 2)
+        .map(|i| {
+            let wavelength = 2.0 * std::f32::consts::PI * theta.powf(2.0 * i as f32 / head_dim as f32);
+            let smooth = (CONTEXT / wavelength - 1.0) / (HIGH - 1.0);
+            if wavelength < CONTEXT / HIGH {
+                1.0
+            } else if wavelength > CONTEXT {
+                factor
+            } else {
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            }
+        })
+        .collect()
+}
+
+/// Llama 3.1's scaling is stored as factors only; imported, the model is the one whose config names the scaling.
+#[test]
+fn llama_3_factors_become_the_scaling_that_they_came_from() {
+    let golden = Golden::load();
+    let mut case = golden.cases().find(|case| case.name == "llama-v5").unwrap();
+    case.config["rope_parameters"] = json!({
+        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192
+    });
+    let mut written = written_names()["llama-v5"].take();
+    written["keys"]["llama.rope.freq_base"] = json!(500_000.0);
+    let plain = file(&case, &written, golden.vocab);
+    let factors = llama3_factors(500_000.0, 16, 8.0);
+    assert!(factors.iter().any(|f| 1.0 < *f && *f < 8.0) && factors[7] == 8.0, "{factors:?}");
+
+    let logprobs = |checkpoint: &Checkpoint| -> Vec<f32> {
+        let engine = Engine::load(checkpoint, &options(1, 512)).unwrap();
+        let tokens = engine.prompt_logprobs(&golden.tokens, 0).unwrap();
+        tokens.into_iter().flatten().map(|token| token.logprob).collect()
+    };
+    let (_unscaled, _, unscaled) = imported(&plain);
+    let (_scaled, _, scaled) = imported(&plain.f32_values("rope_freqs.weight", &[factors.len()], &factors));
+    let (_origin, origin) = case.checkpoint(&case.config);
+    let ropes =
+        |checkpoint: &Checkpoint| format!("{:?}", ModelConfig::parse(checkpoint.config()).unwrap().ropes);
+    assert_eq!(ropes(&scaled), ropes(&origin));
+    let (got, want) = (logprobs(&scaled), logprobs(&origin));
+    assert!(largest(got.iter().zip(&want).map(|(got, want)| got - want)) <= TOLERANCE);
+    assert_ne!(got, logprobs(&unscaled));
 }

@@ -11,6 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::engine::Engine;
 use crate::model::ModelConfig;
 use crate::model::architecture::ARCHITECTURES;
+use crate::ops::kernel_path::KernelPath;
 use crate::record::score::ScoreRequest;
 
 /// Largest difference of a log-probability. transformers' own sums differ by 1e-5 between its attention kernels.
@@ -33,6 +34,12 @@ pub(super) struct Case {
     pub tensors: Vec<Tensor>,
     /// For each length L two rows of log-probabilities, those at L/2 and L − 1: \[2·lengths, V\].
     pub rows: Vec<f32>,
+}
+
+/// The largest of these differences; NaN if one is.
+pub(super) fn largest(differences: impl Iterator<Item = f32>) -> f32 {
+    // Differences are positive, and NaN is above all numbers.
+    differences.map(f32::abs).max_by(f32::total_cmp).unwrap_or(f32::NAN)
 }
 
 /// The 32-bit numbers of a name: FNV-1a, then multiples of the golden ratio through lowbias32 (C. Wellons).
@@ -106,23 +113,21 @@ impl Case {
 
 /// Largest difference without sharing: each length alone, every token of the two kept rows.
 pub(super) fn alone(golden: &Golden, case: &Case, engine: &Engine) -> f32 {
-    let mut worst = 0.0f32;
+    let mut differences = Vec::new();
     for (i, length) in golden.lengths.iter().enumerate() {
         let got = engine.prompt_logprobs(&golden.tokens[..=*length], golden.vocab).unwrap();
         for (position, last) in [(length / 2, false), (length - 1, true)] {
             let want = case.row(golden, i, last);
             let top = &got[position + 1].as_ref().unwrap().top;
             assert_eq!(top.len(), golden.vocab);
-            for (token, logprob) in top {
-                worst = worst.max((logprob - want[*token as usize]).abs());
-            }
+            differences.extend(top.iter().map(|(token, logprob)| logprob - want[*token as usize]));
         }
     }
-    worst
+    largest(differences.into_iter())
 }
 
 /// The same with sharing: all lengths and several next tokens as requests of one batch, or of many small ones.
-fn shared(golden: &Golden, case: &Case, engine: &Engine) -> f32 {
+pub(super) fn shared(golden: &Golden, case: &Case, engine: &Engine) -> f32 {
     let mut requests = Vec::new();
     let mut want = Vec::new();
     for (i, length) in golden.lengths.iter().enumerate() {
@@ -134,7 +139,7 @@ fn shared(golden: &Golden, case: &Case, engine: &Engine) -> f32 {
         }
     }
     let got = engine.score(&requests, &|_| ()).unwrap();
-    got.iter().zip(want).map(|(got, want)| (got.token_logprobs[0] - want).abs()).fold(0.0, f32::max)
+    largest(got.iter().zip(want).map(|(got, want)| got.token_logprobs[0] - want))
 }
 
 #[test]
@@ -143,14 +148,19 @@ fn logprobs_of_transformers() {
     let mut wrong = Vec::new();
     for case in golden.cases() {
         let (_dir, checkpoint) = case.checkpoint(&case.config);
-        let large = Engine::load(&checkpoint, &options(2, 512)).unwrap();
-        let small = Engine::load(&checkpoint, &options(1, 8)).unwrap();
-        let differences =
-            [alone(&golden, &case, &large), shared(&golden, &case, &large), shared(&golden, &case, &small)];
-        println!("{:28} {differences:?}", case.name);
-        // NaN must not pass.
-        if !differences.iter().all(|d| *d <= TOLERANCE) {
-            wrong.push(format!("{}: {differences:?}", case.name));
+        for path in KernelPath::available() {
+            let load = |threads, rows| Engine::load_with(&checkpoint, &options(threads, rows), path).unwrap();
+            let (large, small) = (load(2, 512), load(1, 8));
+            let differences = [
+                alone(&golden, &case, &large),
+                shared(&golden, &case, &large),
+                shared(&golden, &case, &small),
+            ];
+            println!("{:28} {:16} {differences:?}", case.name, path.name());
+            // NaN must not pass.
+            if !differences.iter().all(|d| *d <= TOLERANCE) {
+                wrong.push(format!("{} {}: {differences:?}", case.name, path.name()));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -5,7 +5,7 @@ mod bad_input;
 mod batch_invariance;
 mod bf16;
 mod calibrate;
-mod fixture;
+pub(crate) mod fixture;
 mod generation;
 mod gguf;
 mod golden;

@@ -1,4 +1,4 @@
-//! The built-in engine behind its own server, on a real model.
+//! The built-in engine behind its own server, on random models and on a real one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,12 +6,17 @@ use std::sync::Arc;
 use super::{EndpointOptions, EndpointScorer};
 use crate::base::threads;
 use crate::checkpoint::Checkpoint;
+use crate::engine::tests::fixture::{
+    Model, bits, checkpoint, options as engine_options, shuffled, two_hundred,
+};
 use crate::engine::{Engine, EngineOptions};
 use crate::eval::Scorer;
 use crate::eval::probe::{ProbeTarget, probe, require_usable};
 use crate::model::tokenizer::Tokenizer;
+use crate::ops::kernel_path::{ComputeDtype, KernelPath};
 use crate::record::Provenance;
-use crate::record::score::{ScoreRequest, ScoreResult};
+use crate::record::score::ScoreRequest;
+use crate::serve::fake::ByteCodec;
 use crate::serve::{Server, ServerOptions};
 
 fn stories() -> Option<PathBuf> {
@@ -71,11 +76,34 @@ fn scores_over_http_are_the_engines_bit_for_bit() {
     requests.push(ScoreRequest { tokens: (0..511).map(|i| 3 + i % 500).collect(), context_len: 1 });
 
     let expected = engine.score(&requests, &|_| ()).unwrap();
-    let bits = |r: &ScoreResult| r.token_logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
     for (result, expected) in scorer.score(&requests, &|_| ()).iter().zip(&expected) {
-        let result = result.as_ref().unwrap();
-        assert_eq!(bits(result), bits(expected));
-        assert_eq!(result.token_is_greedy, expected.token_is_greedy);
+        assert_eq!(bits(result.as_ref().unwrap()), bits(expected));
     }
     assert!(expected.iter().any(|r| r.token_is_greedy.contains(&true)));
+}
+
+/// Alone, 7 and 64 at a time, several calls at once, shuffled.
+#[test]
+fn two_hundred_requests_over_http_are_the_engines_bit_for_bit() {
+    let requests = two_hundred();
+    let order = shuffled(requests.len());
+    let mixed: Vec<ScoreRequest> = order.iter().map(|i| requests[*i].clone()).collect();
+    let (_dir, checkpoint) = checkpoint(Model { tied: true, quantized: None, wide: true }, 7);
+    for dtype in [ComputeDtype::F32, ComputeDtype::Bf16] {
+        let path = KernelPath::best(dtype);
+        let load = |threads| Engine::load_with(&checkpoint, &engine_options(threads, 128), path).unwrap();
+        let expected = load(1).score(&requests, &|_| ()).unwrap();
+        let server =
+            Server::start(Arc::new(load(2)), Arc::new(ByteCodec), ServerOptions::local("m")).unwrap();
+        for batch_size in [1, 7, 64] {
+            let options = EndpointOptions { batch_size, ..EndpointOptions::new(&server.url()) };
+            let scorer = EndpointScorer::connect(&options, None).unwrap();
+            let results = scorer.score(&mixed, &|_| ());
+            assert_eq!(results.len(), mixed.len());
+            for (i, result) in order.iter().zip(&results) {
+                let result = result.as_ref().unwrap();
+                assert_eq!(bits(result), bits(&expected[*i]), "{path:?} {batch_size} at a time, request {i}");
+            }
+        }
+    }
 }

@@ -178,7 +178,7 @@ fn activations_have_the_codes_and_scales_of_the_cpu() {
             let found_codes = stream.download(&codes, rows * k).unwrap();
             let found_scales = get(&stream, Act::F32, &scales, rows);
             for row in 0..rows {
-                let quant = ActivationQuant { element, group_size: None, stored: None };
+                let quant = ActivationQuant { element, group_size: None, mx: false, stored: None };
                 let of_row = &x[row * k..][..k];
                 let (values, scale) = activation_quant::codes(KernelPath::detect(), quant, of_row);
                 assert_eq!(found_scales[row].to_bits(), scale[0].to_bits());

@@ -10,10 +10,11 @@
 //!
 //! The final value of a curve is the mean of its last tenth.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::Margin;
 use super::findings::Collector;
 use crate::record::qa::CheckTier;
 use crate::record::repro::{Criterion, FamilyRuns, Point, Rule, SeedRun, SeedRuns};
@@ -47,6 +48,33 @@ pub fn decide(runs: &SeedRuns, tier: CheckTier) -> GateReport {
     }
     let names: Vec<&str> = runs.families.iter().map(|f| f.family.as_str()).collect();
     out.report(format!("{} reproducible", names.join(", ")))
+}
+
+/// Puts the margin of each task in place of the spreads that the criteria allow all of them.
+pub fn with_margins(family: &mut FamilyRuns, margins: &BTreeMap<String, Margin>) {
+    let metrics: BTreeSet<&String> = family.runs.iter().flat_map(|run| run.finals.keys()).collect();
+    let of_tasks = |criterion: &Criterion| -> Vec<Criterion> {
+        let is_spread = matches!(criterion.rule, Rule::RelativeSpread { .. } | Rule::AbsoluteSpread { .. });
+        let Some(prefix) = criterion.metrics.iter().find_map(|m| m.strip_suffix('*')).filter(|_| is_spread)
+        else {
+            return Vec::new();
+        };
+        let of_task = |metric: &&String| {
+            let task = metric.strip_prefix(prefix)?;
+            let rule = match *margins.get(task)? {
+                Margin::Absolute(below) => Rule::AbsoluteSpread { below },
+                Margin::Relative(max) => Rule::RelativeSpread { max },
+            };
+            let name = format!("{}.{task}", criterion.name);
+            Some(Criterion { name, rule, metrics: vec![(*metric).clone()], tier: criterion.tier })
+        };
+        metrics.iter().filter_map(of_task).collect()
+    };
+    let criteria = family.criteria.iter().flat_map(|criterion| {
+        let own = of_tasks(criterion);
+        if own.is_empty() { vec![criterion.clone()] } else { own }
+    });
+    family.criteria = criteria.collect();
 }
 
 fn judge(out: &mut Collector, family: &FamilyRuns, criterion: &Criterion, tier: CheckTier) {

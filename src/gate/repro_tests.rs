@@ -119,6 +119,48 @@ fn scores_have_the_same_bits_and_a_small_spread() {
     assert_eq!(spread(vec![asked(0, "a"), asked(1, "b")]).checks["f.c"]["state"], json!("holds"));
 }
 
+/// DESIGN section 7: the spread across seeds is below the margin, which is the release's, task by task.
+#[test]
+fn spreads_are_held_against_the_margin_of_each_task() {
+    let score = |seed, value: f64| SeedRun {
+        finals: BTreeMap::from([
+            ("score.a".to_owned(), Some(value)),
+            ("score.b".to_owned(), Some(value)),
+            ("unbounded.c".to_owned(), Some(10.0 * value)),
+        ]),
+        ..ending(seed, 1.0)
+    };
+    let mut family = FamilyRuns {
+        family: "ptq".into(),
+        step: "item".into(),
+        steps: 100,
+        criteria: vec![
+            criterion("spread", Rule::AbsoluteSpread { below: 0.01 }, &["score.*"], CheckTier::Nightly),
+            criterion("unbounded", Rule::RelativeSpread { max: 0.01 }, &["unbounded.*"], CheckTier::Nightly),
+            criterion("finite", Rule::Finite, &[], CheckTier::Release),
+        ],
+        runs: vec![score(0, 0.50), score(1, 0.52)],
+    };
+    let margins = [
+        ("a", Margin::Absolute(0.05)),
+        ("b", Margin::Relative(0.02)),
+        ("c", Margin::Relative(0.1)),
+        ("not scored", Margin::Absolute(0.5)),
+    ];
+    with_margins(&mut family, &margins.map(|(task, margin)| (task.to_owned(), margin)).into());
+    let names: Vec<&str> = family.criteria.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names, ["spread.a", "spread.b", "unbounded.c", "finite"]);
+    let broken = |c: &Criterion| matches!(evaluate(&family, c), Outcome::Broken(_));
+    assert_eq!(family.criteria.iter().map(broken).collect::<Vec<_>>(), [false, true, false, false]);
+    // Nothing was scored: the family's own criteria stay.
+    let mut empty = FamilyRuns { runs: vec![ending(0, 1.0)], ..family.clone() };
+    empty.criteria =
+        vec![criterion("spread", Rule::AbsoluteSpread { below: 0.01 }, &["score.*"], CheckTier::Pr)];
+    let before = empty.criteria.clone();
+    with_margins(&mut empty, &BTreeMap::new());
+    assert_eq!(empty.criteria, before);
+}
+
 /// Document 000, "Seed success rate": at least 80 % of seeds; DESIGN section 7: ⌈0.8 · n⌉ seeds.
 #[test]
 fn seed_success_rate() {

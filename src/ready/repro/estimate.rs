@@ -1,9 +1,9 @@
 //! Run time of other numbers of seeds and steps, from measured runs (founding document 000, "Estimate Runtime").
 //!
 //! Each measured run i of a family gives a set-up aᵢ and a rate rᵢ, seconds a step. A scenario of n seeds with N steps
-//! takes tᵢ = aᵢ + min(N, M)·rᵢ a seed by run i, where M is the number of steps that the family's data hold, if any; the estimate is n·t̄ and its 95 % prediction interval
-//! n·t̄ ± t(0.975, m − 1) · s · √(n + n²/m), with m runs and their standard deviation s (Hahn & Meeker, Statistical
-//! Intervals, 1991, 4.7: the sum of n future observations).
+//! takes tᵢ = aᵢ + min(N, M)·rᵢ a seed by run i, where M is the number of steps that the family's data hold, if they end.
+//! The estimate is n·t̄ and its 95 % prediction interval n·t̄ ± t(0.975, m − 1) · s · √(n + n²/m), with m runs and their
+//! standard deviation s (Hahn & Meeker, Statistical Intervals, 1991, 4.7: the sum of n future observations).
 
 use serde::Serialize;
 

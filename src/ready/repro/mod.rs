@@ -6,8 +6,6 @@ mod job;
 mod measure;
 mod ptq;
 mod roundtrip;
-#[cfg(test)]
-mod shipped_tests;
 mod token;
 
 pub use family::{Family, FamilyKind, builtin_names, load};

@@ -1,15 +1,87 @@
-//! The shipped families, whole, through the gate: founding document 000 asks 80 % of the seeds to succeed, and everything
-//! else of every seed.
+//! Families as files, and the shipped ones, whole, through the gate: founding document 000 asks 80 % of the seeds to
+//! succeed, and everything else of every seed.
 
 use std::collections::BTreeMap;
 
-use super::family::{builtin_names, load};
-use super::measure::empty_run;
+use super::*;
 use crate::base::threads::Threads;
 use crate::gate;
+use crate::ready::repro::measure::empty_run;
 use crate::record::qa::CheckTier;
-use crate::record::repro::{Criterion, FamilyRuns, Point, Rule, SeedRun, SeedRuns};
+use crate::record::repro::{FamilyRuns, Point, SeedRun, SeedRuns};
 use crate::record::{FailureClass, GateReport, Provenance, SCHEMA_VERSION};
+
+fn rule(family: &str, name: &str) -> (Rule, Vec<String>, CheckTier) {
+    let family = load(family).unwrap();
+    let criterion = family.criteria.into_iter().find(|c| c.name == name).unwrap();
+    (criterion.rule, criterion.metrics, criterion.tier)
+}
+
+/// Document 000, "Recommended Threshold Defaults", in every family that is trained.
+#[test]
+fn thresholds_are_those_of_the_document() {
+    for family in ["token", "dreamerv3", "tdmpc2", "jepa", "diffusion"] {
+        let criteria = load(family).unwrap().criteria;
+        let has = |rule: Rule, tier| criteria.iter().any(|c| c.rule == rule && c.tier == tier);
+        assert!(has(Rule::Decrease { min: 0.10, within: 2000 }, CheckTier::Release), "{family}");
+        assert!(has(Rule::RelativeSpread { max: 0.10 }, CheckTier::Nightly), "{family}");
+        assert!(has(Rule::RepeatWithin { max: 0.10 }, CheckTier::Nightly), "{family}");
+        assert!(has(Rule::SuccessRate { min: 0.8 }, CheckTier::Nightly), "{family}");
+        // "Benchmark Gates (Release Only)": no NaN or Inf.
+        assert!(has(Rule::Finite, CheckTier::Release), "{family}");
+    }
+}
+
+/// Document 000, "Family-Specific Gates".
+#[test]
+fn every_family_has_its_own_gates() {
+    for (family, name, metric) in [
+        ("dreamerv3", "loss_drop", "loss"),
+        ("dreamerv3", "finite_loss_components", "kl_loss"),
+        ("tdmpc2", "loss_drop", "loss"),
+        ("tdmpc2", "finite_loss_components", "consistency_loss"),
+        ("token", "loss_trend", "perplexity"),
+        ("token", "finite_logits_and_loss", "max_abs_logit"),
+        ("diffusion", "denoise_error_trend", "denoise_error"),
+        ("diffusion", "finite_scheduler_states_and_losses", "scheduler_state"),
+        ("jepa", "prediction_loss_trend", "prediction_loss"),
+        ("jepa", "finite_projections", "target_projection_norm"),
+    ] {
+        assert!(rule(family, name).1.iter().any(|m| m == metric), "{family} {name}");
+    }
+    for (family, name) in [("ptq", "same_bits"), ("ptq", "score_spread"), ("roundtrip", "output_parity")] {
+        rule(family, name);
+    }
+}
+
+/// The document's own command says `--models dreamer,tdmpc2`.
+#[test]
+fn families_are_found_by_the_documents_names() {
+    assert_eq!(load("dreamer").unwrap().family, "dreamerv3");
+    assert_eq!(load("tdmpc2").unwrap().family, "tdmpc2");
+    assert_eq!(load("tokn").unwrap_err().hint.as_deref(), Some("did you mean 'token'?"));
+    assert!(load("no/such.yaml").is_err());
+}
+
+#[test]
+fn mistakes_are_named() {
+    let file = |rule: &str| {
+        format!("family: x\nkind: token\nstep: s\ncriteria: [{{name: c, tier: pr, rule: {rule}}}]\n")
+    };
+    assert!(parse(&file("same_bits"), "x.yaml").is_ok());
+    for (text, says) in [
+        (file("{at_most: {max: -1}}"), "criteria.c: max is -1"),
+        (file("{decrease: {min: 0.1, within: 0}}"), "within is 0"),
+        (file("{success_rate: {min: 1.5}}"), "min is 1.5"),
+        (file("{at_least: {min: 1}}"), "at_least"),
+        (file("same_bits").replace("kind: token", "kind: tokens"), "tokens"),
+        ("family: x\nkind: token\nstep: s\ncriteria: []\n".to_owned(), "criteria: none"),
+        ("[".to_owned(), "x.yaml"),
+    ] {
+        let failure = parse(&text, "x.yaml").unwrap_err();
+        assert!(failure.message.contains(says), "{text}: {failure}");
+    }
+}
 
 const STEPS: u64 = 2000;
 

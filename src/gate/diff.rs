@@ -14,11 +14,14 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::findings::Collector;
 use crate::record::snapshot::{Direction, Measured, Snapshot, direction};
 use crate::record::{FailureClass, GateName, GateReport};
+
+/// The check that holds both sides, for the comparison table.
+pub const COMPARISON: &str = "comparison";
 
 /// Differences of the counts; `None` where a side has no count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,17 @@ pub struct Delta {
     pub test_count_delta: Option<i64>,
 }
 
+impl Delta {
+    /// Differences of what must not increase: check, difference, and what it counts.
+    fn failures(&self) -> [(&'static str, Option<i64>, &'static str); 3] {
+        [
+            ("testFailures", self.test_failures_delta, "failed tests"),
+            ("typecheckErrors", self.type_errors_delta, "type errors"),
+            ("lintErrors", self.lint_errors_delta, "lint errors"),
+        ]
+    }
+}
+
 /// Pure arithmetic (document 004, `computeQualityDelta`).
 pub fn delta(baseline: &Snapshot, current: &Snapshot) -> Delta {
     let difference = |of: fn(&Snapshot) -> Option<u64>| {
@@ -49,8 +63,7 @@ pub fn delta(baseline: &Snapshot, current: &Snapshot) -> Delta {
         lint_errors_delta: difference(|s| s.lint.map(|l| l.error_count)),
         test_count_delta: difference(|s| s.tests.map(|t| t.total)),
     };
-    let failures = [delta.test_failures_delta, delta.type_errors_delta, delta.lint_errors_delta];
-    delta.passed = failures.into_iter().flatten().all(|d| d <= 0);
+    delta.passed = delta.failures().into_iter().filter_map(|(_, d, _)| d).all(|d| d <= 0);
     delta
 }
 
@@ -66,11 +79,7 @@ pub fn check(baseline: Option<&Snapshot>, current: &Snapshot) -> GateReport {
         return out.report("");
     };
     let delta = delta(baseline, current);
-    for (check, difference, what) in [
-        ("testFailures", delta.test_failures_delta, "failed tests"),
-        ("typecheckErrors", delta.type_errors_delta, "type errors"),
-        ("lintErrors", delta.lint_errors_delta, "lint errors"),
-    ] {
+    for (check, difference, what) in delta.failures() {
         failures(&mut out, check, difference, what);
     }
     if let Some(removed) = delta.test_count_delta.filter(|d| *d < 0) {
@@ -84,7 +93,22 @@ pub fn check(baseline: Option<&Snapshot>, current: &Snapshot) -> GateReport {
     out.check("testCount", json!({"delta": delta.test_count_delta}));
     no_evidence(&mut out, baseline, current);
     measurements(&mut out, &baseline.release, &current.release);
-    out.report("nothing is worse than the baseline")
+    out.check(COMPARISON, json!({"baseline": baseline, "current": current}));
+    out.mark(COMPARISON, Value::Null);
+    out.report(format!("nothing is worse than the baseline{}", improved(&delta)))
+}
+
+/// What a gate that passes says of what got better (document 004: "gate passes, improvement logged").
+fn improved(delta: &Delta) -> String {
+    let better: Vec<String> = delta
+        .failures()
+        .into_iter()
+        .filter_map(|(_, difference, what)| {
+            let fewer = difference.filter(|d| *d < 0)?.unsigned_abs();
+            Some(format!("{what} −{fewer}"))
+        })
+        .collect();
+    if better.is_empty() { String::new() } else { format!("; improved: {}", better.join(", ")) }
 }
 
 fn failures(out: &mut Collector, check: &str, difference: Option<i64>, what: &str) {
@@ -188,6 +212,18 @@ mod tests {
             let report = check(Some(&snapshot(100, 2, 3, 5)), &current);
             assert_eq!(report.pass, passed, "{}", report.detail);
         }
+    }
+
+    /// Document 004, "When It Runs": metrics improved, so the gate passes and the improvement is logged.
+    #[test]
+    fn improvements_are_logged() {
+        let detail = |current| check(Some(&snapshot(100, 2, 3, 5)), &current).detail;
+        assert_eq!(
+            detail(snapshot(100, 0, 3, 4)),
+            "nothing is worse than the baseline; improved: failed tests −2, lint errors −1"
+        );
+        assert_eq!(detail(snapshot(100, 2, 3, 5)), "nothing is worse than the baseline");
+        assert!(!detail(snapshot(100, 0, 4, 5)).contains("improved"), "not of a gate that fails");
     }
 
     /// Document 004: a negative testCountDelta generates a warning but does not fail the gate.

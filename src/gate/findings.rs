@@ -55,9 +55,11 @@ impl Collector {
         self.checks.insert(name.to_owned(), seen);
     }
 
-    /// What the check `name` saw, if it was recorded.
-    pub fn seen(&mut self, name: &str) -> Option<&mut Value> {
-        self.checks.get_mut(name)
+    /// Replaces `pass` of the check `name`: `null` is what was not evaluated, which is never shown as a pass.
+    pub fn mark(&mut self, name: &str, pass: Value) {
+        if let Some(seen) = self.checks.get_mut(name) {
+            seen["pass"] = pass;
+        }
     }
 
     /// A record of another schema cannot be judged.

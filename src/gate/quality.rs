@@ -267,6 +267,7 @@ mod tests {
         assert_eq!(report.checks["score"]["total"], json!(40));
     }
 
+    /// Document 003, "Data Flow Issues" and "Agent Coordination Issues", as DESIGN section 7 reads them: run integrity.
     #[test]
     fn a_run_that_is_not_whole_fails() {
         let mut integrity = Integrity::default();

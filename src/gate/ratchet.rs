@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::findings::Collector;
 use crate::base::closest::suggestion;
 use crate::record::ratchet::{Loosening, RATCHET_VERSION, Ratchet, Threshold};
-use crate::record::snapshot::{Direction, Measured, Snapshot, direction, metric_names};
+use crate::record::snapshot::{Direction, Measured, Snapshot, direction, is_count, metric_names};
 use crate::record::{FailureClass, GateName, GateReport};
 
 /// A ratchet that cannot be used.
@@ -82,8 +82,8 @@ fn threshold(direction: Direction, value: f64) -> Threshold {
     }
 }
 
-/// Decides whether `current` keeps every threshold. With `only_measured`, thresholds of metrics that `current` cannot
-/// hold are notes: a release does not run the tests of a repository.
+/// Decides whether `current` keeps every threshold. With `only_measured`, which is how an advisory ratchet is asked,
+/// thresholds of metrics that `current` does not hold are not evaluated: nobody asked for them, so they are no findings.
 pub fn check(ratchet: &Ratchet, current: &Snapshot, only_measured: bool) -> GateReport {
     let mut out = Collector::new(GateName::Ratchet);
     if let Err(error) = validate(ratchet) {
@@ -93,22 +93,28 @@ pub fn check(ratchet: &Ratchet, current: &Snapshot, only_measured: bool) -> Gate
         return out.report("");
     }
     let metrics = current.metrics();
-    let mut improved = 0;
+    let (mut improved, mut kept) = (0, 0);
     for (metric, limits) in &ratchet.thresholds {
         let Ok((direction, limit)) = limit(metric, limits) else { continue };
         match metrics.get(metric) {
             Some(measured) => {
                 improved += usize::from(tightened(direction, limit, measured).is_some());
+                kept += 1;
                 one(&mut out, metric, direction, limit, *measured);
             }
-            None => not_measured(&mut out, metric, current, only_measured),
+            None if only_measured => {}
+            None => not_measured(&mut out, metric, current),
         }
         let seen = metrics.get(metric);
         out.check(metric, json!({"limit": limits, "measured": seen}));
+        if only_measured && seen.is_none() {
+            out.mark(metric, Value::Null);
+        }
     }
-    let kept = ratchet.thresholds.len();
     let better = if improved > 0 { format!(", {improved} can be tightened") } else { String::new() };
-    out.report(format!("{kept} threshold(s) kept{better}"))
+    let unknown = ratchet.thresholds.len() - kept;
+    let rest = if unknown > 0 { format!(", {unknown} not evaluated") } else { String::new() };
+    out.report(format!("{kept} threshold(s) kept{better}{rest}"))
 }
 
 fn one(out: &mut Collector, metric: &str, direction: Direction, limit: f64, measured: Measured) {
@@ -122,7 +128,7 @@ fn one(out: &mut Collector, metric: &str, direction: Direction, limit: f64, meas
         Direction::Lower => value > limit,
     };
     let finding = |out: &Collector, class| {
-        out.finding(metric, class, metric).observed(shown(measured)).expected(format!("{name} {limit}"))
+        out.finding(metric, class, metric).observed(measured.to_string()).expected(format!("{name} {limit}"))
     };
     if !measured.value.is_finite() || !best.is_finite() {
         out.add(finding(out, FailureClass::InsufficientEvidence).hint("measure the metric again"));
@@ -135,21 +141,19 @@ fn one(out: &mut Collector, metric: &str, direction: Direction, limit: f64, meas
     }
 }
 
-fn shown(measured: Measured) -> String {
-    match (measured.lower, measured.upper) {
-        (Some(lower), Some(upper)) => format!("{} ({lower:.4} … {upper:.4})", measured.value),
-        _ => measured.value.to_string(),
-    }
-}
-
-fn not_measured(out: &mut Collector, metric: &str, current: &Snapshot, only_measured: bool) {
+fn not_measured(out: &mut Collector, metric: &str, current: &Snapshot) {
     let reason = current.failed_commands.values().next().cloned();
-    let finding = out
-        .finding(metric, FailureClass::InsufficientEvidence, metric)
-        .observed(reason.unwrap_or_else(|| "not measured".to_owned()))
-        .expected("a measurement")
-        .hint("configure a command that counts it, or fix the one that failed");
-    out.add(if only_measured { finding.as_note() } else { finding });
+    let hint = if is_count(metric) {
+        "configure a command that counts it, or fix the one that failed"
+    } else {
+        "measure it by a release: --run RUN"
+    };
+    out.add(
+        out.finding(metric, FailureClass::InsufficientEvidence, metric)
+            .observed(reason.filter(|_| is_count(metric)).unwrap_or_else(|| "not measured".to_owned()))
+            .expected("a measurement")
+            .hint(hint),
+    );
 }
 
 /// The new limit where the measurement is better, on its pessimistic bound.
@@ -212,33 +216,66 @@ pub fn init(current: &Snapshot, by: &str, only: &[String]) -> Result<Ratchet, Ra
     Ok(ratchet)
 }
 
+/// Who changes a ratchet, when and why.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// When, ISO 8601 UTC.
+    pub at: &'a str,
+    /// By whom.
+    pub by: &'a str,
+    /// Why; needed where a threshold becomes weaker.
+    pub reason: &'a str,
+}
+
 /// Sets one threshold to `value`, also where that is weaker; a weaker one needs a reason, which stays in the file.
-pub fn set(
-    ratchet: &Ratchet,
-    metric: &str,
-    value: f64,
-    (at, by, reason): (&str, &str, &str),
-) -> Result<Ratchet, RatchetError> {
+pub fn set(ratchet: &Ratchet, metric: &str, value: f64, change: Change<'_>) -> Result<Ratchet, RatchetError> {
     let direction =
         direction(metric).ok_or_else(|| RatchetError::UnknownMetric { metric: metric.to_owned() })?;
     let to = threshold(direction, value);
     limit(metric, &to)?;
     let mut new = ratchet.clone();
-    let from = new.thresholds.insert(metric.to_owned(), to);
-    if let Some(from) = from {
-        let (_, before) = limit(metric, &from)?;
-        let weaker = if direction == Direction::Higher { value < before } else { value > before };
-        if weaker && reason.trim().is_empty() {
-            return Err(RatchetError::NoReason { metric: metric.to_owned() });
-        }
-        if weaker {
-            let (at, by, reason) = (at.to_owned(), by.to_owned(), reason.trim().to_owned());
-            new.loosened.push(Loosening { at, by, metric: metric.to_owned(), from, to, reason });
-        }
+    if let Some(from) = new.thresholds.insert(metric.to_owned(), to) {
+        new.loosened.extend(loosening(metric, from, Some(to), change)?);
     }
-    at.clone_into(&mut new.updated_at);
-    by.clone_into(&mut new.updated_by);
+    change.at.clone_into(&mut new.updated_at);
+    change.by.clone_into(&mut new.updated_by);
     Ok(new)
+}
+
+/// `new` in the place of `old`, with every loosening that `old` records and those that this is.
+pub fn replace(old: &Ratchet, new: Ratchet, change: Change<'_>) -> Result<Ratchet, RatchetError> {
+    let mut loosened = old.loosened.clone();
+    for (metric, from) in &old.thresholds {
+        loosened.extend(loosening(metric, *from, new.thresholds.get(metric).copied(), change)?);
+    }
+    Ok(Ratchet { loosened, ..new })
+}
+
+/// The record of a threshold that becomes weaker, or goes; it needs a reason.
+fn loosening(
+    metric: &str,
+    from: Threshold,
+    to: Option<Threshold>,
+    change: Change<'_>,
+) -> Result<Option<Loosening>, RatchetError> {
+    let (direction, before) = limit(metric, &from)?;
+    let after = to.map(|to| limit(metric, &to)).transpose()?;
+    let weaker = after.is_none_or(|(_, after)| match direction {
+        Direction::Higher => after < before,
+        Direction::Lower => after > before,
+    });
+    let reason = change.reason.trim();
+    if weaker && reason.is_empty() {
+        return Err(RatchetError::NoReason { metric: metric.to_owned() });
+    }
+    Ok(weaker.then(|| Loosening {
+        at: change.at.to_owned(),
+        by: change.by.to_owned(),
+        metric: metric.to_owned(),
+        from,
+        to: to.unwrap_or_default(),
+        reason: reason.to_owned(),
+    }))
 }
 
 #[cfg(test)]
@@ -308,8 +345,12 @@ mod tests {
         let mut current = snapshot(847, 0, 12, 34);
         current.lint = None;
         assert_eq!(class(&current), Some(FailureClass::InsufficientEvidence));
-        let noted = check(&document(), &current, true);
-        assert!(noted.pass && noted.findings.len() == 1);
+        // DESIGN section 7: advisory warns and goes on. What nobody measured is no finding, and no pass either.
+        let advisory = check(&document(), &current, true);
+        assert!(advisory.pass && advisory.findings.is_empty());
+        assert_eq!(advisory.checks["lintErrors"]["pass"], Value::Null);
+        assert_eq!(advisory.checks["testCount"]["pass"], json!(true));
+        assert_eq!(advisory.detail, "3 threshold(s) kept, 1 not evaluated");
     }
 
     /// DESIGN section 7: noisy metrics tighten on their confidence bound.
@@ -338,13 +379,39 @@ mod tests {
     /// DESIGN section 7: loosening needs a reason that is recorded.
     #[test]
     fn loosening_needs_a_reason_that_stays() {
-        let weaker = |reason| set(&document(), "testCount", 800.0, ("t", "me", reason));
+        let change = |reason| Change { at: "t", by: "me", reason };
+        let weaker = |reason| set(&document(), "testCount", 800.0, change(reason));
         assert_eq!(weaker(" "), Err(RatchetError::NoReason { metric: "testCount".into() }));
         let new = weaker("tests moved to another repository").unwrap();
         assert_eq!(new.thresholds["testCount"].min, Some(800.0));
         assert_eq!(new.loosened[0].from.min, Some(847.0));
         assert_eq!(new.loosened[0].reason, "tests moved to another repository");
-        assert!(set(&document(), "testCount", 900.0, ("t", "me", "")).unwrap().loosened.is_empty());
+        assert!(set(&document(), "testCount", 900.0, change("")).unwrap().loosened.is_empty());
+    }
+
+    /// Document 004: thresholds never loosen; DESIGN section 7: loosening needs a reason that is recorded, also where the
+    /// whole file is written anew.
+    #[test]
+    fn starting_again_loosens_with_a_reason_and_keeps_those_before() {
+        let change = |reason| Change { at: "t", by: "me", reason };
+        let old = set(&document(), "testCount", 800.0, change("moved")).unwrap();
+        let anew = |current: &Snapshot, only: &[&str], reason| {
+            let only: Vec<String> = only.iter().map(|m| (*m).to_owned()).collect();
+            replace(&old, init(current, "me", &only).unwrap(), change(reason))
+        };
+        let all = ["testCount", "testFailures", "typecheckErrors", "lintErrors"];
+        let tighter = anew(&snapshot(900, 0, 12, 30), &all, "").unwrap();
+        assert_eq!((tighter.loosened.len(), tighter.thresholds["testCount"].min), (1, Some(900.0)));
+        let weaker = snapshot(900, 0, 13, 30);
+        assert_eq!(anew(&weaker, &all, ""), Err(RatchetError::NoReason { metric: "typecheckErrors".into() }));
+        let new = anew(&weaker, &all, "a new compiler").unwrap();
+        assert_eq!((new.loosened.len(), new.loosened[1].to.max), (2, Some(13.0)));
+        // A threshold that goes is weaker than any.
+        let gone = &all[..3];
+        assert!(anew(&snapshot(900, 0, 12, 30), gone, " ").is_err());
+        let removed = &anew(&snapshot(900, 0, 12, 30), gone, "no linter").unwrap().loosened[1];
+        assert_eq!((removed.metric.as_str(), removed.from.max), ("lintErrors", Some(34.0)));
+        assert_eq!(removed.to, Threshold::default());
     }
 
     #[test]

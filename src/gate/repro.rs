@@ -5,10 +5,16 @@
 //!   `within`. A run that is shorter is not evaluated, which is never a pass.
 //! - success: at least ⌈min · n⌉ of n seeds run to their end and meet the criteria of their kind.
 //!
+//! The share of the seeds that must succeed is allowed to the decrease too. Everything else holds for every seed that ran
+//! to its end; one that broke off is left to the success rate, unless what it left shows that a criterion is broken.
+//!
 //! The final value of a curve is the mean of its last tenth.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::Margin;
 use super::findings::Collector;
 use crate::record::qa::CheckTier;
 use crate::record::repro::{Criterion, FamilyRuns, Point, Rule, SeedRun, SeedRuns};
@@ -20,6 +26,8 @@ enum Outcome {
     Holds(String),
     Broken(String),
     NotEvaluated(String),
+    /// There is nothing that it could say, whatever is measured.
+    Pointless(String),
 }
 
 /// Decides about all families, with the criteria of `tier` and the tiers before it.
@@ -42,6 +50,33 @@ pub fn decide(runs: &SeedRuns, tier: CheckTier) -> GateReport {
     out.report(format!("{} reproducible", names.join(", ")))
 }
 
+/// Puts the margin of each task in place of the spreads that the criteria allow all of them.
+pub fn with_margins(family: &mut FamilyRuns, margins: &BTreeMap<String, Margin>) {
+    let metrics: BTreeSet<&String> = family.runs.iter().flat_map(|run| run.finals.keys()).collect();
+    let of_tasks = |criterion: &Criterion| -> Vec<Criterion> {
+        let is_spread = matches!(criterion.rule, Rule::RelativeSpread { .. } | Rule::AbsoluteSpread { .. });
+        let Some(prefix) = criterion.metrics.iter().find_map(|m| m.strip_suffix('*')).filter(|_| is_spread)
+        else {
+            return Vec::new();
+        };
+        let of_task = |metric: &&String| {
+            let task = metric.strip_prefix(prefix)?;
+            let rule = match *margins.get(task)? {
+                Margin::Absolute(below) => Rule::AbsoluteSpread { below },
+                Margin::Relative(max) => Rule::RelativeSpread { max },
+            };
+            let name = format!("{}.{task}", criterion.name);
+            Some(Criterion { name, rule, metrics: vec![(*metric).clone()], tier: criterion.tier })
+        };
+        metrics.iter().filter_map(of_task).collect()
+    };
+    let criteria = family.criteria.iter().flat_map(|criterion| {
+        let own = of_tasks(criterion);
+        if own.is_empty() { vec![criterion.clone()] } else { own }
+    });
+    family.criteria = criteria.collect();
+}
+
 fn judge(out: &mut Collector, family: &FamilyRuns, criterion: &Criterion, tier: CheckTier) {
     let check = format!("{}.{}", family.family, criterion.name);
     let outcome = evaluate(family, criterion);
@@ -57,6 +92,7 @@ fn judge(out: &mut Collector, family: &FamilyRuns, criterion: &Criterion, tier: 
             let hint = "run more steps, or a lower --tier";
             (Some(finding(FailureClass::InsufficientEvidence, &observed).hint(hint)), why)
         }
+        Outcome::Pointless(why) => (None, why),
     };
     if let Some(finding) = found {
         out.add(if asked { finding } else { finding.as_note() });
@@ -64,19 +100,12 @@ fn judge(out: &mut Collector, family: &FamilyRuns, criterion: &Criterion, tier: 
     let state = match outcome {
         Outcome::Holds(_) => "holds",
         Outcome::Broken(_) => "broken",
-        Outcome::NotEvaluated(_) => "not evaluated",
+        Outcome::NotEvaluated(_) | Outcome::Pointless(_) => "not evaluated",
     };
     let tier = criterion.tier;
     out.check(&check, json!({"state": state, "detail": detail, "tier": tier, "decides": asked}));
     if state != "holds" {
-        // What was not evaluated is never shown as a pass.
-        mark(out, &check, if state == "broken" { json!(false) } else { Value::Null });
-    }
-}
-
-fn mark(out: &mut Collector, check: &str, pass: Value) {
-    if let Some(seen) = out.seen(check) {
-        seen["pass"] = pass;
+        out.mark(&check, if state == "broken" { json!(false) } else { Value::Null });
     }
 }
 
@@ -107,11 +136,8 @@ fn evaluate(family: &FamilyRuns, criterion: &Criterion) -> Outcome {
         }
         Rule::RepeatWithin { max } => repeats(family, criterion, max),
         Rule::SuccessRate { min } => success_rate(family, min),
-        Rule::SameBits | Rule::Finite => {
-            let outcomes = family.runs.iter().map(|run| per_seed(family, criterion, run)).collect();
-            needed(outcomes, family.runs.len())
-        }
-        Rule::Decrease { .. } | Rule::AtMost { .. } => {
+        Rule::SameBits | Rule::Finite | Rule::AtMost { .. } => every_seed(family, criterion),
+        Rule::Decrease { .. } => {
             let outcomes = family.runs.iter().map(|run| per_seed(family, criterion, run)).collect();
             let rate = family.criteria.iter().find_map(|c| match c.rule {
                 Rule::SuccessRate { min } => Some(min),
@@ -133,6 +159,20 @@ fn seeds_needed(min: f64, n: usize) -> usize {
     (min * n as f64 - 1e-9).ceil().max(0.0) as usize
 }
 
+/// Every seed that ran to its end, and those that broke off and show all the same that the criterion is broken.
+fn every_seed(family: &FamilyRuns, criterion: &Criterion) -> Outcome {
+    let judged = family.runs.iter().map(|run| (run.broke_off(), per_seed(family, criterion, run)));
+    let outcomes: Vec<(u64, Outcome)> = judged
+        .filter(|(broke_off, (_, outcome))| !broke_off || matches!(outcome, Outcome::Broken(_)))
+        .map(|(_, outcome)| outcome)
+        .collect();
+    if outcomes.is_empty() {
+        return Outcome::NotEvaluated("no seed ran to its end".to_owned());
+    }
+    let all = outcomes.len();
+    needed(outcomes, all)
+}
+
 /// Enough seeds hold; too few that hold or may hold is broken, else not evaluated.
 fn needed(outcomes: Vec<(u64, Outcome)>, needed: usize) -> Outcome {
     let n = outcomes.len();
@@ -142,7 +182,7 @@ fn needed(outcomes: Vec<(u64, Outcome)>, needed: usize) -> Outcome {
         match outcome {
             Outcome::Holds(_) => holds += 1,
             Outcome::Broken(why) => broken.push(format!("seed {seed}: {why}")),
-            Outcome::NotEvaluated(why) => unknown.push(why),
+            Outcome::NotEvaluated(why) | Outcome::Pointless(why) => unknown.push(why),
         }
     }
     if holds >= needed {
@@ -171,31 +211,33 @@ fn per_seed(family: &FamilyRuns, criterion: &Criterion, run: &SeedRun) -> (u64, 
     (run.seed, outcome)
 }
 
-/// Metrics of a run that a criterion names; a name that ends in `*` stands for all that begin so, no name for all.
-fn metrics<'a>(criterion: &'a Criterion, run: &'a SeedRun) -> Result<Vec<&'a str>, String> {
-    let known = || run.curves.keys().chain(run.finals.keys()).map(String::as_str);
+/// Metrics of a run that a criterion names, and the first of them that it lacks; a name that ends in `*` stands for all
+/// that begin so, no name for all.
+fn named<'a>(criterion: &'a Criterion, run: &'a SeedRun) -> (Vec<&'a str>, Option<&'a str>) {
+    let reported = run.curves.keys().chain(run.finals.keys()).chain(run.non_finite.keys());
+    let known: BTreeSet<&str> = reported.map(String::as_str).collect();
     if criterion.metrics.is_empty() {
-        return Ok(known().collect());
+        return (known.into_iter().collect(), None);
     }
-    let mut found = Vec::new();
+    let (mut found, mut missing) = (Vec::new(), None);
     for name in &criterion.metrics {
-        let before = found.len();
         match name.strip_suffix('*') {
-            Some(prefix) => found.extend(known().filter(|k| k.starts_with(prefix))),
-            None => found.extend(known().filter(|k| k == name)),
-        }
-        if found.len() == before && !name.ends_with('*') {
-            return Err(name.clone());
+            Some(prefix) => found.extend(known.iter().filter(|k| k.starts_with(prefix))),
+            None if known.contains(name.as_str()) => found.push(name.as_str()),
+            None => missing = missing.or(Some(name.as_str())),
         }
     }
-    Ok(found)
+    (found, missing)
+}
+
+/// All metrics that a criterion names, or the one that is missing.
+fn metrics<'a>(criterion: &'a Criterion, run: &'a SeedRun) -> Result<Vec<&'a str>, &'a str> {
+    let (found, missing) = named(criterion, run);
+    missing.map_or(Ok(found), Err)
 }
 
 fn finite(family: &FamilyRuns, criterion: &Criterion, run: &SeedRun) -> Outcome {
-    let names = match metrics(criterion, run) {
-        Ok(names) => names,
-        Err(name) => return Outcome::Broken(format!("metric {name} is missing")),
-    };
+    let (names, missing) = named(criterion, run);
     for name in &names {
         let counted = run.non_finite.get(*name).copied().unwrap_or(0);
         let absent = run.finals.get(*name).is_some_and(|v| v.is_none_or(|v| !v.is_finite()));
@@ -204,14 +246,27 @@ fn finite(family: &FamilyRuns, criterion: &Criterion, run: &SeedRun) -> Outcome 
             return Outcome::Broken(format!("{name} is not finite {} time(s)", counted.max(1)));
         }
     }
+    // What broke off has shown nothing that is not finite.
+    if run.broke_off() {
+        return Outcome::NotEvaluated(run.error.clone());
+    }
+    if let Some(name) = missing {
+        return Outcome::Broken(format!("metric {name} is missing"));
+    }
     // Values of steps that were not done are not known to be finite.
-    if run.steps_done < family.steps {
-        return Outcome::Broken(format!("{} of {} steps done", run.steps_done, family.steps));
+    if let Some(short) = too_short(family, run) {
+        return Outcome::Broken(short);
     }
     if names.is_empty() {
         return Outcome::NotEvaluated("no metric was reported".to_owned());
     }
     Outcome::Holds(format!("{} metric(s) finite", names.len()))
+}
+
+/// What is missing of a run that did fewer steps than it was asked for and could.
+fn too_short(family: &FamilyRuns, run: &SeedRun) -> Option<String> {
+    let wanted = run.steps_wanted(family.steps);
+    (run.steps_done < wanted).then(|| format!("{} of {wanted} steps done", run.steps_done))
 }
 
 fn finite_value(point: Point) -> Option<f64> {
@@ -258,6 +313,10 @@ fn mean_of<'a>(points: impl Iterator<Item = &'a Point>) -> Option<f64> {
 }
 
 fn at_most(criterion: &Criterion, run: &SeedRun, max: f64) -> Outcome {
+    // Final values of a run that broke off are not those of its end.
+    if run.broke_off() {
+        return Outcome::NotEvaluated(run.error.clone());
+    }
     let names = match metrics(criterion, run) {
         Ok(names) => names,
         Err(name) => return Outcome::NotEvaluated(format!("metric {name} is missing")),
@@ -291,11 +350,18 @@ fn spread(
     criterion: &Criterion,
     judge: impl Fn(f64, f64, f64) -> (bool, String),
 ) -> Outcome {
-    let complete: Vec<&SeedRun> = family.runs.iter().filter(|run| run.error.is_empty()).collect();
-    if complete.len() < 2 {
+    let complete: Vec<&SeedRun> = family.runs.iter().filter(|run| !run.broke_off()).collect();
+    let [first, others @ ..] = complete.as_slice() else {
+        return Outcome::NotEvaluated("no seed ran to its end".to_owned());
+    };
+    if others.is_empty() {
         return Outcome::NotEvaluated("a spread needs two seeds that ran to their end".to_owned());
     }
-    let names = match metrics(criterion, complete[0]) {
+    if first.prompts_digest.is_some() && others.iter().all(|run| run.prompts_digest == first.prompts_digest) {
+        let why = "every seed asked the same, so its spread says nothing: no task draws examples";
+        return Outcome::Pointless(why.to_owned());
+    }
+    let names = match metrics(criterion, first) {
         Ok(names) => names,
         Err(name) => return Outcome::Broken(format!("metric {name} is missing")),
     };
@@ -327,10 +393,12 @@ fn spread(
 fn repeats(family: &FamilyRuns, criterion: &Criterion, max: f64) -> Outcome {
     let mut pairs: Vec<(u64, String, Option<f64>, Option<f64>)> = Vec::new();
     let wanted = |name: &str| criterion.metrics.is_empty() || criterion.metrics.iter().any(|m| m == name);
-    for (index, run) in family.runs.iter().enumerate() {
+    // What broke off has no value of its end.
+    let complete: Vec<&SeedRun> = family.runs.iter().filter(|run| !run.broke_off()).collect();
+    for (index, run) in complete.iter().enumerate() {
         let own = run.repeat_values.iter().filter(|(name, _)| wanted(name));
         pairs.extend(own.map(|(name, [first, again])| (run.seed, name.clone(), *first, *again)));
-        for other in family.runs[..index].iter().filter(|o| o.seed == run.seed) {
+        for other in complete[..index].iter().filter(|o| o.seed == run.seed) {
             let names = run.curves.keys().chain(run.finals.keys()).filter(|name| wanted(name));
             pairs.extend(names.map(|n| (run.seed, n.clone(), final_value(other, n), final_value(run, n))));
         }
@@ -357,21 +425,19 @@ fn success_rate(family: &FamilyRuns, min: f64) -> Outcome {
     let mut failed = Vec::new();
     let n = family.runs.len();
     for run in &family.runs {
-        let mut why = run.error.clone();
-        if why.is_empty() && run.steps_done < family.steps {
-            why = format!("{} of {} steps done", run.steps_done, family.steps);
-        }
-        for criterion in &family.criteria {
+        let mut why = if run.broke_off() { Some(run.error.clone()) } else { too_short(family, run) };
+        for criterion in family.criteria.iter().filter(|_| !run.broke_off()) {
             match per_seed(family, criterion, run).1 {
-                Outcome::Broken(broken) if why.is_empty() => why = format!("{}: {broken}", criterion.name),
+                Outcome::Broken(broken) => {
+                    why = why.or_else(|| Some(format!("{}: {broken}", criterion.name)));
+                }
                 Outcome::NotEvaluated(_) => unevaluated.push(criterion.name.as_str()),
-                _ => {}
+                Outcome::Holds(_) | Outcome::Pointless(_) => {}
             }
         }
-        if !why.is_empty() {
-            failed.push(format!("seed {}: {why}", run.seed));
-        }
+        failed.extend(why.map(|why| format!("seed {}: {why}", run.seed)));
     }
+    unevaluated.sort_unstable();
     unevaluated.dedup();
     let (passed, needed) = (n - failed.len(), seeds_needed(min, n));
     let without =

@@ -14,6 +14,7 @@ fn run(seed: u64, steps: u64, from: f64, to: f64) -> SeedRun {
     SeedRun {
         seed,
         steps_done: steps,
+        steps_available: None,
         error: String::new(),
         setup_s: 0.0,
         steps_s: 1.0,
@@ -23,6 +24,7 @@ fn run(seed: u64, steps: u64, from: f64, to: f64) -> SeedRun {
         digest: None,
         repeat_digest: None,
         repeat_values: BTreeMap::new(),
+        prompts_digest: None,
         notes: vec![],
     }
 }
@@ -105,6 +107,58 @@ fn scores_have_the_same_bits_and_a_small_spread() {
     assert_eq!(class(vec![score(0, 0.5), score(1, 0.509)], rule, &["score.*"]), None);
     assert_eq!(class(vec![score(0, 0.5), score(1, 0.52)], rule, &["score.*"]), FAILED);
     assert_eq!(class(vec![score(0, 0.5), score(1, f64::NAN)], rule, &["score.*"]), FAILED);
+    // Seeds that asked the same say nothing by a spread of nothing; that is a fact about the suite, and fails nothing.
+    let asked = |seed, what: &str| SeedRun { prompts_digest: Some(what.into()), ..score(seed, 0.5) };
+    let spread = |runs| report(runs, vec![criterion("c", rule, &["score.*"], CheckTier::Pr)], CheckTier::Pr);
+    let same = spread(vec![asked(0, "a"), asked(1, "a")]);
+    assert!(same.pass && same.findings.is_empty());
+    assert_eq!(
+        (&same.checks["f.c"]["state"], &same.checks["f.c"]["pass"]),
+        (&json!("not evaluated"), &Value::Null)
+    );
+    assert_eq!(spread(vec![asked(0, "a"), asked(1, "b")]).checks["f.c"]["state"], json!("holds"));
+}
+
+/// DESIGN section 7: the spread across seeds is below the margin, which is the release's, task by task.
+#[test]
+fn spreads_are_held_against_the_margin_of_each_task() {
+    let score = |seed, value: f64| SeedRun {
+        finals: BTreeMap::from([
+            ("score.a".to_owned(), Some(value)),
+            ("score.b".to_owned(), Some(value)),
+            ("unbounded.c".to_owned(), Some(10.0 * value)),
+        ]),
+        ..ending(seed, 1.0)
+    };
+    let mut family = FamilyRuns {
+        family: "ptq".into(),
+        step: "item".into(),
+        steps: 100,
+        criteria: vec![
+            criterion("spread", Rule::AbsoluteSpread { below: 0.01 }, &["score.*"], CheckTier::Nightly),
+            criterion("unbounded", Rule::RelativeSpread { max: 0.01 }, &["unbounded.*"], CheckTier::Nightly),
+            criterion("finite", Rule::Finite, &[], CheckTier::Release),
+        ],
+        runs: vec![score(0, 0.50), score(1, 0.52)],
+    };
+    let margins = [
+        ("a", Margin::Absolute(0.05)),
+        ("b", Margin::Relative(0.02)),
+        ("c", Margin::Relative(0.1)),
+        ("not scored", Margin::Absolute(0.5)),
+    ];
+    with_margins(&mut family, &margins.map(|(task, margin)| (task.to_owned(), margin)).into());
+    let names: Vec<&str> = family.criteria.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names, ["spread.a", "spread.b", "unbounded.c", "finite"]);
+    let broken = |c: &Criterion| matches!(evaluate(&family, c), Outcome::Broken(_));
+    assert_eq!(family.criteria.iter().map(broken).collect::<Vec<_>>(), [false, true, false, false]);
+    // Nothing was scored: the family's own criteria stay.
+    let mut empty = FamilyRuns { runs: vec![ending(0, 1.0)], ..family.clone() };
+    empty.criteria =
+        vec![criterion("spread", Rule::AbsoluteSpread { below: 0.01 }, &["score.*"], CheckTier::Pr)];
+    let before = empty.criteria.clone();
+    with_margins(&mut empty, &BTreeMap::new());
+    assert_eq!(empty.criteria, before);
 }
 
 /// Document 000, "Seed success rate": at least 80 % of seeds; DESIGN section 7: ⌈0.8 · n⌉ seeds.
@@ -172,7 +226,31 @@ fn numerical_stability() {
     assert_eq!(class(vec![ending(0, f64::NAN)], rule, &["loss"]), FAILED);
     // Steps that were not done are not known to be finite.
     let short = SeedRun { steps_done: 50, ..ending(1, 1.0) };
-    assert_eq!(class(vec![ending(0, 1.0), short], rule, &["loss"]), FAILED);
+    assert_eq!(class(vec![ending(0, 1.0), short.clone()], rule, &["loss"]), FAILED);
+    // Unless there are no more steps to do.
+    let whole = SeedRun { steps_available: Some(50), ..short };
+    assert_eq!(class(vec![ending(0, 1.0), whole], rule, &["loss"]), None);
+    // A metric that was never finite is known by its count alone.
+    let only = SeedRun { non_finite: BTreeMap::from([("loglikelihood.x".to_owned(), 3)]), ..ending(0, 1.0) };
+    assert_eq!(class(vec![only.clone()], rule, &[]), FAILED);
+    assert_eq!(class(vec![only], rule, &["loglikelihood.x"]), FAILED);
+}
+
+/// Document 000, "Seed success rate": what broke off is counted there, and nowhere else unless it shows more.
+#[test]
+fn what_broke_off_is_left_to_the_success_rate() {
+    let crashed = || SeedRun { error: "exit code 9".into(), steps_done: 3, ..ending(1, 1.0) };
+    let bits =
+        |again: &str, run| SeedRun { digest: Some("a".into()), repeat_digest: Some(again.into()), ..run };
+    assert_eq!(class(vec![ending(0, 1.0), crashed()], Rule::Finite, &["loss"]), None);
+    assert_eq!(class(vec![bits("a", ending(0, 1.0)), crashed()], Rule::SameBits, &[]), None);
+    assert_eq!(class(vec![bits("a", ending(0, 1.0)), bits("b", crashed())], Rule::SameBits, &[]), FAILED);
+    let same = SeedRun { seed: 0, ..crashed() };
+    let repeated = vec![ending(0, 1.0), ending(0, 1.0), SeedRun { curves: BTreeMap::new(), ..same }];
+    assert_eq!(class(repeated, Rule::RepeatWithin { max: 0.1 }, &["loss"]), None);
+    for rule in [Rule::Finite, Rule::SameBits, Rule::AtMost { max: 9.0 }] {
+        assert_eq!(class(vec![crashed()], rule, &[]), NOT_ENOUGH, "nothing was seen to hold");
+    }
 }
 
 /// Document 000, "Save/Load parity": outputs differ only within tolerance.

@@ -113,20 +113,20 @@ const FIELDS: [&str; 9] = [
 ];
 
 impl QualityConfig {
-    /// The section of `file`, or of the first of `qa.yaml` and `day0.yaml` in `dir` that has one, or the defaults.
-    pub fn find(file: Option<&Path>, dir: &Path) -> Result<Self, Failure> {
+    /// The section of `file`, or of the first of `qa.yaml` and `day0.yaml` in `dir` that has one.
+    pub fn find(file: Option<&Path>, dir: &Path) -> Result<Option<Self>, Failure> {
         if let Some(file) = file {
-            return Ok(Self::read(file)?.unwrap_or_default());
+            return Self::read(file);
         }
         for name in ["qa.yaml", "day0.yaml"] {
             let path = dir.join(name);
             if path.is_file()
                 && let Some(config) = Self::read(&path)?
             {
-                return Ok(config);
+                return Ok(Some(config));
             }
         }
-        Ok(Self::default())
+        Ok(None)
     }
 
     /// The section of a file, if it has one.

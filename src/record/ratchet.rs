@@ -48,7 +48,7 @@ pub struct Loosening {
     pub metric: String,
     /// The threshold before.
     pub from: Threshold,
-    /// The threshold after.
+    /// The threshold after; without a limit where it was removed.
     pub to: Threshold,
     /// Why.
     pub reason: String,

@@ -42,11 +42,14 @@ pub struct SeedRun {
     pub seed: u64,
     /// Steps done.
     pub steps_done: u64,
+    /// Steps that there are at all, where the data end; `None` where a run can be of any length.
+    #[serde(default)]
+    pub steps_available: Option<u64>,
     /// Why it ended early; empty when it did not.
     pub error: String,
-    /// Seconds before the first step and after the last.
+    /// Seconds that do not grow with the steps.
     pub setup_s: f64,
-    /// Seconds of the steps.
+    /// Seconds that do.
     pub steps_s: f64,
     /// Curves by metric.
     pub curves: BTreeMap<String, Vec<Point>>,
@@ -61,9 +64,24 @@ pub struct SeedRun {
     /// Values of the first run and of its repetition, by metric.
     #[serde(default)]
     pub repeat_values: BTreeMap<String, [Option<f64>; 2]>,
-    /// What the runner wants to be known, e.g. that a recipe has no calibration seed.
+    /// Digest of what was asked, where the seed has a part in it.
+    #[serde(default)]
+    pub prompts_digest: Option<String>,
+    /// What the runner wants to be known, e.g. what its seed does not vary.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+impl SeedRun {
+    /// Whether it broke off.
+    pub fn broke_off(&self) -> bool {
+        !self.error.is_empty()
+    }
+
+    /// Steps to do where `steps` were asked for: no more than there are.
+    pub fn steps_wanted(&self, steps: u64) -> u64 {
+        self.steps_available.map_or(steps, |available| available.min(steps))
+    }
 }
 
 /// A point of a curve.

@@ -2,6 +2,7 @@
 //! measurements of a release.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +102,16 @@ impl Measured {
     }
 }
 
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.value)?;
+        match (self.lower, self.upper) {
+            (Some(lower), Some(upper)) => write!(f, " ({lower:.4} … {upper:.4})"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// One-sided 95 % quantile of the standard normal distribution.
 const Z_95: f64 = 1.644_853_626_951_472_7;
 
@@ -136,6 +147,11 @@ pub fn direction(name: &str) -> Option<Direction> {
     let dotted = family != name;
     let takes_dot = matches!(family, "recovery" | "throughput");
     METRICS.iter().find(|(known, _)| *known == family && takes_dot == dotted).map(|(_, d)| *d)
+}
+
+/// Whether the commands of a repository count the metric; others are measured by a release.
+pub fn is_count(name: &str) -> bool {
+    matches!(name, "testCount" | "testFailures" | "typecheckErrors" | "lintErrors" | "lintWarnings")
 }
 
 /// Every known metric name, for suggestions.

@@ -18,7 +18,7 @@ use crate::checkpoint::source::{self, ResolvedModel};
 use crate::engine;
 use crate::eval::endpoint::ApiKey;
 use crate::eval::{self, EvalError, EvalOptions, ItemOrder, OutputInfo, PreparedTask};
-use crate::gate::{Facts, StopRule, Subject, TaskFacts};
+use crate::gate::{Facts, Margin, StopRule, Subject, TaskFacts};
 use crate::model::tokenizer::Tokenizer;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
@@ -128,6 +128,12 @@ impl Inputs {
         self.engine_gap.as_ref().or(self.plan.as_ref().err())
     }
 
+    /// Largest drop that each task may have.
+    pub fn margins(&self) -> BTreeMap<String, Margin> {
+        let options = self.config.options_for(&metrics(&self.tasks), &eval::group_records(&self.groups));
+        options.tasks.into_iter().filter_map(|(task, options)| Some((task, options.margin?))).collect()
+    }
+
     /// Digest of the effective configuration.
     pub fn config_digest(&self) -> &Digest {
         &self.config_digest
@@ -207,8 +213,7 @@ fn decided(
     tasks: &[PreparedTask],
     groups: &[Group],
 ) -> (Vec<Subject>, BTreeMap<String, StopRule>) {
-    let metrics: BTreeMap<String, MetricInfo> =
-        tasks.iter().map(|task| (task.name().to_owned(), eval::primary_metric(task))).collect();
+    let metrics = metrics(tasks);
     let fact = |task: &'_ PreparedTask| TaskFacts {
         metric: &metrics[task.name()],
         clustered: task.task.config.cluster.is_some(),
@@ -220,6 +225,11 @@ fn decided(
     let subjects = options.subjects(&groups, &facts);
     let rules = options.stop_rules(&subjects, &facts);
     (subjects, rules)
+}
+
+/// The metric of each task that decides.
+fn metrics(tasks: &[PreparedTask]) -> BTreeMap<String, MetricInfo> {
+    tasks.iter().map(|task| (task.name().to_owned(), eval::primary_metric(task))).collect()
 }
 
 /// A release compares all items: one that cannot be scored is found before hours of work.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::ready::config::QualityConfig;
 use crate::ready::repro;
 use crate::record::qa::CheckTier;
-use crate::record::{Failure, Finding, GateName, GateReport};
+use crate::record::{Failure, FailureClass, Finding, GateName, GateReport};
 
 /// Whether a gate runs and decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,12 +120,16 @@ impl ReadinessConfig {
     }
 }
 
-/// The report as the level has it: findings of an advisory gate are notes. A mistake in an input file stays one.
+/// The report as the level has it: findings of an advisory gate are notes. A mistake in an input file stays one: nobody
+/// can say what such a file would have asked for.
 pub fn leveled(report: GateReport, level: Level) -> GateReport {
     if level == Level::Required {
         return report;
     }
-    let soften = |finding: Finding| if finding.decides() { finding.as_note() } else { finding };
+    let soften = |finding: Finding| {
+        let stays = finding.failure_class == FailureClass::UserConfigError || !finding.decides();
+        if stays { finding } else { finding.as_note() }
+    };
     let findings = report.findings.into_iter().map(soften).collect();
     let mut new =
         GateReport::new(report.gate, report.checks, report.per_task, findings).about(report.subject);
@@ -155,19 +159,30 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::record::{FailureClass, Verdict};
+    use crate::record::Verdict;
 
-    fn failed() -> GateReport {
-        let finding = Finding::new(GateName::Qa, "check.x", FailureClass::ReadinessFailed, "x");
+    fn failed(class: FailureClass) -> GateReport {
+        let finding = Finding::new(GateName::Qa, "check.x", class, "x");
         GateReport::new(GateName::Qa, BTreeMap::new(), BTreeMap::new(), vec![finding])
     }
 
     /// DESIGN section 1: ANOMALOUS when required, else a note.
     #[test]
     fn only_required_gates_decide() {
-        assert_eq!(leveled(failed(), Level::Required).verdict, Some(Verdict::Anomalous));
-        let noted = leveled(failed(), Level::Advisory);
+        let failure = || failed(FailureClass::ReadinessFailed);
+        assert_eq!(leveled(failure(), Level::Required).verdict, Some(Verdict::Anomalous));
+        let noted = leveled(failure(), Level::Advisory);
         assert!(noted.pass && noted.findings.len() == 1 && noted.detail.contains("check.x"));
+    }
+
+    /// DESIGN section 1: USER_CONFIG_ERROR inside a gate's input file is ANOMALOUS, also of an advisory gate.
+    #[test]
+    fn a_mistake_in_an_input_file_is_never_softened() {
+        let mistake = leveled(failed(FailureClass::UserConfigError), Level::Advisory);
+        assert_eq!(
+            (mistake.verdict, mistake.failure_class),
+            (Some(Verdict::Anomalous), Some(FailureClass::UserConfigError))
+        );
     }
 
     /// Document 004, "Configuration": `baselineEnabled` and `ratchetEnabled` enable the two gates.

@@ -20,12 +20,15 @@ use crate::ready::repro::{
 use crate::ready::{lineage, ratchet, release_metrics, snapshot};
 use crate::record::qa::CheckTier;
 use crate::record::repro::{FamilyRuns, SeedRun, SeedRuns};
-use crate::record::snapshot::Snapshot;
+use crate::record::snapshot::{Snapshot, is_count};
 use crate::record::{Failure, FailureClass, Finding, GateName, GateReport, SCHEMA_VERSION};
 use crate::{report, suite};
 
 /// Prompts of the round trip.
 const ROUNDTRIP_PROMPTS: u64 = 16;
+
+/// Node that counts for `diff` and `ratchet`.
+const COUNTS: &str = "ready/counts";
 
 /// Names of the readiness gates' nodes, in order.
 pub const GATES: [&str; 4] = ["gate/repro", "gate/qa", "gate/diff", "gate/ratchet"];
@@ -55,12 +58,28 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>) {
     if config.qa != Level::Off {
         graph.add(gate_node(build, GATES[1], "qa", Needs::Acceptance, move |_| qa_gate(build)));
     }
+    if wants_counts(config) {
+        // Shown as time of the first gate that asks.
+        let stage = if config.diff == Level::Off { "ratchet" } else { "diff" };
+        let needs = Needs::Acceptance;
+        graph.add(guarded(COUNTS.to_owned(), stage, key(build, COUNTS), needs, |_| counts(build), |_| false));
+    }
     if config.diff != Level::Off {
-        graph.add(gate_node(build, GATES[2], "diff", Needs::Acceptance, move |_| diff_gate(build)));
+        graph.add(gate_node(build, GATES[2], "diff", Needs::Acceptance, |context| diff_gate(build, context)));
     }
     if config.ratchet != Level::Off && config.ratchet_file.is_file() {
-        graph.add(gate_node(build, GATES[3], "ratchet", Needs::Acceptance, move |_| ratchet_gate(build)));
+        let decide = |context: &Context<'_>| ratchet_gate(build, context);
+        graph.add(gate_node(build, GATES[3], "ratchet", Needs::Acceptance, decide));
     }
+}
+
+/// Whether a gate asks what the repository's commands count: a captured baseline, or a ratchet that decides and holds
+/// counts. An advisory ratchet asks for nothing that the release has not measured itself.
+fn wants_counts(config: &ReadinessConfig) -> bool {
+    let captured = config.diff != Level::Off && Path::new(snapshot::BASELINE_FILE).is_file();
+    let ratchet = || ratchet::load(&config.ratchet_file).ok().flatten();
+    let held = || ratchet().is_some_and(|ratchet| ratchet.thresholds.keys().any(|metric| is_count(metric)));
+    captured || (config.ratchet == Level::Required && held())
 }
 
 /// What must have gone well before.
@@ -162,9 +181,8 @@ fn seed_node<'a>(build: &'a Build<'a>, family: &'a str, seed: u64, index: usize)
         let family = repro::load(family)?;
         Output::of(&runner(build, &family)?.run(seed, config.steps)?)
     };
-    let holds = |output: &Value| {
-        serde_json::from_value::<SeedRun>(output.clone()).is_ok_and(|run| run.error.is_empty())
-    };
+    let holds =
+        |output: &Value| serde_json::from_value::<SeedRun>(output.clone()).is_ok_and(|run| !run.broke_off());
     guarded(name, "repro", key, Needs::Acceptance, run, holds)
 }
 
@@ -213,6 +231,10 @@ fn repro_gate(build: &Build<'_>, nodes: &[String], context: &Context<'_>) -> Res
                 runs: vec![run],
             }),
         }
+    }
+    // The file of the family that comes with the program does not know what this release allows.
+    if let Some(ptq) = families.iter_mut().find(|f| f.family == "ptq") {
+        gate::repro::with_margins(ptq, &build.inputs.margins());
     }
     let provenance = build.provenance();
     let whole =
@@ -271,50 +293,79 @@ fn qa_gate(build: &Build<'_>) -> Result<GateReport, Failure> {
     Ok(leveled(gate::qa::decide(&outcome.results, error), config.qa))
 }
 
-fn diff_gate(build: &Build<'_>) -> Result<GateReport, Failure> {
+/// What the commands of the repository count, once for all gates that ask.
+fn counts(build: &Build<'_>) -> Result<Output, Failure> {
+    // A release whose own file names no commands counts what the repository counts.
+    let quality = match &build.inputs.config.quality {
+        own if own.commands.is_empty() => QualityConfig::find(None, ".".as_ref())?.unwrap_or_default(),
+        own => own.clone(),
+    };
+    Output::of(&snapshot::take(&quality.counted(), ".".as_ref())?)
+}
+
+/// What this release measured, with the counts where a gate asks for them.
+fn measured(build: &Build<'_>, context: &Context<'_>) -> Result<Snapshot, Failure> {
+    let own = release_metrics::of_run(build.run.path())?;
+    if !wants_counts(&build.inputs.config.readiness) {
+        return Ok(own);
+    }
+    Ok(Snapshot { release: own.release, ..context.output(COUNTS)? })
+}
+
+fn diff_gate(build: &Build<'_>, context: &Context<'_>) -> Result<GateReport, Failure> {
     let config = &build.inputs.config;
-    let current = release_metrics::of_run(build.run.path())?;
     let recipe = &build.inputs.recipe.name;
+    let baseline = Path::new(snapshot::BASELINE_FILE);
     let mut reports = Vec::new();
     match lineage::last_accepted(build.run.path(), &config.model, recipe) {
         Some(run) => {
-            let before = release_metrics::of_run(&run)?;
-            let mut compared = gate::diff::check(Some(&before), &current);
+            let (before, now) = (release_metrics::of_run(&run)?, release_metrics::of_run(build.run.path())?);
+            let mut compared = against("accepted", gate::diff::check(Some(&before), &now));
             compared.detail = format!("{} ({})", compared.detail, run.display());
             reports.push(compared);
         }
-        None => reports.push(no_earlier(&config.model, recipe)),
+        None => reports.push(no_earlier(&config.model, recipe, baseline.is_file())),
     }
-    let baseline = Path::new(snapshot::BASELINE_FILE);
     if baseline.is_file() {
-        // A release whose own file names no commands counts what the repository counts.
-        let quality = match &config.quality {
-            own if own.commands.is_empty() => QualityConfig::find(None, ".".as_ref())?,
-            own => own.clone(),
-        };
-        let counted = snapshot::take(&quality.counted(), ".".as_ref())?;
-        reports.push(gate::diff::check(Some(&snapshot::read(baseline)?), &counted));
+        let compared = gate::diff::check(Some(&snapshot::read(baseline)?), &measured(build, context)?);
+        reports.push(against("captured", compared));
     }
     Ok(leveled(merged(GateName::Diff, reports), config.readiness.diff))
 }
 
-/// The first release of a model has nothing to be worse than.
-fn no_earlier(model: &str, recipe: &str) -> GateReport {
-    let finding = Finding::new(GateName::Diff, "baseline", FailureClass::InsufficientEvidence, model)
-        .observed(format!("no accepted release of it with {recipe} beside this run"))
-        .as_note();
-    let mut report = GateReport::new(GateName::Diff, BTreeMap::new(), BTreeMap::new(), vec![finding]);
-    "no earlier release to compare with".clone_into(&mut report.detail);
+/// The report with the name of its baseline before every check: both baselines may hold the same metrics.
+fn against(which: &str, mut report: GateReport) -> GateReport {
+    report.checks =
+        report.checks.into_iter().map(|(check, seen)| (format!("{which}.{check}"), seen)).collect();
+    for finding in &mut report.findings {
+        finding.check = format!("{which}.{}", finding.check);
+    }
     report
 }
 
-fn ratchet_gate(build: &Build<'_>) -> Result<GateReport, Failure> {
+/// The first release of a model has no release to be worse than: a note where there was a captured baseline to compare
+/// with, else no evidence.
+fn no_earlier(model: &str, recipe: &str, captured: bool) -> GateReport {
+    let finding =
+        Finding::new(GateName::Diff, "accepted.baseline", FailureClass::InsufficientEvidence, model)
+            .observed(format!("no accepted release of it with {recipe} beside this run"))
+            .hint("capture a baseline before the release: day0 ready diff capture");
+    let finding = if captured { finding.as_note() } else { finding };
+    let mut report = GateReport::new(GateName::Diff, BTreeMap::new(), BTreeMap::new(), vec![finding]);
+    if report.pass {
+        "no earlier release to compare with".clone_into(&mut report.detail);
+    }
+    report
+}
+
+fn ratchet_gate(build: &Build<'_>, context: &Context<'_>) -> Result<GateReport, Failure> {
     let config = &build.inputs.config.readiness;
-    let current: Snapshot = release_metrics::of_run(build.run.path())?;
     let Some(ratchet) = ratchet::load(&config.ratchet_file)? else {
         return Ok(GateReport::new(GateName::Ratchet, BTreeMap::new(), BTreeMap::new(), Vec::new()));
     };
-    Ok(leveled(gate::ratchet::check(&ratchet, &current, true), config.ratchet))
+    let only_measured = config.ratchet != Level::Required;
+    let report = gate::ratchet::check(&ratchet, &measured(build, context)?, only_measured);
+    Ok(leveled(report, config.ratchet))
 }
 
 /// What a release says of readiness gates that it was asked for and could not decide.
@@ -334,4 +385,31 @@ pub fn undecided(config: &ReadinessConfig, gates: &[GateReport]) -> Vec<Finding>
                 .hint("see why it did not run, and release again")
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// DESIGN section 7: required, and no evidence is INSUFFICIENT_EVIDENCE; a captured baseline is evidence.
+    #[test]
+    fn without_any_baseline_a_diff_is_no_evidence() {
+        let blind = no_earlier("m", "r", false);
+        assert_eq!(blind.failure_class, Some(FailureClass::InsufficientEvidence));
+        assert!(blind.findings[0].hint.contains("day0 ready diff capture"));
+        assert!(no_earlier("m", "r", true).pass);
+        // Where nobody requires it, the release goes on.
+        assert!(leveled(no_earlier("m", "r", false), Level::Advisory).pass);
+    }
+
+    #[test]
+    fn checks_of_two_baselines_stay_apart() {
+        let snapshot = Snapshot::default();
+        let reports = ["accepted", "captured"]
+            .map(|which| against(which, gate::diff::check(Some(&snapshot), &snapshot)));
+        let both = merged(GateName::Diff, reports.into());
+        for check in ["accepted.testFailures", "captured.testFailures", "captured.comparison"] {
+            assert!(both.checks.contains_key(check), "{check}");
+        }
+    }
 }

@@ -4,16 +4,46 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use serde::Deserialize;
+
 use super::cell;
-use crate::gate::diff::Delta;
+use crate::gate::diff::{COMPARISON, Delta, delta};
 use crate::record::GateReport;
 use crate::record::snapshot::Snapshot;
 
-/// The Markdown table of both sides with a badge.
+/// The Markdown table of both sides with a badge and what was found.
 pub fn diff(baseline: &Snapshot, current: &Snapshot, delta: &Delta, report: &GateReport) -> String {
     let badge = if report.pass { "✅ PASSED" } else { "❌ FAILED" };
-    let mut text =
-        format!("## Quality gate: {badge}\n\n| metric | baseline | current | delta |\n|---|---|---|---|\n");
+    let mut text = format!("## Quality gate: {badge}\n\n{}", table(baseline, current, delta));
+    for finding in &report.findings {
+        let kind = if finding.decides() { finding.failure_class.to_string() } else { "warning".to_owned() };
+        let _ = writeln!(text, "- {kind}: {}", cell(&finding.to_string()));
+    }
+    text
+}
+
+/// The tables of every baseline that a release was compared with, under the name that the gate gave it.
+pub fn comparisons(decided: &GateReport) -> String {
+    #[derive(Deserialize)]
+    struct Sides {
+        baseline: Snapshot,
+        current: Snapshot,
+    }
+    let mut text = String::new();
+    for (name, seen) in &decided.checks {
+        let Some(which) = name.strip_suffix(COMPARISON) else { continue };
+        // A measurement that is not a number is no JSON; the findings name it.
+        let Ok(sides) = Sides::deserialize(seen) else { continue };
+        let delta = delta(&sides.baseline, &sides.current);
+        let _ = writeln!(text, "Against the {} baseline:\n", which.trim_end_matches('.'));
+        text.push_str(&table(&sides.baseline, &sides.current, &delta));
+    }
+    text
+}
+
+/// Both sides and their differences.
+fn table(baseline: &Snapshot, current: &Snapshot, delta: &Delta) -> String {
+    let mut text = String::from("| metric | baseline | current | delta |\n|---|---|---|---|\n");
     let mut row = |name: &str, before: Option<u64>, now: Option<u64>, delta: Option<i64>| {
         let shown = |n: Option<u64>| n.map_or_else(|| "–".to_owned(), |n| n.to_string());
         let delta = delta.map_or_else(|| "–".to_owned(), |d| format!("{d:+}"));
@@ -40,10 +70,6 @@ pub fn diff(baseline: &Snapshot, current: &Snapshot, delta: &Delta, report: &Gat
         let _ = writeln!(text, "| {} | {} | {} | {change} |", cell(name), shown(before), shown(now));
     }
     text.push('\n');
-    for finding in &report.findings {
-        let kind = if finding.decides() { finding.failure_class.to_string() } else { "warning".to_owned() };
-        let _ = writeln!(text, "- {kind}: {}", cell(&finding.to_string()));
-    }
     text
 }
 
@@ -122,6 +148,22 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+    }
+
+    /// Document 004, `formatQualityReport`, of a release: the table from the gate's report alone.
+    #[test]
+    fn a_gates_report_holds_its_table() {
+        let (before, mut now) = (snapshot(2, 3), snapshot(0, 3));
+        now.release.insert("sizeRatio".into(), Measured { value: 0.5, lower: None, upper: None });
+        let text = comparisons(&gate::diff::check(Some(&before), &now));
+        for line in [
+            "| failed tests | 2 | 0 | -2 |",
+            "| type errors | 3 | 3 | +0 |",
+            "| sizeRatio | – | 0.5000 | – |",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert_eq!(comparisons(&gate::diff::check(None, &now)), "");
     }
 
     /// Document 004, "Prompt-Level Guidance": red, green, refactor, full suite; the boy scout rule; both by config.

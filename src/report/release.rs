@@ -79,6 +79,12 @@ fn readiness(text: &mut String, record: &ReleaseRecord) {
     if let Some(repro) = record.gates.iter().find(|g| g.gate == GateName::Repro) {
         text.push_str(&super::criteria(repro));
     }
+    if let Some(diff) = record.gates.iter().find(|g| g.gate == GateName::Diff) {
+        text.push_str(&super::comparisons(diff));
+    }
+    if let Some(ratchet) = record.gates.iter().find(|g| g.gate == GateName::Ratchet) {
+        text.push_str(&super::ratchet(ratchet));
+    }
     let is_curve = |f: &&String| f.starts_with("ready/curve_");
     for curve in record.artifacts.keys().filter(is_curve) {
         line!(text, "![{curve}]({curve})\n");

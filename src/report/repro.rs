@@ -25,7 +25,7 @@ pub fn repro(runs: &SeedRuns, decided: &GateReport) -> String {
                 "| {} | {} of {} | {setup} | {steps} | {} |",
                 run.seed,
                 run.steps_done,
-                family.steps,
+                run.steps_wanted(family.steps),
                 cell(&run.error)
             );
         }
@@ -156,6 +156,7 @@ mod tests {
         let run = SeedRun {
             seed: 4,
             steps_done: values.len() as u64,
+            steps_available: None,
             error: String::new(),
             setup_s: 0.0,
             steps_s: 0.0,
@@ -165,6 +166,7 @@ mod tests {
             digest: None,
             repeat_digest: None,
             repeat_values: BTreeMap::new(),
+            prompts_digest: None,
             notes: vec![],
         };
         FamilyRuns { family: "f".into(), step: "step".into(), steps: 1, criteria: vec![], runs: vec![run] }

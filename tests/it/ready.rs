@@ -86,7 +86,18 @@ fn ratchet_tightens_and_refuses() {
     assert_eq!(read_json(dir.join("quality-ratchet.json"))["updatedBy"], json!("PR-7"));
     day0(dir, ["ready", "ratchet", "update", "--set", "testCount=11"]).expect(2);
     day0(dir, ["ready", "ratchet", "update", "--set", "testCount=11", "--reason", "moved"]).expect(0);
-    assert_eq!(read_json(dir.join("quality-ratchet.json"))["loosened"][0]["reason"], json!("moved"));
+    let loosened = |dir: &Path| read_json(dir.join("quality-ratchet.json"))["loosened"].clone();
+    assert_eq!(loosened(dir)[0]["reason"], json!("moved"));
+    // Starting again forgets no loosening, and is one where it weakens or drops a threshold.
+    repository(dir, 1, 12, 3);
+    let anew = ["ready", "ratchet", "init", "--force", "--metrics", "testCount,testFailures"];
+    day0(dir, anew).expect(2).says("loosened only with a reason").says("--reason");
+    assert_eq!(thresholds(dir)["testFailures"], json!({"max": 0}), "nothing was written");
+    day0(dir, anew.iter().chain(&["--reason", "no types"])).expect(0);
+    assert_eq!(thresholds(dir), json!({"testCount": {"min": 12}, "testFailures": {"max": 1}}));
+    let of = |index: usize, field: &str| loosened(dir)[index][field].clone();
+    assert_eq!((of(0, "reason"), of(1, "metric")), (json!("moved"), json!("testFailures")));
+    assert_eq!((of(2, "metric"), of(2, "to")), (json!("typecheckErrors"), json!({})));
     write(
         dir,
         "quality-ratchet.json",
@@ -383,6 +394,55 @@ fn a_required_gate_that_fails_turns_accept_into_anomalous() {
     assert_eq!(degraded["failure_class"], json!("QA_DEGRADED"));
 }
 
+/// DESIGN section 7: required, and no evidence is INSUFFICIENT_EVIDENCE: of a diff without any baseline, and of a ratchet
+/// whose counts nobody can count.
+#[test]
+fn a_required_gate_without_evidence_is_not_accepted() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let diff = "readiness: {diff: required}\n";
+    let blind = release(dir, diff, 3);
+    assert_eq!(
+        (&blind["verdict"], &blind["failure_class"]),
+        (&json!("ANOMALOUS"), &json!("INSUFFICIENT_EVIDENCE"))
+    );
+    let report = std::fs::read_to_string(dir.join("run/report.md")).unwrap();
+    assert!(report.contains("day0 ready diff capture"), "{report}");
+    repository(dir, 1, 10, 3);
+    day0(dir, ["ready", "diff", "capture"]).expect(0);
+    repository(dir, 0, 10, 3);
+    let compared = release(dir, diff, 0);
+    assert_eq!(compared["verdict"], json!("ACCEPT"), "{compared:#}");
+    assert!(level(&compared, "diff")["detail"].as_str().unwrap().contains("improved: failed tests −1"));
+    let report = std::fs::read_to_string(dir.join("run/report.md")).unwrap();
+    assert!(report.contains("| failed tests | 1 | 0 | -1 |"), "{report}");
+    // A baseline of counts and of a release: both sides hold both.
+    std::fs::rename(dir.join("run"), dir.join("elsewhere")).unwrap();
+    day0(dir, ["ready", "diff", "capture", "--force", "--run", "elsewhere"]).expect(0);
+    let captured = read_json(dir.join(".day0/quality-baseline.json"));
+    assert_eq!(captured["tests"]["total"], json!(10));
+    assert!(captured["release"]["sizeRatio"]["value"].is_f64(), "{captured:#}");
+    std::fs::remove_dir_all(dir.join("elsewhere")).unwrap();
+    // Advisory: how fast the two runs were is not asked here.
+    let both = release(dir, "readiness: {diff: advisory}\n", 0);
+    let seen = both["gates"].as_array().unwrap().iter().find(|g| g["gate"] == "diff").unwrap();
+    assert!(seen["checks"]["captured.sizeRatio"]["current"].is_object(), "{seen:#}");
+    // A ratchet of counts.
+    write(
+        dir,
+        "quality-ratchet.json",
+        r#"{"version": 1, "updatedAt": "", "updatedBy": "", "thresholds": {"testCount": {"min": 5}}}"#,
+    );
+    let advisory = release(dir, "", 0);
+    assert_eq!(level(&advisory, "ratchet")["result"], json!("pass"), "{advisory:#}");
+    assert!(level(&advisory, "ratchet")["detail"].as_str().unwrap().contains("1 not evaluated"));
+    assert_eq!(release(dir, "readiness: {ratchet: required}\n", 0)["verdict"], json!("ACCEPT"));
+    write(dir, "tests.sh", "exit 3\n");
+    let uncounted = release(dir, "readiness: {ratchet: required}\n", 3);
+    assert_eq!(uncounted["failure_class"], json!("INSUFFICIENT_EVIDENCE"));
+}
+
 /// Founding document 004 in a release: the ratchet of the repository, and the last accepted release.
 #[test]
 fn a_release_keeps_the_ratchet_and_what_was_accepted_before() {
@@ -396,8 +456,13 @@ fn a_release_keeps_the_ratchet_and_what_was_accepted_before() {
         write(dir, "quality-ratchet.json", &text);
     };
     ratchet(0.9);
+    repository(dir, 1, 10, 3);
     let kept = release(dir, "quality: {ratchetEnabled: true}\n", 0);
     assert!(level(&kept, "ratchet")["result"].as_str().unwrap().starts_with("pass"));
+    let report = std::fs::read_to_string(dir.join("run/report.md")).unwrap();
+    for line in ["| sizeRatio | ≤ 0.9 | ", "| testCount | ≥ 5 | 10 | kept |"] {
+        assert!(report.contains(line), "{line}\n{report}");
+    }
     std::fs::rename(dir.join("run"), dir.join("accepted")).unwrap();
     ratchet(0.1);
     let violated = release(dir, "quality: {ratchetEnabled: true}\n", 3);
@@ -410,6 +475,13 @@ fn a_release_keeps_the_ratchet_and_what_was_accepted_before() {
     day0(dir, ["ready", "ratchet", "check", "--run", "accepted"]).expect(3).says("sizeRatio");
     day0(dir, ["ready", "diff", "capture", "--run", "accepted"]).expect(0);
     day0(dir, ["ready", "diff", "check", "--run", "run"]).expect(0).says("recovery.tiny_pets");
+    // Counts and a release keep a ratchet of both, outside a release too; one of them alone is not enough.
+    ratchet(0.9);
+    let counts = ["ready", "ratchet", "check", "--counts", ".day0/quality-baseline.json"];
+    day0(dir, ["ready", "diff", "capture", "--force"]).expect(0);
+    day0(dir, counts).expect(3).says("INSUFFICIENT_EVIDENCE").says("sizeRatio");
+    day0(dir, counts.iter().chain(&["--advisory"])).expect(0).says("1 not evaluated");
+    day0(dir, counts.iter().chain(&["--run", "accepted"])).expect(0).says("2 threshold(s) kept");
     // A run directory that is not whole.
     write(dir, "run/ready/stray.txt", "x");
     day0(dir, ["gate", "quality", "--run", "run"]).expect(3).says("ready/stray.txt");

@@ -52,8 +52,8 @@ pub(super) struct Measure {
     /// File with a section `quality` [default: qa.yaml, else day0.yaml, else the package manager's scripts].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Take the measurements of this release instead of running commands.
-    #[arg(long, value_name = "RUN", conflicts_with = "counts")]
+    /// Take the measurements of this release as well; where no file has a section `quality`, them alone.
+    #[arg(long, value_name = "RUN")]
     pub run: Option<PathBuf>,
     /// Take the counts of this file, as `capture` wrote it, instead of running commands.
     #[arg(long, value_name = "FILE")]
@@ -61,26 +61,37 @@ pub(super) struct Measure {
 }
 
 impl Measure {
-    /// The section `quality`.
-    pub fn quality(&self) -> Result<QualityConfig, Failure> {
+    /// The section `quality`, if a file has one.
+    fn quality(&self) -> Result<Option<QualityConfig>, Failure> {
         QualityConfig::find(self.config.as_deref(), Path::new("."))
     }
 
-    /// Measures now.
+    /// Measures now: counts, and what the release measured.
     pub fn take(&self) -> Result<Snapshot, Failure> {
-        match (&self.run, &self.counts) {
-            (Some(run), _) if !run.join("run.json").is_file() => {
-                let message = format!("{}: is not a run directory (no run.json)", run.display());
-                Err(Failure::config(message).with_hint("`day0 runs` lists the runs below ./runs"))
-            }
-            (Some(run), _) => release_metrics::of_run(run),
-            (None, Some(counts)) => snapshot::read(counts),
-            (None, None) => {
+        let release = self.run.as_deref().map(of_release).transpose()?;
+        let quality = self.quality()?;
+        let counted = match (&self.counts, &release) {
+            (Some(counts), _) => snapshot::read(counts)?,
+            (None, Some(release)) if quality.is_none() => release.clone(),
+            (None, _) => {
                 interrupt::install().map_err(|e| Failure::io("signal handlers", &e))?;
-                snapshot::take(&self.quality()?.counted(), Path::new("."))
+                snapshot::take(&quality.unwrap_or_default().counted(), Path::new("."))?
             }
-        }
+        };
+        Ok(match release {
+            Some(measured) => Snapshot { release: measured.release, ..counted },
+            None => counted,
+        })
     }
+}
+
+/// What the release in `run` measured.
+fn of_release(run: &Path) -> Result<Snapshot, Failure> {
+    if !run.join("run.json").is_file() {
+        let message = format!("{}: is not a run directory (no run.json)", run.display());
+        return Err(Failure::config(message).with_hint("`day0 runs` lists the runs below ./runs"));
+    }
+    release_metrics::of_run(run)
 }
 
 pub(super) fn run(command: Command, settings: &Settings) -> Result<u8, Failure> {
@@ -115,7 +126,7 @@ fn read_baseline(source: &Source) -> Result<Option<Snapshot>, Failure> {
 }
 
 fn print_brief(source: &Source) -> Result<u8, Failure> {
-    let quality = source.measure.quality()?;
+    let quality = source.measure.quality()?.unwrap_or_default();
     let baseline = read_baseline(source)?.unwrap_or_default();
     output::line(report::brief(&baseline, quality.tdd_workflow, quality.boyscout_rule).trim_end());
     Ok(0)

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::diff::Measure;
 use crate::base::clock;
 use crate::cli::{Settings, output};
-use crate::gate::ratchet;
+use crate::gate::ratchet::{self, Change, RatchetError};
 use crate::ready::ratchet::{RATCHET_FILE, load, store};
 use crate::record::ratchet::Ratchet;
 use crate::record::{Failure, FailureClass};
@@ -23,9 +23,12 @@ pub(super) enum Command {
         /// Only these metrics, comma-separated.
         #[arg(long, value_name = "METRIC", value_delimiter = ',')]
         metrics: Vec<String>,
-        /// Replace a ratchet that is there.
+        /// Replace a ratchet that is there; what it recorded of loosenings stays.
         #[arg(long)]
         force: bool,
+        /// Why thresholds of the ratchet that is replaced are loosened or go; it is kept in the file.
+        #[arg(long, value_name = "TEXT", requires = "force")]
+        reason: Option<String>,
     },
     /// Fail where a threshold is violated.
     Check {
@@ -33,7 +36,7 @@ pub(super) enum Command {
         file: File,
         #[command(flatten)]
         measure: Measure,
-        /// Warn instead of failing.
+        /// Warn instead of failing, and do not ask for metrics that are not measured.
         #[arg(long)]
         advisory: bool,
     },
@@ -75,17 +78,23 @@ impl File {
         })
     }
 
-    fn mistake(&self, error: &ratchet::RatchetError) -> Failure {
-        Failure::config(format!("{}: {error}", self.file.display()))
+    fn mistake(&self, error: &RatchetError) -> Failure {
+        let failure = Failure::config(format!("{}: {error}", self.file.display()));
+        match error {
+            RatchetError::NoReason { .. } => failure.with_hint("--reason says why, and is kept in the file"),
+            _ => failure,
+        }
     }
 }
 
 pub(super) fn run(command: Command, settings: &Settings) -> Result<u8, Failure> {
     match command {
-        Command::Init { file, measure, metrics, force } => init(&file, &measure, &metrics, force, settings),
+        Command::Init { file, measure, metrics, force, reason } => {
+            init(&file, &measure, &metrics, force.then(|| reason.unwrap_or_default()), settings)
+        }
         Command::Check { file, measure, advisory } => {
             let ratchet = file.require()?;
-            let report = ratchet::check(&ratchet, &measure.take()?, measure.run.is_some());
+            let report = ratchet::check(&ratchet, &measure.take()?, advisory);
             super::finish(&report, advisory, settings)
         }
         Command::Update { file, set: Some(set), reason, .. } => {
@@ -95,30 +104,40 @@ pub(super) fn run(command: Command, settings: &Settings) -> Result<u8, Failure> 
     }
 }
 
+/// Starts a ratchet; `replacing` one that is there, for this reason, which may be empty where nothing is loosened.
 fn init(
     file: &File,
     measure: &Measure,
     metrics: &[String],
-    force: bool,
+    replacing: Option<String>,
     settings: &Settings,
 ) -> Result<u8, Failure> {
-    if file.file.exists() && !force {
-        return Err(Failure::config(format!("{}: holds a ratchet already", file.file.display()))
-            .with_hint("`day0 ready ratchet update` tightens it; --force starts again"));
-    }
+    let old = match replacing {
+        Some(_) => load(&file.file)?,
+        None if file.file.exists() => {
+            return Err(Failure::config(format!("{}: holds a ratchet already", file.file.display()))
+                .with_hint("`day0 ready ratchet update` tightens it; --force starts again"));
+        }
+        None => None,
+    };
     let current = measure.take()?;
     if let Some((what, why)) = current.failed_commands.iter().next() {
         return Err(Failure::new(FailureClass::InsufficientEvidence, format!("{what}: {why}")));
     }
-    let new =
-        ratchet::init(&current, &file.by(&current.commit_sha), metrics).map_err(|e| file.mistake(&e))?;
+    let by = file.by(&current.commit_sha);
+    let reason = replacing.unwrap_or_default();
+    let change = Change { at: &current.timestamp, by: &by, reason: &reason };
+    let mut new = ratchet::init(&current, &by, metrics).map_err(|e| file.mistake(&e))?;
+    if let Some(old) = old {
+        new = ratchet::replace(&old, new, change).map_err(|e| file.mistake(&e))?;
+    }
     written(file, &new, settings)
 }
 
 fn update(file: &File, measure: &Measure, settings: &Settings) -> Result<u8, Failure> {
     let old = file.require()?;
     let current = measure.take()?;
-    let report = ratchet::check(&old, &current, measure.run.is_some());
+    let report = ratchet::check(&old, &current, false);
     if !report.pass {
         return super::finish(&report, false, settings);
     }
@@ -139,9 +158,9 @@ fn change(file: &File, set: &str, reason: Option<&str>, settings: &Settings) -> 
         Failure::config(format!("--set {set}: expected METRIC=VALUE")).with_hint("e.g. testCount=840")
     })?;
     let commit = crate::ready::snapshot::commit(".".as_ref());
-    let origin = (clock::now_iso8601(), file.by(&commit));
-    let old = file.require()?;
-    let new = ratchet::set(&old, metric, value, (&origin.0, &origin.1, reason.unwrap_or_default()));
+    let (at, by) = (clock::now_iso8601(), file.by(&commit));
+    let change = Change { at: &at, by: &by, reason: reason.unwrap_or_default() };
+    let new = ratchet::set(&file.require()?, metric, value, change);
     written(file, &new.map_err(|e| file.mistake(&e))?, settings)
 }
 

@@ -295,7 +295,8 @@ fn print_estimates(estimated: &[Estimated], settings: &Settings) -> Result<u8, F
         );
         let Scenario { seeds, steps } = e.scenario;
         let time = human_seconds(e.seconds);
-        output::line(&format!("{:<14} {seeds:>6} {steps:>8} {time:>14}  {interval}", e.family));
+        let ended = e.steps_available.map_or_else(String::new, |n| format!("  (there are {n} steps)"));
+        output::line(&format!("{:<14} {seeds:>6} {steps:>8} {time:>14}  {interval}{ended}", e.family));
     }
     Ok(0)
 }

@@ -108,31 +108,47 @@ struct MetricLines<'a> {
     too_long: bool,
     number: usize,
     start: Instant,
-    first_step: Option<Instant>,
-    last_step: Instant,
+    first: Option<Seen>,
+    last: Option<Seen>,
+}
+
+/// When a step was reported.
+#[derive(Clone, Copy)]
+struct Seen {
+    step: u64,
+    seconds: f64,
+}
+
+/// Set-up and steps of `whole_s` seconds. The rate is that between the first and the last reported step: what came before
+/// the first is set-up and its steps. Of a job that reported one step nobody knows more than the whole.
+fn split(whole_s: f64, first: Option<Seen>, last: Option<Seen>) -> (f64, f64) {
+    let (Some(first), Some(last)) = (first, last) else { return (whole_s, 0.0) };
+    if last.step <= first.step {
+        return (0.0, whole_s);
+    }
+    let seconds_a_step = (last.seconds - first.seconds) / (last.step - first.step) as f64;
+    let steps_s = (seconds_a_step * last.step as f64).clamp(0.0, whole_s);
+    (whole_s - steps_s, steps_s)
 }
 
 impl<'a> MetricLines<'a> {
     fn new(seed: u64, progress: &'a Progress) -> Self {
-        let now = Instant::now();
         Self {
             run: empty_run(seed),
             progress,
             line: Vec::new(),
             too_long: false,
             number: 0,
-            start: now,
-            first_step: None,
-            last_step: now,
+            start: Instant::now(),
+            first: None,
+            last: None,
         }
     }
 
     fn end(mut self) -> SeedRun {
         self.take_line();
-        let first = self.first_step.unwrap_or_else(Instant::now);
-        let whole = self.start.elapsed().as_secs_f64();
-        self.run.steps_s = (self.last_step.max(first) - first).as_secs_f64();
-        self.run.setup_s = (whole - self.run.steps_s).max(0.0);
+        (self.run.setup_s, self.run.steps_s) =
+            split(self.start.elapsed().as_secs_f64(), self.first, self.last);
         self.run
     }
 
@@ -191,8 +207,11 @@ impl<'a> MetricLines<'a> {
             }
         }
         if let Some(step) = line.step {
-            self.last_step = Instant::now();
-            self.first_step.get_or_insert(self.last_step);
+            let seen = Seen { step, seconds: self.start.elapsed().as_secs_f64() };
+            self.first.get_or_insert(seen);
+            if self.last.is_none_or(|last| step > last.step) {
+                self.last = Some(seen);
+            }
             self.progress.inc(step.saturating_sub(self.run.steps_done));
             self.run.steps_done = self.run.steps_done.max(step);
         }
@@ -279,6 +298,22 @@ mod tests {
         let counted: Vec<(&str, u64)> = run.non_finite.iter().map(|(n, c)| (n.as_str(), *c)).collect();
         assert_eq!(counted, [("a", 1), ("b", 1), ("loss", 1)]);
         assert_eq!(run.curves["NaN"][0].value, Some(1.0));
+    }
+
+    /// Document 000, "Estimate Runtime from Measured Results": the steps before the first line are steps.
+    #[test]
+    fn time_is_split_by_the_rate_between_the_first_and_the_last_line() {
+        let seen = |step, seconds| Some(Seen { step, seconds });
+        let close = |(a, b): (f64, f64), (x, y): (f64, f64)| (a - x).abs() < 1e-9 && (b - y).abs() < 1e-9;
+        // 4 s of loading, 0.1 s a step, a line every 10 steps, half a second of saving.
+        assert!(close(split(9.5, seen(10, 5.0), seen(50, 9.0)), (4.5, 5.0)));
+        assert_eq!(split(9.5, seen(50, 9.0), seen(50, 9.0)), (0.0, 9.5));
+        assert_eq!(split(9.5, None, None), (9.5, 0.0));
+        // Slower steps than the whole has room for.
+        assert_eq!(split(9.5, seen(49, 5.0), seen(50, 9.0)), (0.0, 9.5));
+        let run =
+            ran(r#"for s in 5 10; do echo "{\"step\": $s, \"metrics\": {\"l\": 1}}"; done"#, 10, 20_000);
+        assert!(run.steps_s >= 0.0 && run.setup_s >= 0.0 && run.steps_s + run.setup_s < 20.0);
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Measure {
             .finish();
         let unit = FnUnit::new(key, move |_| Output::of(&named.runner.run(seed, self.steps)?))
             // A run that failed is work to do again.
-            .verified_by(|value: &Value| SeedRun::deserialize(value).is_ok_and(|run| run.error.is_empty()));
+            .verified_by(|value: &Value| SeedRun::deserialize(value).is_ok_and(|run| !run.broke_off()));
         let name = node_name(&named.family.family, seed, index);
         Node { name, stage: "ready", after, always: false, shared: false, cost: 0, unit: Box::new(unit) }
     }
@@ -124,6 +124,7 @@ pub(super) fn empty_run(seed: u64) -> SeedRun {
     SeedRun {
         seed,
         steps_done: 0,
+        steps_available: None,
         error: String::new(),
         setup_s: 0.0,
         steps_s: 0.0,
@@ -133,6 +134,7 @@ pub(super) fn empty_run(seed: u64) -> SeedRun {
         digest: None,
         repeat_digest: None,
         repeat_values: BTreeMap::new(),
+        prompts_digest: None,
         notes: Vec::new(),
     }
 }

@@ -177,6 +177,7 @@ fn compare_repetition(run: &mut SeedRun, repeated: &[f64]) {
 mod tests {
     use super::*;
 
+    /// Document 000, "Seed stability" and "Save/Load parity".
     #[test]
     fn a_training_repeats_exactly_and_is_saved_without_a_difference() {
         let runner = TokenRunner { threads: 2 };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::state::{SlurmDir, SubmissionRecord};
 use crate::base::{interrupt, json, progress};
 use crate::exec::Ledger;
-use crate::exec::slurm::{JobReport, reports};
+use crate::exec::slurm::{JobReport, Slurm};
 use crate::record::release::ReleaseRecord;
 use crate::record::{Failure, FailureClass, Outcome};
 use crate::release::conductor::Ending;
@@ -26,6 +26,8 @@ pub fn wait(path: &Path) -> Result<Ending, Failure> {
     let dir = SlurmDir::at(path);
     let (mut asked, mut gone_since, mut said) = (Instant::now(), None::<Instant>, String::new());
     let mut failed = false;
+    // A host without Slurm's commands has the files to go by, and so has one whose controller does not answer.
+    let may_ask = Slurm.is_here();
     loop {
         let submissions = dir.submissions()?;
         let Some(last) = submissions.last() else {
@@ -41,15 +43,20 @@ pub fn wait(path: &Path) -> Result<Ending, Failure> {
         if let Some(signal) = interrupt::received() {
             return Ok(Ending::Interrupted { signal, run: path.to_path_buf() });
         }
-        if asked.elapsed() >= ASK || said.is_empty() {
-            asked = Instant::now();
-            let Asked { line, closeout_alive, closeout_failed } = ask(last, &dir, path)?;
+        if may_ask && (asked.elapsed() >= ASK || said.is_empty()) {
+            let line = match ask(last, &dir, path) {
+                Ok(Asked { line, closeout_alive, closeout_failed }) => {
+                    failed = closeout_failed;
+                    gone_since = if closeout_alive { None } else { gone_since.or(Some(Instant::now())) };
+                    line
+                }
+                Err(failure) => failure.message,
+            };
             if line != said {
                 progress::note(&line);
                 said = line;
             }
-            failed = closeout_failed;
-            gone_since = if closeout_alive { None } else { gone_since.or(Some(Instant::now())) };
+            asked = Instant::now();
         }
         let grace = if failed { SHORT_GRACE } else { GRACE };
         if gone_since.is_some_and(|since| since.elapsed() > grace) {
@@ -72,7 +79,7 @@ fn ask(last: &SubmissionRecord, dir: &SlurmDir, run: &Path) -> Result<Asked, Fai
     let mut parts = Vec::new();
     let (mut closeout_alive, mut closeout_failed) = (false, false);
     for job in &last.jobs {
-        let reports = reports(job.id, &dir.exits())?;
+        let reports = job.reports(dir)?;
         if job.stage == CLOSEOUT {
             closeout_alive = reports.iter().any(JobReport::is_alive);
             closeout_failed = reports.iter().any(|r| r.exit_code.is_some_and(|code| code != 0));

@@ -80,6 +80,7 @@ impl Place {
 pub fn plan<'p>(graph: &Graph<'_>, inputs: &Inputs, profile: &'p Profile, place: &Place) -> Vec<Planned<'p>> {
     let tasks = |stage: &str| profile.resources(stage).tasks.map(|n| n as usize);
     let all = jobs::jobs(graph, &tasks);
+    let paths = paths(inputs, place);
     let planned = all.into_iter().map(|job| {
         let count = job.parts.len() as u32;
         let mut arguments = vec!["unit".to_owned(), job.stage.to_owned()];
@@ -89,6 +90,7 @@ pub fn plan<'p>(graph: &Graph<'_>, inputs: &Inputs, profile: &'p Profile, place:
         }
         let tasks = job.is_array().then(|| (0..count).collect());
         let script = script(profile, place, job.stage, tasks, arguments);
+        let script = Script { paths: paths.clone(), ..script };
         let parameters = inputs.source.num_elements();
         let estimate_s = jobs::estimate(&job, parameters, script.cpus(), &inputs.config);
         Planned { estimate_s, script, job: Some(job) }
@@ -120,5 +122,16 @@ fn script<'p>(
         program: place.program.clone(),
         arguments,
         environment: vec![(env_vars::DAY0_CACHE.to_owned(), place.cache.display().to_string())],
+        paths: Vec::new(),
+        in_container: stage != CLOSEOUT,
     }
+}
+
+/// What the jobs read and write: the run, the cache, the model, the data, the hub's cache.
+fn paths(inputs: &Inputs, place: &Place) -> Vec<PathBuf> {
+    let model = inputs.model.dir.clone();
+    let data = inputs.config.data.clone();
+    let hub = env_vars::get_os(env_vars::HF_HOME).map(PathBuf::from).filter(|home| home.is_dir());
+    let read = [Some(model), data, hub].into_iter().flatten().map(|path| place.directory.join(path));
+    [place.run.clone(), place.cache.clone()].into_iter().chain(read).collect()
 }

@@ -19,7 +19,7 @@ use crate::release::graph::{self, Build, Jobs};
 use crate::release::jobs::CLOSEOUT;
 
 /// Bytes at the end of a log that are looked at.
-const LOG_BYTES: u64 = 64 << 10;
+pub(super) const LOG_BYTES: u64 = 64 << 10;
 
 /// Runs the closeout job of the run at `path`; 0 once its verdict is in `release.json`, or what is left was submitted.
 pub fn run(path: &Path, threads: Threads) -> Result<u8, Failure> {

@@ -6,6 +6,7 @@ use super::state::SlurmDir;
 use crate::base::atomic;
 use crate::base::digest::Digest;
 use crate::base::env_vars;
+use crate::checkpoint::hub_env::HubEnv;
 use crate::exec::Graph;
 use crate::exec::slurm::{Profile, Script};
 use crate::record::Failure;
@@ -80,7 +81,7 @@ impl Place {
 pub fn plan<'p>(graph: &Graph<'_>, inputs: &Inputs, profile: &'p Profile, place: &Place) -> Vec<Planned<'p>> {
     let tasks = |stage: &str| profile.resources(stage).tasks.map(|n| n as usize);
     let all = jobs::jobs(graph, &tasks);
-    let paths = paths(inputs, place);
+    let paths = paths(inputs, profile, place);
     let planned = all.into_iter().map(|job| {
         let count = job.parts.len() as u32;
         let mut arguments = vec!["unit".to_owned(), job.stage.to_owned()];
@@ -128,10 +129,14 @@ fn script<'p>(
 }
 
 /// What the jobs read and write: the run, the cache, the model, the data, the hub's cache.
-fn paths(inputs: &Inputs, place: &Place) -> Vec<PathBuf> {
+fn paths(inputs: &Inputs, profile: &Profile, place: &Place) -> Vec<PathBuf> {
     let model = inputs.model.dir.clone();
     let data = inputs.config.data.clone();
-    let hub = env_vars::get_os(env_vars::HF_HOME).map(PathBuf::from).filter(|home| home.is_dir());
-    let read = [Some(model), data, hub].into_iter().flatten().map(|path| place.directory.join(path));
+    // Files of the hub are links into its cache.
+    let hub = Some(HubEnv::from_env().cache);
+    let home = profile.environment.get(env_vars::HF_HOME).map(PathBuf::from);
+    let there = |path: &PathBuf| path.exists();
+    let hubs = [hub, home].into_iter().flatten().filter(there);
+    let read = [Some(model), data].into_iter().flatten().chain(hubs).map(|path| place.directory.join(path));
     [place.run.clone(), place.cache.clone()].into_iter().chain(read).collect()
 }

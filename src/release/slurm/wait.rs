@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::closing::{LOG_BYTES, tail};
 use super::state::{SlurmDir, SubmissionRecord};
 use crate::base::{interrupt, json, progress};
 use crate::exec::Ledger;
 use crate::exec::slurm::{JobReport, Slurm};
+use crate::exec::triage::{Ended, classify};
 use crate::record::release::ReleaseRecord;
 use crate::record::{Failure, FailureClass, Outcome};
 use crate::release::conductor::Ending;
@@ -60,12 +62,20 @@ pub fn wait(path: &Path) -> Result<Ending, Failure> {
         }
         let grace = if failed { SHORT_GRACE } else { GRACE };
         if gone_since.is_some_and(|since| since.elapsed() > grace) {
-            let message = format!("{}: the closeout job ended without closing the run", path.display());
-            return Err(Failure::new(FailureClass::InfraTransient, message)
+            return Err(Failure::new(FailureClass::InfraTransient, lost(path, last, &dir))
                 .with_hint(format!("resume with `day0 release --resume {}`", path.display())));
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// That closeout did not close the run, with its own word on why.
+fn lost(path: &Path, last: &SubmissionRecord, dir: &SlurmDir) -> String {
+    let job = last.jobs.iter().find(|job| job.stage == CLOSEOUT);
+    let log = job.map(|job| tail(&dir.log(job.id, None), LOG_BYTES)).unwrap_or_default();
+    let said = classify(&Ended { log: &log, ..Ended::default() }).excerpt;
+    let said = if said.is_empty() { said } else { format!("; its log says: {said}") };
+    format!("{}: the closeout job ended without closing the run{said}", path.display())
 }
 
 /// What Slurm says of all jobs.

@@ -1,7 +1,7 @@
 //! Digests of files, remembered between runs for large ones.
 //!
-//! A remembered digest is used only while device, inode, size, mtime and ctime are what they were, and is neither
-//! stored nor believed for a file that changed within the last two seconds: file systems with coarse time stamps
+//! A remembered digest is used only while inode, size, mtime and ctime are what they were (the number of a device differs
+//! between the clients of one file server), and is neither stored nor believed for a file that changed within the last two seconds: file systems with coarse time stamps
 //! could not tell a later change apart.
 
 use std::path::{Path, PathBuf};
@@ -26,7 +26,6 @@ struct FileState {
     size_bytes: u64,
     mtime_ns: u128,
     ctime_ns: i128,
-    device: u64,
     inode: u64,
 }
 
@@ -97,7 +96,6 @@ fn state(path: &Path) -> std::io::Result<Option<FileState>> {
         size_bytes: meta.len(),
         mtime_ns: modified.as_nanos(),
         ctime_ns: i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()),
-        device: meta.dev(),
         inode: meta.ino(),
         path,
     }))

@@ -13,12 +13,12 @@ use crate::exec::slurm::ProfileFile;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::quantize::calibration::CalibrationConfig;
 use crate::record::Failure;
-use crate::record::release::ReleaseRecord;
 use crate::record::verdict::exit_code;
 use crate::release::config::{ConfigFile, EngineConfig, ExecutorFile, ExecutorName, Policy};
 use crate::release::slurm::SlurmDir;
-use crate::release::{self, Ending, Request};
+use crate::release::{self, Ending, JUNIT_FILE, Request, SUMMARY_FILE};
 use crate::report;
+use crate::report::ci::Unclosed;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -69,6 +69,9 @@ pub(super) struct Arguments {
     /// Cluster profile: partition, resources per stage, prologue, container.
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
+    /// Container image in which the jobs run; overrides the profile's.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "resume")]
+    container: Option<String>,
     /// Wait for the submitted jobs and return the verdict's exit code.
     #[arg(long)]
     wait: bool,
@@ -91,36 +94,87 @@ pub(super) struct Arguments {
 const DEFAULT_CONFIG: &str = "day0.yaml";
 
 pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failure> {
+    // Where a CI system looks for files, when they are asked for.
+    let ci = arguments.ci.then(|| {
+        // A directory that holds another run already keeps that one's files.
+        let new = arguments.out.clone().filter(|out| !out.join("run.json").exists());
+        new.or_else(|| arguments.resume.clone())
+    });
+    match (release(arguments, settings), ci) {
+        (Ok(Ended::Ending(ending)), Some(run)) => {
+            write_for_ci(&ending, run.as_deref())?;
+            end(&ending, settings)
+        }
+        (Ok(Ended::Ending(ending)), None) => end(&ending, settings),
+        (Ok(Ended::Code(code)), _) => Ok(code),
+        (Err(failure), Some(run)) => {
+            write_unclosed(&Unclosed::failed(&failure), run.as_deref())?;
+            Err(failure)
+        }
+        (Err(failure), None) => Err(failure),
+    }
+}
+
+/// What the command came to.
+enum Ended {
+    /// A release, with its ending.
+    Ending(Ending),
+    /// Something else, with its exit code.
+    Code(u8),
+}
+
+fn release(arguments: Arguments, settings: &Settings) -> Result<Ended, Failure> {
     let mut config = typed_config(&arguments)?;
     let executor = executor(&arguments, &config.executor.take().unwrap_or_default())?;
     if arguments.prefetch {
         for line in release::prefetch(config.validate()?, settings.threads.clone())? {
             output::line(&line);
         }
-        return Ok(exit_code::ACCEPT);
+        return Ok(Ended::Code(exit_code::ACCEPT));
     }
     if arguments.plan {
-        return plan(config, executor, &arguments, settings);
+        return plan(config, executor, &arguments, settings).map(Ended::Code);
     }
-    let say = |line: &str| if settings.json { progress::note(line) } else { output::line(line) };
+    let say = |line: &str| say(line, settings);
     let (out, resume) = (arguments.out, arguments.resume);
     let request = Request { config, out, resume, threads: settings.threads.clone() };
     let ending = match executor {
         Executor::Local => release::run(request, &say)?,
         Executor::Slurm(profile) => release::slurm::release(request, profile.map(|p| *p), arguments.wait)?,
     };
-    if let (true, Ending::Closed { record, run, .. }) = (arguments.ci, &ending) {
-        write_for_ci(record, run)?;
-    }
-    end(&ending, settings, &say)
+    Ok(Ended::Ending(ending))
 }
 
-/// Writes `junit.xml` and `summary.md`, and appends the summary where the CI system wants it.
-fn write_for_ci(record: &ReleaseRecord, run: &Path) -> Result<(), Failure> {
-    let summary = report::ci::summary(record);
-    for (name, text) in [("junit.xml", report::ci::junit(record)), ("summary.md", summary.clone())] {
-        let path = run.join(name);
-        atomic::write(&path, text.as_bytes()).map_err(|e| Failure::io(path.display(), &e))?;
+fn say(line: &str, settings: &Settings) {
+    if settings.json { progress::note(line) } else { output::line(line) }
+}
+
+/// Writes what a CI system shows of any ending.
+fn write_for_ci(ending: &Ending, run: Option<&Path>) -> Result<(), Failure> {
+    match ending {
+        Ending::Closed { record, run, .. } => {
+            write_ci_files(&report::ci::junit(record), &report::ci::summary(record), Some(run))
+        }
+        Ending::Submitted { run, jobs } => write_unclosed(&Unclosed::submitted(jobs), Some(run)),
+        Ending::Interrupted { signal, .. } => {
+            write_unclosed(&Unclosed::failed(&Failure::interrupted(*signal)), run)
+        }
+    }
+}
+
+fn write_unclosed(unclosed: &Unclosed, run: Option<&Path>) -> Result<(), Failure> {
+    write_ci_files(&unclosed.junit(), &unclosed.summary(), run)
+}
+
+/// Writes `junit.xml` and `summary.md` into the run directory, where it is known, and appends the summary where the CI
+/// system wants it.
+fn write_ci_files(junit: &str, summary: &str, run: Option<&Path>) -> Result<(), Failure> {
+    if let Some(run) = run {
+        std::fs::create_dir_all(run).map_err(|e| Failure::io(run.display(), &e))?;
+        for (name, text) in [(JUNIT_FILE, junit), (SUMMARY_FILE, summary)] {
+            let path = run.join(name);
+            atomic::write(&path, text.as_bytes()).map_err(|e| Failure::io(path.display(), &e))?;
+        }
     }
     let Some(path) = env_vars::get_os(env_vars::GITHUB_STEP_SUMMARY).map(PathBuf::from) else {
         return Ok(());
@@ -138,7 +192,7 @@ enum Executor {
 /// The executor that was named; a run that was submitted to Slurm goes on there.
 fn executor(arguments: &Arguments, file: &ExecutorFile) -> Result<Executor, Failure> {
     let submitted = arguments.resume.as_ref().is_some_and(|run| SlurmDir::at(run).exists());
-    let scripts = arguments.scripts.is_some() || arguments.profile.is_some();
+    let scripts = arguments.scripts.is_some() || arguments.profile.is_some() || arguments.container.is_some();
     let slurm = match (arguments.executor.as_deref(), file.name) {
         (Some(name), _) => name == "slurm",
         (None, Some(name)) => name == ExecutorName::Slurm || scripts,
@@ -146,10 +200,15 @@ fn executor(arguments: &Arguments, file: &ExecutorFile) -> Result<Executor, Fail
     };
     if slurm {
         let profile = arguments.profile.as_deref().or(file.profile.as_deref());
-        return Ok(Executor::Slurm(profile.map(ProfileFile::read).transpose()?.map(Box::new)));
+        let profile = profile.map(ProfileFile::read).transpose()?;
+        let profile = match &arguments.container {
+            Some(image) => Some(profile.unwrap_or_default().with_image(image.clone())),
+            None => profile,
+        };
+        return Ok(Executor::Slurm(profile.map(Box::new)));
     }
     if scripts || arguments.wait {
-        return Err(Failure::config("--profile, --scripts and --wait are for --executor slurm"));
+        return Err(Failure::config("--profile, --container, --scripts and --wait are for --executor slurm"));
     }
     Ok(Executor::Local)
 }
@@ -175,7 +234,8 @@ fn plan(
 }
 
 /// Says how a release ended.
-fn end(ending: &Ending, settings: &Settings, say: &dyn Fn(&str)) -> Result<u8, Failure> {
+fn end(ending: &Ending, settings: &Settings) -> Result<u8, Failure> {
+    let say = |line: &str| say(line, settings);
     match ending {
         Ending::Closed { record, outcome, run } => {
             if settings.json {

@@ -52,6 +52,7 @@ fn print(state: &RunState) {
         (State::Closed, None, _) => "closed without a verdict; it resumes".to_owned(),
         (State::Running, ..) => "running".to_owned(),
         (State::Queued, ..) => "waiting for its jobs".to_owned(),
+        (State::Unknown, ..) => "not closed".to_owned(),
         (State::Stopped, ..) => "stopped; it resumes".to_owned(),
     };
     output::line(&format!("{}  {what}", state.run.display()));
@@ -67,8 +68,11 @@ fn print(state: &RunState) {
     for (unit, why) in &state.failed {
         output::line(&format!("failed: {unit}: {why}"));
     }
-    for retry in &state.retried {
-        output::line(&format!("tried again: {} (on {}): {}", retry.unit, retry.place, retry.why));
+    for what in state.execution.tried_again() {
+        output::line(&format!("tried again: {what}"));
+    }
+    if let Some(why) = &state.jobs_unknown {
+        output::line(&format!("its jobs are unknown: {why}"));
     }
     for job in &state.jobs {
         let r = &job.report;

@@ -15,8 +15,10 @@ use crate::record::{Failure, FailureClass};
 /// A unit that runs this long has its lease renewed.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// How often a unit that another process runs is asked for.
+/// Pauses between two looks for a unit that another process runs, the first and the longest: each look takes the ledger's
+/// lock, on which all processes wait, and a unit may take minutes.
 const POLL: Duration = Duration::from_millis(200);
+const LONGEST_POLL: Duration = Duration::from_secs(3);
 
 /// What became of a graph.
 #[derive(Debug, Default)]
@@ -176,6 +178,7 @@ impl LocalExecutor<'_> {
     fn find_done(&self, node: &Node<'_>) -> Result<Option<Done>, Failure> {
         let key = node.unit.key();
         let mut announced = false;
+        let mut pause = POLL;
         loop {
             let claim = match self.ledger.claim(key, &node.name)? {
                 Claim::Done(done) if node.unit.verify(&done.output) => return Ok(Some(done)),
@@ -196,7 +199,8 @@ impl LocalExecutor<'_> {
                 progress::note(&format!("{whose}; waiting for it"));
                 announced = true;
             }
-            std::thread::sleep(POLL);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_POLL);
         }
         let Some(shared) = self.shared.filter(|_| node.shared) else { return Ok(None) };
         let Some(mut done) = shared.done(key)?.filter(|d| node.unit.verify(&d.output)) else {

@@ -98,6 +98,9 @@ const PATTERNS: &[Rule<&str>] = &[
         false,
         MEMORY,
     ),
+    // slurmstepd's last words in the log of a job that Slurm ended.
+    rule(r"DUE TO TIME LIMIT", C::InfraTransient, true, "raise `time` of this stage in the cluster profile"),
+    rule(r"DUE TO (PREEMPTION|NODE FAILURE)", C::InfraTransient, true, RESUME),
     rule(
         r"No space left on device|Disk quota exceeded|ENOSPC|EDQUOT",
         C::InfraTransient,
@@ -260,6 +263,21 @@ mod tests {
             ("slurmstepd: error: Detected 1 oom_kill event", C::UserConfigError, false),
             ("slurmstepd: error: Detected 1 oom-kill event(s)", C::UserConfigError, false),
             ("day0: write: No space left on device (os error 28)", C::InfraTransient, false),
+            (
+                "slurmstepd: error: *** JOB 15 ON n1 CANCELLED AT 2026-01-31T12:00:00 DUE TO TIME LIMIT ***",
+                C::InfraTransient,
+                true,
+            ),
+            (
+                "slurmstepd: error: *** JOB 15 ON n1 CANCELLED AT 2026-01-31T12:00:00 DUE TO PREEMPTION ***",
+                C::InfraTransient,
+                true,
+            ),
+            (
+                "slurmstepd: error: *** STEP 15.0 ON n1 CANCELLED AT 2026-01-31T12:00:00 DUE TO NODE FAILURE, SEE SLURMCTLD LOG ***",
+                C::InfraTransient,
+                true,
+            ),
             ("HTTP/1.1 401 Unauthorized", C::EvalJudgeFailed, false),
             ("auth: bad token", C::EvalJudgeFailed, false),
             ("status 429: slow down", C::EvalJudgeFailed, false),

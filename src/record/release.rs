@@ -90,6 +90,50 @@ pub struct Execution {
     pub places: Vec<PlaceRecord>,
     /// Attempts that gave no result.
     pub retried: Vec<RetryRecord>,
+    /// Jobs that were put back into the queue.
+    #[serde(default)]
+    pub restarted: Vec<RestartRecord>,
+    /// Submissions of what was left.
+    #[serde(default)]
+    pub resubmitted: Vec<ResubmissionRecord>,
+}
+
+impl Execution {
+    /// Everything that was tried again, one line each.
+    pub fn tried_again(&self) -> Vec<String> {
+        let on = |place: &str, job: &str| {
+            if job.is_empty() { format!("on {place}") } else { format!("on {place}, job {job}") }
+        };
+        let resubmitted =
+            self.resubmitted.iter().map(|s| format!("submission {} ({}): {}", s.number, s.by, s.why));
+        let restarted = self.restarted.iter().map(|r| {
+            let times = if r.restarts == 1 { "once".to_owned() } else { format!("{} times", r.restarts) };
+            format!("job {}: put back into the queue {times}", r.job)
+        });
+        let retried =
+            self.retried.iter().map(|r| format!("{} ({}): {}", r.unit, on(&r.place, &r.job), r.why));
+        resubmitted.chain(restarted).chain(retried).collect()
+    }
+}
+
+/// A job that was put back into the queue, by itself before its time limit or by Slurm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartRecord {
+    /// Slurm job, with `_N` for a task of an array.
+    pub job: String,
+    /// How often, as far as it ran units afterwards.
+    pub restarts: u32,
+}
+
+/// A submission of what the ones before it left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResubmissionRecord {
+    /// Its number, from 2 on.
+    pub number: u32,
+    /// Who submitted.
+    pub by: String,
+    /// Why.
+    pub why: String,
 }
 
 /// Units that ran in one process.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::arm::{ArmEngine, ArmName};
 use super::conductor::Ending;
-use super::config::{Level, ReadinessConfig};
+use super::config::{ConfigFile, Level, ReadinessConfig};
 use super::graph::names;
 use super::preflight::Inputs;
 use super::readiness::leveled;
@@ -13,6 +13,7 @@ use super::ready_units;
 use super::run_dir::{RunDir, RunRecord};
 use crate::base::digest::Digest;
 use crate::base::json;
+use crate::base::threads::Threads;
 use crate::exec::RunSummary;
 use crate::ready::integrity;
 use crate::ready::lineage::{self, Attempt};
@@ -47,6 +48,40 @@ pub fn infeasible(run: &RunDir, inputs: &Inputs, failure: &Failure) -> Result<En
 pub fn close(run: &RunDir, inputs: &Inputs, summary: &RunSummary) -> Result<Ending, Failure> {
     let findings = summary.failure.iter().map(|(node, failure)| finding_of(node, failure)).collect();
     write(run, inputs, summary, findings)
+}
+
+/// Closes the run at `path`, whose inputs cannot be read here any more: all that is known is why.
+pub fn unreadable(path: &Path, threads: Threads, failure: &Failure) -> Result<Ending, Failure> {
+    let run = RunDir::planned(path);
+    let config = ConfigFile::read(&run.config()).and_then(ConfigFile::validate).ok();
+    let (model, recipe, suites) = config.map_or_else(Default::default, |c| (c.model, c.recipe, c.suites));
+    let identity: Option<RunRecord> = json::read(&run.join("run.json")).ok();
+    let findings = vec![finding_of("inputs", failure)];
+    let folded = fold(&findings);
+    let mut provenance = Provenance::new(threads);
+    provenance.timing.started_at = crate::base::clock::now_iso8601();
+    let record = ReleaseRecord {
+        schema_version: SCHEMA_VERSION,
+        run_id: identity.map_or_else(String::new, |identity| identity.run_id),
+        verdict: folded.outcome.verdict(),
+        failure_class: folded.failure_class,
+        detail: folded.detail.clone(),
+        recommendation: recommendation(&folded, &recipe, &run, &[]),
+        model,
+        recipe,
+        suites,
+        stages: Vec::new(),
+        gates: Vec::new(),
+        findings,
+        readiness: Vec::new(),
+        not_tested: Vec::new(),
+        speed: BTreeMap::new(),
+        baseline_reused: false,
+        execution: super::execution::execution(&run).unwrap_or_default(),
+        artifacts: BTreeMap::new(),
+        provenance,
+    };
+    store(&run, record, folded.outcome)
 }
 
 /// What a stage that could not run means for the release.
@@ -88,7 +123,7 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         verdict: folded.outcome.verdict(),
         failure_class: folded.failure_class,
         detail: folded.detail.clone(),
-        recommendation: recommendation(&folded, inputs, run, &gates),
+        recommendation: recommendation(&folded, &inputs.recipe.name, run, &gates),
         stages: stage_records(summary, &inputs.config.readiness),
         gates,
         findings,
@@ -101,17 +136,19 @@ fn write(run: &RunDir, inputs: &Inputs, summary: &RunSummary, own: Vec<Finding>)
         provenance: provenance(inputs, summary),
     };
     record.findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    store(run, record, folded.outcome)
+}
+
+/// Writes `report.md` and, last, `release.json`.
+fn store(run: &RunDir, record: ReleaseRecord, outcome: Outcome) -> Result<Ending, Failure> {
     let text = report::release(&record, &flipped_texts(&record, run)?);
     let report_path = run.join("report.md");
     crate::base::atomic::write(&report_path, text.as_bytes())
         .map_err(|e| Failure::io(report_path.display(), &e))?;
     json::write(&run.join("release.json"), &record)?;
-    run.event(
-        "closed",
-        "release",
-        &folded.outcome.verdict().map_or_else(|| "no verdict".into(), |v| v.to_string()),
-    );
-    Ok(Ending::Closed { record: Box::new(record), outcome: folded.outcome, run: run.path().to_path_buf() })
+    let verdict = outcome.verdict().map_or_else(|| "no verdict".into(), |v| v.to_string());
+    run.event("closed", "release", &verdict);
+    Ok(Ending::Closed { record: Box::new(record), outcome, run: run.path().to_path_buf() })
 }
 
 fn remove_index(run: &RunDir) -> Result<(), Failure> {
@@ -229,8 +266,7 @@ fn speeds(summary: &RunSummary) -> BTreeMap<String, ServeSpeed> {
 }
 
 /// May the checkpoint be published? One sentence.
-fn recommendation(folded: &Folded, inputs: &Inputs, run: &RunDir, gates: &[GateReport]) -> String {
-    let recipe = &inputs.recipe.name;
+fn recommendation(folded: &Folded, recipe: &str, run: &RunDir, gates: &[GateReport]) -> String {
     let compare = gates.iter().find(|gate| gate.gate == GateName::Compare);
     let tasks = compare.map_or(0, report::decided);
     match folded.outcome {

@@ -4,18 +4,28 @@ use std::collections::BTreeMap;
 
 use crate::exec::{Ledger, Owner, UnitHistory};
 use crate::record::Failure;
-use crate::record::release::{Execution, PlaceRecord, RetryRecord};
+use crate::record::release::{Execution, PlaceRecord, RestartRecord, ResubmissionRecord, RetryRecord};
 use crate::release::run_dir::RunDir;
+use crate::release::slurm::{SlurmDir, SubmissionRecord};
 
 /// Where the units of `run` ran so far.
 pub fn execution(run: &RunDir) -> Result<Execution, Failure> {
     let snapshot = Ledger::snapshot(&run.ledger())?.unwrap_or_default();
-    Ok(of(snapshot.units.values().filter(|h| h.unit != "submission")))
+    let mut execution = of(snapshot.units.values().filter(|h| h.unit != "submission"));
+    let submissions = SlurmDir::of(run).submissions()?;
+    execution.resubmitted = submissions.into_iter().filter(|s| s.number > 1).map(resubmission).collect();
+    Ok(execution)
+}
+
+fn resubmission(record: SubmissionRecord) -> ResubmissionRecord {
+    let why = record.because.map_or_else(|| "the run was resumed".to_owned(), |cause| cause.what);
+    ResubmissionRecord { number: record.number, by: record.submitted_by, why }
 }
 
 fn of<'h>(units: impl Iterator<Item = &'h UnitHistory>) -> Execution {
     let mut places: BTreeMap<(String, String, String), PlaceRecord> = BTreeMap::new();
     let mut retried = Vec::new();
+    let mut restarts: BTreeMap<String, u32> = BTreeMap::new();
     for history in units {
         if let Some(owner) = history.done_by() {
             let (place, job) = (owner.place().to_owned(), job(owner));
@@ -30,6 +40,11 @@ fn of<'h>(units: impl Iterator<Item = &'h UnitHistory>) -> Execution {
             record.count += 1;
             record.elapsed_s += history.elapsed_s;
         }
+        let owners = history.attempts.iter().filter_map(|a| a.owner.job.as_deref());
+        for (job, count) in owners.filter_map(restart) {
+            let most = restarts.entry(job.to_owned()).or_default();
+            *most = count.max(*most);
+        }
         retried.extend(history.lost().map(|attempt| RetryRecord {
             unit: history.unit.clone(),
             place: attempt.owner.place().to_owned(),
@@ -41,7 +56,14 @@ fn of<'h>(units: impl Iterator<Item = &'h UnitHistory>) -> Execution {
         }));
     }
     retried.sort_by(|a, b| (&a.unit, &a.job).cmp(&(&b.unit, &b.job)));
-    Execution { places: places.into_values().collect(), retried }
+    let restarted = restarts.into_iter().map(|(job, restarts)| RestartRecord { job, restarts }).collect();
+    Execution { places: places.into_values().collect(), retried, restarted, resubmitted: Vec::new() }
+}
+
+/// `12_3+1` as job and number of restarts.
+fn restart(job: &str) -> Option<(&str, u32)> {
+    let (job, count) = job.split_once('+')?;
+    Some((job, count.parse().ok()?))
 }
 
 fn job(owner: &Owner) -> String {
@@ -106,5 +128,14 @@ mod tests {
         assert_eq!(shown, expected);
         let whys: Vec<&str> = found.retried.iter().map(|r| r.why.as_str()).collect();
         assert_eq!(whys, ["lost", "never heard of again"]);
+        assert_eq!(found.restarted, [RestartRecord { job: "2_0".to_owned(), restarts: 2 }]);
+        assert_eq!(
+            found.tried_again(),
+            [
+                "job 2_0: put back into the queue 2 times",
+                "score/baseline/a/2 (on n1, job 2_0): lost",
+                "score/baseline/a/2 (on n2, job 2_0+1): never heard of again",
+            ]
+        );
     }
 }

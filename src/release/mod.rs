@@ -30,3 +30,4 @@ pub use arm::ArmEngine;
 pub use closeout::remove_volatile;
 pub use conductor::{Ending, Request, plan, prefetch, run};
 pub use preflight::{prepare, program_digest};
+pub use run_dir::{JUNIT_FILE, SUMMARY_FILE};

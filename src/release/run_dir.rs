@@ -27,10 +27,17 @@ pub struct RunRecord {
 
 const CONFIG_FILE: &str = "day0.yaml";
 
-/// Whether `path` holds anything but what a run with this `config` leaves when it is killed while being created.
+/// What a CI system shows of a run, in its directory.
+pub const JUNIT_FILE: &str = "junit.xml";
+/// The same as Markdown.
+pub const SUMMARY_FILE: &str = "summary.md";
+
+/// Whether `path` holds anything but what a run with this `config` leaves when it is killed while being created, or ends with
+/// an error before it begins.
 fn holds_something_else(path: &Path, config: &str) -> bool {
     let ours = |entry: std::fs::DirEntry| {
         crate::base::atomic::is_temporary(&entry.file_name())
+            || [JUNIT_FILE, SUMMARY_FILE].iter().any(|name| entry.file_name() == *name)
             || (entry.file_name() == CONFIG_FILE
                 && std::fs::read_to_string(entry.path()).is_ok_and(|text| text == config))
     };

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::execution::execution;
+use super::jobs::STAGES;
 use super::run_dir::RunDir;
-use super::slurm::{SlurmDir, tail};
+use super::slurm::{SlurmDir, living, tail};
+use crate::base::closest::suggestion;
 use crate::base::json;
-use crate::exec::slurm::{JobReport, Slurm, reports};
+use crate::exec::slurm::{JobReport, Slurm};
 use crate::exec::{Ledger, Owner, Snapshot, UnitHistory};
-use crate::record::release::{ReleaseRecord, RetryRecord};
+use crate::record::release::{Execution, ReleaseRecord};
 use crate::record::{Failure, FailureClass, Verdict};
 
 /// What a run is doing.
@@ -26,6 +28,8 @@ pub enum State {
     Queued,
     /// Nobody works on it; it resumes.
     Stopped,
+    /// No process works on it, and its jobs cannot be asked for.
+    Unknown,
 }
 
 /// Where a run stands.
@@ -47,10 +51,12 @@ pub struct RunState {
     pub running: Vec<UnitPlace>,
     /// Units whose last attempt failed: unit and why.
     pub failed: Vec<(String, String)>,
-    /// Attempts that gave no result.
-    pub retried: Vec<RetryRecord>,
+    /// What was tried again.
+    pub execution: Execution,
     /// Jobs of the last submission.
     pub jobs: Vec<JobState>,
+    /// Why nothing is known of its jobs.
+    pub jobs_unknown: Option<String>,
 }
 
 /// A running unit.
@@ -82,14 +88,14 @@ pub fn status(path: &Path) -> Result<RunState, Failure> {
     let (run, record) = RunDir::join_existing(path)?;
     let snapshot = Ledger::snapshot(&run.ledger())?.unwrap_or_default();
     let dir = SlurmDir::of(&run);
-    let jobs = jobs(&dir)?;
+    let (jobs, jobs_unknown) = jobs(&dir)?;
     let mut done = BTreeMap::new();
     for history in snapshot.units.values().filter(|h| h.done.is_some()) {
         let kind = history.unit.split('/').next().unwrap_or_default();
         *done.entry(kind.to_owned()).or_default() += 1;
     }
     let release = closed_record(&run, &dir)?;
-    let state = state(release.is_some(), &snapshot, &jobs);
+    let state = state(release.is_some(), &snapshot, &jobs, jobs_unknown.is_some());
     Ok(RunState {
         run: path.to_path_buf(),
         created_at: record.created_at,
@@ -99,8 +105,9 @@ pub fn status(path: &Path) -> Result<RunState, Failure> {
         done,
         running: running(&snapshot),
         failed: failed(&snapshot),
-        retried: execution(&run)?.retried,
+        execution: execution(&run)?,
         jobs,
+        jobs_unknown,
     })
 }
 
@@ -114,13 +121,15 @@ fn closed_record(run: &RunDir, dir: &SlurmDir) -> Result<Option<ReleaseRecord>, 
     if superseded || !path.is_file() { Ok(None) } else { Ok(Some(json::read(&path)?)) }
 }
 
-fn state(closed: bool, snapshot: &Snapshot, jobs: &[JobState]) -> State {
+fn state(closed: bool, snapshot: &Snapshot, jobs: &[JobState], jobs_unknown: bool) -> State {
     if !snapshot.running.is_empty() || jobs.iter().any(|j| j.report.state == "RUNNING") {
         State::Running
     } else if closed {
         State::Closed
     } else if jobs.iter().any(|j| j.report.is_alive()) {
         State::Queued
+    } else if jobs_unknown {
+        State::Unknown
     } else {
         State::Stopped
     }
@@ -144,16 +153,25 @@ fn failed(snapshot: &Snapshot) -> Vec<(String, String)> {
     snapshot.units.values().filter(|h| h.done.is_none()).filter_map(last).collect()
 }
 
-/// Jobs of the last submission, where this host can ask for them.
-fn jobs(dir: &SlurmDir) -> Result<Vec<JobState>, Failure> {
+/// Jobs of the last submission, and why they are unknown where this host cannot ask for them.
+fn jobs(dir: &SlurmDir) -> Result<(Vec<JobState>, Option<String>), Failure> {
     let mut found = Vec::new();
-    let Some(last) = dir.submissions()?.pop().filter(|_| Slurm.is_here()) else { return Ok(found) };
+    let Some(last) = dir.submissions()?.pop() else { return Ok((found, None)) };
+    if !Slurm.is_here() {
+        return Ok((found, Some("this host has none of Slurm's commands".to_owned())));
+    }
     for job in &last.jobs {
-        for report in reports(job.id, &dir.exits())? {
-            found.push(JobState { stage: job.stage.clone(), id: job.id.0, report });
+        match job.reports(dir) {
+            Ok(reports) => found.extend(reports.into_iter().map(|report| JobState {
+                stage: job.stage.clone(),
+                id: job.id.0,
+                report,
+            })),
+            // The others would be asked for as long again.
+            Err(failure) => return Ok((found, Some(failure.message))),
         }
     }
-    Ok(found)
+    Ok((found, None))
 }
 
 /// One log of a run.
@@ -166,8 +184,19 @@ pub struct Log {
     pub text: String,
 }
 
+/// What the logs of engines are asked for by.
+const SERVE: &str = "serve";
+
 /// Logs of the run at `path`: of its engines, and of its jobs, of those of one stage with `stage`.
 pub fn logs(path: &Path, stage: Option<&str>, bytes: u64) -> Result<Vec<Log>, Failure> {
+    if let Some(stage) = stage.filter(|s| !STAGES.contains(s) && *s != SERVE) {
+        let stages: Vec<&str> = STAGES.into_iter().chain([SERVE]).collect();
+        return Err(Failure::config(format!(
+            "--stage {stage}: no such stage; there are {}",
+            stages.join(", ")
+        ))
+        .with_hint(suggestion(stage, &stages)));
+    }
     let (run, _) = RunDir::join_existing(path)?;
     let dir = SlurmDir::of(&run);
     let mut found: Vec<(String, PathBuf)> = Vec::new();
@@ -183,7 +212,7 @@ pub fn logs(path: &Path, stage: Option<&str>, bytes: u64) -> Result<Vec<Log>, Fa
             }
         }
     }
-    if stage.is_none_or(|s| s == "serve") {
+    if stage.is_none_or(|s| s == SERVE) {
         let logs = std::fs::read_dir(run.join("serve")).into_iter().flatten().flatten();
         let mut logs: Vec<PathBuf> =
             logs.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "log")).collect();
@@ -197,17 +226,12 @@ pub fn logs(path: &Path, stage: Option<&str>, bytes: u64) -> Result<Vec<Log>, Fa
 
 /// Stops the run at `path`: its jobs are cancelled; a local process gets SIGTERM. Returns what was stopped.
 pub fn cancel(path: &Path) -> Result<Vec<String>, Failure> {
-    let (run, _) = RunDir::join_existing(path)?;
+    let (run, record) = RunDir::join_existing(path)?;
     let mut stopped = Vec::new();
-    let dir = SlurmDir::of(&run);
-    if let Some(last) = dir.submissions()?.pop() {
-        // From the end: a closeout that saw the others end would submit them again.
-        for job in last.jobs.iter().rev() {
-            if reports(job.id, &dir.exits())?.iter().any(JobReport::is_alive) {
-                Slurm.cancel(&[job.id])?;
-                stopped.push(format!("job {} ({})", job.id, job.stage));
-            }
-        }
+    // From the end: a closeout that saw the others end would submit them again.
+    for job in living(&run, &record.run_id)? {
+        Slurm.cancel(&[job.id])?;
+        stopped.push(format!("job {} ({})", job.id, job.stage));
     }
     let snapshot = Ledger::snapshot(&run.ledger())?.unwrap_or_default();
     let mut owners: Vec<&Owner> = snapshot.running.values().filter(|owner| owner.job.is_none()).collect();

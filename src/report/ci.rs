@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{cell, scores};
 use crate::base::units::human_seconds;
 use crate::record::release::ReleaseRecord;
-use crate::record::{GateName, GateReport, Verdict};
+use crate::record::{Failure, GateName, GateReport, Verdict};
 
 /// The job summary: verdict, stages, scores.
 pub fn summary(record: &ReleaseRecord) -> String {
@@ -29,6 +29,55 @@ pub fn summary(record: &ReleaseRecord) -> String {
     }
     text.push('\n');
     text
+}
+
+/// A release without a record: it ended with an error before it was closed, or its jobs are yet to run.
+pub struct Unclosed {
+    /// What it came to, in words.
+    title: &'static str,
+    /// Failure class; empty where nothing failed.
+    class: String,
+    message: String,
+    hint: String,
+}
+
+impl Unclosed {
+    /// One that ended with `failure`.
+    pub fn failed(failure: &Failure) -> Self {
+        Self {
+            title: "no verdict",
+            class: failure.class.to_string(),
+            message: failure.message.clone(),
+            hint: failure.hint.clone().unwrap_or_default(),
+        }
+    }
+
+    /// One that was submitted as `jobs`.
+    pub fn submitted(jobs: &[String]) -> Self {
+        let hint = "wait for its end with `day0 release --resume RUN --wait --ci`".to_owned();
+        Self { title: "submitted, no verdict yet", class: String::new(), message: jobs.join(", "), hint }
+    }
+
+    /// The job summary.
+    pub fn summary(&self) -> String {
+        let mut text = format!("## day0: {}\n\n", self.title);
+        let class = if self.class.is_empty() { String::new() } else { format!("`{}`: ", self.class) };
+        let _ = writeln!(text, "{class}{}\n", cell(&self.message));
+        if !self.hint.is_empty() {
+            let _ = writeln!(text, "Next: {}.\n", cell(&self.hint));
+        }
+        text
+    }
+
+    /// JUnit XML of one test case, the release.
+    pub fn junit(&self) -> String {
+        let end = if self.class.is_empty() {
+            End::Skipped(self.title)
+        } else {
+            End::Broken { class: self.class.clone(), message: &self.message }
+        };
+        render("day0 release", 0.0, &[("release".to_owned(), "release".to_owned(), 0.0, end)])
+    }
 }
 
 /// How one test case ended.
@@ -83,19 +132,21 @@ pub fn junit(record: &ReleaseRecord) -> String {
         None => End::Broken { class, message: &record.detail },
     };
     cases.push(("release".to_owned(), record.model.clone(), record.provenance.timing.elapsed_s, end));
-    render(record, &cases)
+    let name = format!("day0 release {} {}", record.model, record.recipe);
+    render(&name, record.provenance.timing.elapsed_s, &cases)
 }
 
-fn render(record: &ReleaseRecord, cases: &[(String, String, f64, End<'_>)]) -> String {
+/// A test suite: class, name, seconds and end of each case.
+fn render(name: &str, elapsed_s: f64, cases: &[(String, String, f64, End<'_>)]) -> String {
     let count = |which: fn(&End<'_>) -> bool| cases.iter().filter(|(.., end)| which(end)).count();
-    let name = escape(&format!("day0 release {} {}", record.model, record.recipe));
+    let name = escape(name);
     let totals = format!(
         "tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{:.3}\"",
         cases.len(),
         count(|e| matches!(e, End::Failed { .. })),
         count(|e| matches!(e, End::Broken { .. })),
         count(|e| matches!(e, End::Skipped(_))),
-        record.provenance.timing.elapsed_s
+        elapsed_s
     );
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let _ = writeln!(text, "<testsuites name=\"day0\" {totals}>\n  <testsuite name=\"{name}\" {totals}>");
@@ -143,6 +194,23 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_release_without_a_record_is_a_broken_case() {
+        let failure = Failure::config("day0.yaml: <bad>").with_hint("correct it");
+        let failed = Unclosed::failed(&failure);
+        assert!(
+            failed.junit().contains("<error type=\"USER_CONFIG_ERROR\" message=\"day0.yaml: &lt;bad&gt;\"/>")
+        );
+        assert!(failed.junit().contains("tests=\"1\" failures=\"0\" errors=\"1\""));
+        assert!(
+            failed.summary().contains("`USER_CONFIG_ERROR`")
+                && failed.summary().contains("Next: correct it.")
+        );
+        let submitted = Unclosed::submitted(&["scan 7".to_owned()]);
+        assert!(submitted.junit().contains("<skipped message=\"submitted, no verdict yet\"/>"));
+        assert!(submitted.summary().contains("scan 7"));
+    }
 
     #[test]
     fn texts_become_attributes() {

@@ -164,7 +164,7 @@ fn lists(text: &mut String, record: &ReleaseRecord) {
 /// Where each unit ran and what was tried again. Waves of one task in one process are one line.
 fn execution(text: &mut String, record: &ReleaseRecord) {
     let execution = &record.execution;
-    if execution.places.is_empty() {
+    if execution.places.is_empty() && execution.tried_again().is_empty() {
         return;
     }
     line!(text, "## Where it ran\n\n| units | number | place | job | time |\n|---|---|---|---|---|");
@@ -174,14 +174,14 @@ fn execution(text: &mut String, record: &ReleaseRecord) {
         line!(text, "| {} | {} | {} | {job} | {time} |", cell(&place.units), place.count, cell(&place.place));
     }
     line!(text);
-    if execution.retried.is_empty() {
+    let tried_again = execution.tried_again();
+    if tried_again.is_empty() {
         line!(text, "Nothing was tried again.\n");
         return;
     }
     line!(text, "Tried again:\n");
-    for retry in &execution.retried {
-        let job = if retry.job.is_empty() { String::new() } else { format!(", job {}", retry.job) };
-        line!(text, "- {} (on {}{job}): {}", cell(&retry.unit), cell(&retry.place), cell(&retry.why));
+    for what in &tried_again {
+        line!(text, "- {}", cell(what));
     }
     line!(text);
 }

@@ -292,3 +292,29 @@ fn full_and_read_only_targets() {
         ran.expect(2).says("Read-only file system").says("mount/");
     }
 }
+
+/// What a CI system shows is written for an ending without a record too, and is no obstacle to the run that follows.
+#[test]
+fn ci_files_are_written_for_a_release_that_never_began() {
+    let dir = tempfile::tempdir().unwrap();
+    let step = dir.path().join("step.md");
+    let release = |recipe: &str| {
+        let args = ["release", "--limit", "40", "--recipe", recipe, "--out", "run", "--ci"];
+        let _turn = crate::common::serial();
+        crate::common::ran(
+            crate::common::command(dir.path(), args).env("GITHUB_STEP_SUMMARY", &step).output().unwrap(),
+        )
+    };
+    let text = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    release("w8a9").expect(2);
+    assert!(text("run/junit.xml").contains("<error type=\"USER_CONFIG_ERROR\""), "{}", text("run/junit.xml"));
+    assert!(text("run/summary.md").contains("`USER_CONFIG_ERROR`"), "{}", text("run/summary.md"));
+    assert_eq!(text("step.md"), text("run/summary.md"));
+    release("w8a8").expect(3);
+    assert!(text("run/junit.xml").contains("INSUFFICIENT_EVIDENCE"), "{}", text("run/junit.xml"));
+    assert!(text("run/summary.md").starts_with("## day0: ANOMALOUS"), "{}", text("run/summary.md"));
+    assert!(text("step.md").ends_with(&text("run/summary.md")), "one summary after the other");
+    // Another release into the same directory is refused, and leaves the files of the one that is there.
+    release("w8a8").expect(2).says("holds a run already");
+    assert!(text("run/summary.md").starts_with("## day0: ANOMALOUS"));
+}

@@ -63,8 +63,8 @@ NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port_base + 1)) CPUs=$
 NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port_base + 2)) CPUs=$cpus RealMemory=4000 State=UNKNOWN
 NodeName=f1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port_base + 3)) CPUs=$cpus RealMemory=4000 State=UNKNOWN
 NodeName=f2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port_base + 4)) CPUs=$cpus RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
-PartitionName=frail Nodes=f1,f2 MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n1,n2 LLN=YES Default=YES MaxTime=INFINITE State=UP
+PartitionName=frail Nodes=f1,f2 LLN=YES MaxTime=INFINITE State=UP
 CONF
 }
 

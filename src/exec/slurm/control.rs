@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +37,9 @@ pub struct Submission {
 /// How often a command is tried while the controller does not answer, and the first pause.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a question may take. A controller that is gone costs each command the better part of a minute, and who asks
+/// has files to go by.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 
 /// The Slurm of this host.
 #[derive(Debug, Clone, Copy, Default)]
@@ -113,21 +118,22 @@ impl Slurm {
         Ok(ids)
     }
 
-    /// `scontrol show job`: one map a task. `None`: the controller does not know the job any more.
-    pub(super) fn show(job: JobId) -> Result<Option<Vec<BTreeMap<String, String>>>, Failure> {
+    /// `scontrol show job`: one map a task, none of those that the controller does not know any more, and none at all where
+    /// there is no `scontrol`. Asked once.
+    pub(super) fn show(job: JobId) -> Result<Vec<BTreeMap<String, String>>, Failure> {
         let arguments = ["-o", "show", "job", &job.to_string()].map(str::to_owned);
-        match call("scontrol", &arguments) {
-            Ok(said) => Ok(Some(said.lines().map(fields).filter(|f| f.contains_key("JobState")).collect())),
-            Err(failure) if failure.message.contains("Invalid job id") => Ok(None),
-            Err(failure) => Err(failure),
+        match once("scontrol", &arguments, Some(ASK_LIMIT)) {
+            Ok(said) => Ok(said.lines().map(fields).filter(|f| f.contains_key("JobState")).collect()),
+            Err(Refusal::Missing(_)) => Ok(Vec::new()),
+            Err(Refusal::Refused(said)) if said.contains("Invalid job id") => Ok(Vec::new()),
+            Err(refusal) => Err(refusal.failure("scontrol")),
         }
     }
 
     /// `sacct`: lines `id|state|code:signal|node`. `None`: there is no accounting.
     pub(super) fn account(job: JobId) -> Option<String> {
         let arguments = ["-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", &job.to_string()];
-        let output = Command::new("sacct").args(arguments).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        once("sacct", &arguments.map(str::to_owned), Some(ASK_LIMIT)).ok()
     }
 }
 
@@ -151,31 +157,84 @@ fn command_of(name: &str) -> Command {
     command
 }
 
+/// Why a command of Slurm gave no answer.
+enum Refusal {
+    /// It is not on this host.
+    Missing(std::io::Error),
+    /// The controller does not answer.
+    Down(String),
+    /// The request was refused.
+    Refused(String),
+}
+
+impl Refusal {
+    fn failure(self, command: &str) -> Failure {
+        match self {
+            Self::Missing(error) => Failure::config(format!("{command}: {error}"))
+                .with_hint("run this on a host that has Slurm's commands, or use --executor local"),
+            Self::Down(said) => Failure::new(FailureClass::InfraTransient, format!("{command}: {said}"))
+                .with_hint("the Slurm controller does not answer; try again"),
+            Self::Refused(said) => Failure::config(format!("{command}: {said}"))
+                .with_hint("what sbatch refuses comes from the cluster profile"),
+        }
+    }
+}
+
 /// Runs a command of Slurm; tries again while the controller does not answer.
 fn call(command: &str, arguments: &[String]) -> Result<String, Failure> {
     let mut pause = PAUSE;
-    for attempt in 1.. {
-        let output = command_of(command).args(arguments).output().map_err(|e| {
-            Failure::config(format!("{command}: {e}"))
-                .with_hint("run this on a host that has Slurm's commands, or use --executor local")
-        })?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    let mut attempt = 1;
+    loop {
+        match once(command, arguments, None) {
+            Ok(said) => return Ok(said),
+            Err(Refusal::Down(said)) if attempt < TRIES && interrupt::received().is_none() => {
+                progress::detail(&format!("{command}: {said}; trying again"));
+            }
+            Err(refusal) => return Err(refusal.failure(command)),
         }
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        if !is_down(&said) {
-            return Err(Failure::config(format!("{command}: {said}"))
-                .with_hint("what sbatch refuses comes from the cluster profile"));
-        }
-        if attempt == TRIES || interrupt::received().is_some() {
-            return Err(Failure::new(FailureClass::InfraTransient, format!("{command}: {said}"))
-                .with_hint("the Slurm controller does not answer; try again"));
-        }
-        progress::detail(&format!("{command}: {said}; trying again"));
         std::thread::sleep(pause);
         pause *= 2;
+        attempt += 1;
     }
-    unreachable!("the loop ends by returning")
+}
+
+/// Runs a command of Slurm, for at most `limit`.
+fn once(name: &str, arguments: &[String], limit: Option<Duration>) -> Result<String, Refusal> {
+    let mut command = command_of(name);
+    command.args(arguments).stdin(Stdio::null());
+    let start = Instant::now();
+    let output = match limit {
+        Some(limit) => output_within(&mut command, limit),
+        None => command.output(),
+    };
+    let output = output.map_err(Refusal::Missing)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    if let Some(limit) = limit.filter(|limit| start.elapsed() >= *limit) {
+        return Err(Refusal::Down(format!("no answer within {} s", limit.as_secs())));
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(if is_down(&said) { Refusal::Down(said) } else { Refusal::Refused(said) })
+}
+
+/// What a command prints; after `limit` it is killed with all that it started.
+fn output_within(command: &mut Command, limit: Duration) -> std::io::Result<Output> {
+    let child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let group = child.id() as i32;
+    let (ended, waiting) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if waiting.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // SAFETY: sends a signal to the group that the child leads, which is not reaped before the other end of the
+                // channel is dropped.
+                unsafe { libc::kill(-group, libc::SIGKILL) };
+            }
+        });
+        let output = child.wait_with_output();
+        drop(ended);
+        output
+    })
 }
 
 /// Whether the controller, not the request, is at fault.
@@ -202,6 +261,25 @@ mod tests {
             "JobId=8 ArrayJobId=2 ArrayTaskId=1 JobState=FAILED ExitCode=3:0 Dependency=(null) Reason=A B=";
         let found = fields(line);
         assert_eq!((found["ArrayTaskId"].as_str(), found["ExitCode"].as_str()), ("1", "3:0"));
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_killed_with_its_children() {
+        let start = Instant::now();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo a; sleep 60; echo b"]);
+        let output = output_within(&mut command, Duration::from_millis(200)).unwrap();
+        assert!(!output.status.success() && start.elapsed() < Duration::from_secs(30));
+        assert_eq!(output.stdout, b"a\n");
+        let output = output_within(Command::new("echo").arg("b"), Duration::from_secs(60)).unwrap();
+        assert!(output.status.success());
+        assert_eq!(output.stdout, b"b\n");
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_is_said_to_be_missing() {
+        let found = once("day0-no-such-command", &[], None);
+        assert!(matches!(found, Err(Refusal::Missing(_))));
     }
 
     #[test]

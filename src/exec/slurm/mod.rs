@@ -11,4 +11,4 @@ pub use control::{JobId, Slurm, Submission};
 pub use profile::{Container, Profile, ProfileFile, Resources, Runtime};
 pub use script::Script;
 pub(crate) use script::quote;
-pub use states::{JobReport, reports};
+pub use states::{JobReport, recorded, reports};

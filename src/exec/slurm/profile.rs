@@ -42,6 +42,9 @@ pub struct Resources {
     /// Generic resources, e.g. `gpu:h100:4`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gres: Option<String>,
+    /// GPUs of each node, e.g. `4` or `h100:4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<String>,
     /// Number of nodes; more than one only for an engine that spreads itself over them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodes: Option<u32>,
@@ -73,7 +76,7 @@ pub struct Container {
     pub image: String,
     /// What runs it.
     pub runtime: Runtime,
-    /// Directories to mount, `HOST[:CONTAINER[:OPTIONS]]`.
+    /// Directories to mount, `HOST[:CONTAINER[:OPTIONS]]`, beside those that the program reads and writes itself.
     #[serde(default)]
     pub mounts: Vec<String>,
     /// More arguments of the runtime.
@@ -100,6 +103,7 @@ pub struct ProfileFile {
     qos: Option<String>,
     constraint: Option<String>,
     gres: Option<String>,
+    gpus: Option<String>,
     nodes: Option<u32>,
     cpus: Option<u32>,
     memory: Option<String>,
@@ -118,12 +122,13 @@ pub struct ProfileFile {
 }
 
 /// Names of all fields of the file and of what is in it, for suggestions.
-const FIELDS: [&str; 24] = [
+const FIELDS: [&str; 25] = [
     "partition",
     "account",
     "qos",
     "constraint",
     "gres",
+    "gpus",
     "nodes",
     "cpus",
     "memory",
@@ -145,8 +150,16 @@ const FIELDS: [&str; 24] = [
     "arguments",
 ];
 
-/// Options that day0 sets itself.
-const RESERVED: [&str; 14] = [
+/// Options that day0 sets itself, or that the profile has a key for which other options depend on.
+const RESERVED: [&str; 26] = [
+    "-D",
+    "-J",
+    "-N",
+    "-a",
+    "-c",
+    "-d",
+    "-n",
+    "-o",
     "--array",
     "--chdir",
     "--cpus-per-task",
@@ -155,10 +168,14 @@ const RESERVED: [&str; 14] = [
     "--job-name",
     "--kill-on-invalid-dep",
     "--no-requeue",
+    "--nodes",
+    "--ntasks",
+    "--ntasks-per-node",
     "--open-mode",
     "--output",
     "--parsable",
     "--requeue",
+    "--hold",
     "--signal",
     "--wrap",
 ];
@@ -177,7 +194,8 @@ pub struct Profile {
     pub environment: BTreeMap<String, String>,
     /// Container.
     pub container: Option<Container>,
-    /// The program on the nodes; the submitting one where it is `None`.
+    /// The program on the nodes, inside and outside of a container; the submitting one where it is `None`. It must be the same
+    /// build as the one that submits.
     pub program: Option<PathBuf>,
     /// How long before its time limit a job is warned, in seconds. Slurm may warn up to 60 s earlier.
     pub signal_seconds: u32,
@@ -202,6 +220,19 @@ impl ProfileFile {
         serde_yaml_ng::from_str(text).map_err(|e| Failure::yaml(name, &e, &FIELDS))
     }
 
+    /// The same with another container image, of the same runtime; of apptainer where the file names no container.
+    #[must_use]
+    pub fn with_image(mut self, image: String) -> Self {
+        let none = || Container {
+            image: String::new(),
+            runtime: Runtime::Apptainer,
+            mounts: Vec::new(),
+            arguments: Vec::new(),
+        };
+        self.container.get_or_insert_with(none).image = image;
+        self
+    }
+
     /// Fills in the defaults and checks every value. `stages` are the stages there are.
     pub fn validate(self, stages: &[&str]) -> Result<Profile, Failure> {
         let common = Resources {
@@ -210,6 +241,7 @@ impl ProfileFile {
             qos: self.qos,
             constraint: self.constraint,
             gres: self.gres,
+            gpus: self.gpus,
             nodes: self.nodes,
             cpus: self.cpus,
             memory: self.memory,
@@ -281,6 +313,8 @@ fn check_resources(at: &str, resources: &Resources, signal_seconds: u32) -> Resu
     }
     for option in resources.sbatch.iter().flatten() {
         let name = option.split(['=', ' ']).next().unwrap_or_default();
+        // The value of a short option may follow it directly: `-c4`.
+        let name = if name.starts_with("--") { name } else { name.get(..2).unwrap_or(name) };
         if !option.starts_with('-') || option.contains('\n') {
             return Err(bad("sbatch", format!("'{option}' is not an option"))
                 .with_hint("one option an entry, as in `--exclusive`"));
@@ -295,6 +329,7 @@ fn check_resources(at: &str, resources: &Resources, signal_seconds: u32) -> Resu
         ("qos", &resources.qos),
         ("constraint", &resources.constraint),
         ("gres", &resources.gres),
+        ("gpus", &resources.gpus),
     ];
     for (field, text) in texts {
         if text.as_ref().is_some_and(|t| t.is_empty() || t.contains(['\n', '"'])) {
@@ -326,6 +361,16 @@ pub(super) fn seconds(time: &str) -> Option<u64> {
     Some(days.unwrap_or(0) * 86_400 + within_a_day)
 }
 
+/// How much earlier than asked Slurm may send the warning, in seconds (sbatch(1), --signal).
+const EARLY_SECONDS: u64 = 60;
+
+impl Resources {
+    /// Whether GPUs are asked for.
+    pub fn wants_gpus(&self) -> bool {
+        self.gpus.is_some() || self.gres.as_ref().is_some_and(|gres| gres.contains("gpu"))
+    }
+}
+
 impl Profile {
     /// Resources of a stage.
     pub fn resources(&self, stage: &str) -> Resources {
@@ -337,6 +382,7 @@ impl Profile {
             qos: own.qos.or_else(|| all.qos.clone()),
             constraint: own.constraint.or_else(|| all.constraint.clone()),
             gres: own.gres.or_else(|| all.gres.clone()),
+            gpus: own.gpus.or_else(|| all.gpus.clone()),
             nodes: own.nodes.or(all.nodes),
             cpus: own.cpus.or(all.cpus),
             memory: own.memory.or_else(|| all.memory.clone()),
@@ -347,13 +393,32 @@ impl Profile {
         }
     }
 
+    /// What is valid and yet may go wrong, one line each.
+    pub fn remarks(&self) -> Vec<String> {
+        let named = self.stages.iter().map(|(stage, own)| (format!("stages.{stage}."), own));
+        let all = std::iter::once((String::new(), &self.common)).chain(named);
+        let times = all.filter_map(|(at, resources)| Some((at, resources.time.as_ref()?)));
+        let short = times.filter(|(_, time)| {
+            seconds(time).is_some_and(|limit| limit <= u64::from(self.signal_seconds) + EARLY_SECONDS)
+        });
+        short
+            .map(|(at, time)| {
+                format!(
+                    "{at}time: {time} may leave nothing before the warning, which comes {} s earlier or up to \
+                     {EARLY_SECONDS} s before that; raise it, or lower signal_seconds",
+                    self.signal_seconds
+                )
+            })
+            .collect()
+    }
+
     /// Checks that the files it names are there.
     pub fn check_paths(&self) -> Result<(), Failure> {
         let missing = |field: &str, path: &Path| {
             Failure::config(format!("{field}: {} does not exist", path.display()))
                 .with_hint("the path must be there on this host and on every node")
         };
-        if let Some(program) = self.program.as_ref().filter(|p| self.container.is_none() && !p.is_file()) {
+        if let Some(program) = self.program.as_ref().filter(|p| !p.is_file()) {
             return Err(missing("program", program));
         }
         let Some(container) = &self.container else { return Ok(()) };

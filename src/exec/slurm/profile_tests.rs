@@ -40,6 +40,12 @@ fn bad_values_are_refused() {
         "memory: lots",
         "sbatch: [exclusive]",
         "sbatch: ['--array=1-2']",
+        "sbatch: ['-c4']",
+        "sbatch: ['-N 2']",
+        "sbatch: ['-J', x]",
+        "sbatch: ['--ntasks=2']",
+        "sbatch: ['--nodes=2']",
+        "gpus: ''",
         "sbatch: [\"--x\\n#SBATCH --y\"]",
         "partition: ''",
         "environment: {'A B': c}",
@@ -48,6 +54,26 @@ fn bad_values_are_refused() {
     ] {
         assert!(profile(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn a_time_limit_that_the_warning_may_use_up_is_remarked_on() {
+    let remarks = |text: &str| profile(text).unwrap().remarks();
+    assert!(remarks("time: 10").is_empty() && remarks("").is_empty());
+    assert!(remarks("time: '3'")[0].starts_with("time: 3 may leave nothing"));
+    let stage = "time: 10\nsignal_seconds: 30\nstages: {score: {time: '1:30'}}";
+    assert!(remarks(stage)[0].starts_with("stages.score.time: 1:30"));
+}
+
+#[test]
+fn another_image_keeps_the_runtime() {
+    let image = |text: &str| {
+        let file = ProfileFile::parse(text, "x").unwrap().with_image("/b.sif".to_owned());
+        file.validate(&STAGES).unwrap().container.unwrap()
+    };
+    let kept = image("container: {image: /a.sif, runtime: pyxis, mounts: ['/tmp']}");
+    assert_eq!((kept.image.as_str(), kept.runtime, kept.mounts.len()), ("/b.sif", Runtime::Pyxis, 1));
+    assert_eq!(image("").runtime, Runtime::Apptainer);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::profile::{Profile, Resources, Runtime};
+use super::profile::{Container, Profile, Resources, Runtime};
 
 /// One job: what to run, how often, with what.
 #[derive(Debug, Clone)]
@@ -28,6 +28,10 @@ pub struct Script<'a> {
     pub arguments: Vec<String>,
     /// Environment beside the profile's.
     pub environment: Vec<(String, String)>,
+    /// Files and directories that the program reads and writes, which a container sees under the same paths.
+    pub paths: Vec<PathBuf>,
+    /// Whether it runs in the profile's container. A job that asks and tells Slurm does not: images lack its commands.
+    pub in_container: bool,
 }
 
 /// The id of the job and the warning before the time limit, which is passed on to the program: it stores what it has and
@@ -48,6 +52,10 @@ impl Script<'_> {
         self.resources.cpus.unwrap_or(DEFAULT_CPUS)
     }
 
+    fn nodes(&self) -> u32 {
+        self.resources.nodes.unwrap_or(1)
+    }
+
     /// The text of the script.
     pub fn render(&self) -> String {
         let mut text = String::from("#!/bin/bash\n");
@@ -58,13 +66,25 @@ impl Script<'_> {
         for (name, value) in self.environment.iter().map(|(n, v)| (n, v)).chain(&self.profile.environment) {
             let _ = writeln!(text, "export {name}={}", quote(value));
         }
+        let exits = quote_path(&self.exits);
+        let _ = writeln!(text, "rm -f {exits}/\"$job\"");
         if !self.profile.prologue.trim().is_empty() {
-            let _ = writeln!(text, "set -e\n{}\nset +e", self.profile.prologue.trim_end());
+            // A prologue that fails ends the job, which leaves its exit code as the program would.
+            let _ = write!(
+                text,
+                r#"trap 'code=$?; [ "$code" = 0 ] || echo "$code" > {exits}/"$job"' EXIT
+set -e
+{prologue}
+set +e
+trap - EXIT
+"#,
+                exits = exits.replace('\'', r"'\''"),
+                prologue = self.profile.prologue.trim_end(),
+            );
         }
         let _ = write!(
             text,
-            r#"rm -f {exits}/"$job"
-{command} &
+            r#"{command} &
 child=$!
 [ -z "$warned" ] || kill -USR1 "$child" 2>/dev/null
 wait "$child"
@@ -83,7 +103,6 @@ fi
 echo "$code" > {exits}/"$job"
 exit "$code"
 "#,
-            exits = quote_path(&self.exits),
             command = self.command(),
             max_requeues = self.profile.max_requeues,
         );
@@ -99,8 +118,9 @@ exit "$code"
             "--open-mode=append".to_owned(),
             "--requeue".to_owned(),
             "--kill-on-invalid-dep=yes".to_owned(),
-            "--ntasks=1".to_owned(),
-            format!("--nodes={}", r.nodes.unwrap_or(1)),
+            // `--ntasks=1` would make one node of several.
+            if self.nodes() > 1 { "--ntasks-per-node=1" } else { "--ntasks=1" }.to_owned(),
+            format!("--nodes={}", self.nodes()),
             format!("--cpus-per-task={}", self.cpus()),
         ];
         let text = |name: &str, value: &Option<String>| {
@@ -111,6 +131,7 @@ exit "$code"
         options.extend(text("qos", &r.qos));
         options.extend(text("constraint", &r.constraint));
         options.extend(text("gres", &r.gres));
+        options.extend(text("gpus-per-node", &r.gpus));
         options.extend(text("mem", &r.memory));
         options.extend(text("time", &r.time));
         options.push(format!("--signal=B:USR1@{}", self.profile.signal_seconds));
@@ -136,30 +157,37 @@ exit "$code"
         });
         let own: Vec<String> = std::iter::once(quote_path(&self.program)).chain(arguments).collect();
         let own = own.join(" ");
-        let Some(container) = &self.profile.container else { return own };
-        let mounts = container.mounts.join(",");
+        let Some(container) = self.profile.container.as_ref().filter(|_| self.in_container) else {
+            return own;
+        };
+        let mounts = quote(&self.mounts(container).join(","));
+        let directory = quote_path(&self.directory);
         let more = container.arguments.iter().fold(String::new(), |text, a| text + " " + &quote(a));
         let image = quote(&container.image);
         match container.runtime {
             Runtime::Apptainer => {
-                let gpus = if self.resources.gres.as_ref().is_some_and(|g| g.contains("gpu")) {
-                    " --nv"
-                } else {
-                    ""
-                };
-                let binds =
-                    if mounts.is_empty() { String::new() } else { format!(" --bind {}", quote(&mounts)) };
-                format!("apptainer exec{gpus}{binds}{more} {image} {own}")
+                let gpus = if self.resources.wants_gpus() { " --nv" } else { "" };
+                format!("apptainer exec{gpus} --bind {mounts} --pwd {directory}{more} {image} {own}")
             }
-            Runtime::Pyxis => {
-                let binds = if mounts.is_empty() {
-                    String::new()
-                } else {
-                    format!(" --container-mounts={}", quote(&mounts))
-                };
-                format!("srun --ntasks=1 --container-image={image}{binds}{more} {own}")
-            }
+            // A step does not take over the CPUs of its job (srun(1), --cpus-per-task, since 22.05).
+            Runtime::Pyxis => format!(
+                "srun --ntasks=1 --nodes=1 --cpus-per-task={} --container-image={image} --container-mounts={mounts} \
+                 --container-workdir={directory}{more} {own}",
+                self.cpus()
+            ),
         }
+    }
+
+    /// What the container sees: the program's own paths under their own names, then what the profile mounts. What lies in a
+    /// directory that is mounted is not mounted again.
+    fn mounts(&self, container: &Container) -> Vec<String> {
+        let own = self.paths.iter().chain([&self.program, &self.directory]);
+        let mut paths: Vec<&Path> = own.map(PathBuf::as_path).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        let inner = |path: &Path| paths.iter().any(|other| *other != path && path.starts_with(other));
+        let own = paths.iter().filter(|path| !inner(path)).map(|path| format!("{0}:{0}", path.display()));
+        own.chain(container.mounts.iter().cloned()).collect()
     }
 }
 
@@ -199,7 +227,7 @@ mod tests {
     use super::super::profile::ProfileFile;
     use super::*;
 
-    fn render(profile: &str, tasks: Option<Vec<u32>>) -> String {
+    fn render_in(profile: &str, tasks: Option<Vec<u32>>, in_container: bool) -> String {
         let profile = ProfileFile::parse(profile, "x").unwrap().validate(&["score"]).unwrap();
         let script = Script {
             name: "day0-score".to_owned(),
@@ -214,8 +242,14 @@ mod tests {
                 .map(str::to_owned)
                 .to_vec(),
             environment: vec![("DAY0_CACHE".to_owned(), "/cache".to_owned())],
+            paths: vec!["/runs/1".into(), "/cache".into(), "/cache/models".into(), "/home/a b/data".into()],
+            in_container,
         };
         script.render()
+    }
+
+    fn render(profile: &str, tasks: Option<Vec<u32>>) -> String {
+        render_in(profile, tasks, true)
     }
 
     #[track_caller]
@@ -263,18 +297,51 @@ mod tests {
         assert!(!text.contains("--array"));
     }
 
+    /// What the program reads and writes is mounted without being asked for, and it runs where it would run outside.
     #[test]
     fn containers() {
         let apptainer =
             "gres: gpu:1\ncontainer: {image: /i.sif, runtime: apptainer, mounts: ['/data:/data']}";
-        assert!(
-            render(apptainer, None).contains("apptainer exec --nv --bind /data:/data /i.sif /opt/day0 unit")
-        );
-        let pyxis = "container: {image: 'nvcr.io#x', runtime: pyxis, mounts: ['/data']}";
+        let text = render(apptainer, None);
+        let expected = "apptainer exec --nv --bind '/cache:/cache,/home/a b:/home/a b,/opt/day0:/opt/day0,/runs/1:/runs/1,\
+             /data:/data' --pwd '/home/a b' /i.sif /opt/day0 unit";
+        assert!(text.contains(expected), "{text}");
+        let pyxis = "cpus: 4\ncontainer: {image: 'nvcr.io#x', runtime: pyxis}";
         let text = render(pyxis, None);
-        assert!(
-            text.contains("srun --ntasks=1 --container-image='nvcr.io#x' --container-mounts=/data /opt/day0")
-        );
+        let expected = "srun --ntasks=1 --nodes=1 --cpus-per-task=4 --container-image='nvcr.io#x' \
+             --container-mounts='/cache:/cache,/home/a b:/home/a b,/opt/day0:/opt/day0,/runs/1:/runs/1' \
+             --container-workdir='/home/a b' /opt/day0 unit";
+        assert!(text.contains(expected), "{text}");
+        let outside = render_in(pyxis, None, false);
+        assert!(!outside.contains("srun") && outside.contains("\n/opt/day0 unit"), "{outside}");
+    }
+
+    #[test]
+    fn several_nodes_have_a_task_each_and_gpus() {
+        let text = render("nodes: 2\ngpus: h100:4", None);
+        says(&text, &["#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=h100:4"]);
+        assert!(!text.contains("--ntasks=1"));
+        says(&render("", None), &["#SBATCH --nodes=1", "#SBATCH --ntasks=1"]);
+    }
+
+    /// Runs the script with `prologue`, its exit codes in `dir`; the exit code of bash and what was noted.
+    fn run(prologue: &str, dir: &Path) -> (Option<i32>, Option<String>) {
+        let text = render(&format!("prologue: '{prologue}'"), None);
+        let text = text.replace("/runs/1/slurm/exit", &dir.display().to_string());
+        let path = dir.join("script.sh");
+        std::fs::write(&path, text.replace("/opt/day0", "true")).unwrap();
+        let status = std::process::Command::new("bash").arg(&path).env("SLURM_JOB_ID", "7").status().unwrap();
+        (status.code(), std::fs::read_to_string(dir.join("7")).ok())
+    }
+
+    #[test]
+    fn a_prologue_that_fails_leaves_its_exit_code() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(run("false", dir.path()), (Some(1), Some("1\n".to_owned())));
+        assert_eq!(run("exit 3", dir.path()), (Some(3), Some("3\n".to_owned())));
+        assert_eq!(run("true", dir.path()), (Some(0), Some("0\n".to_owned())));
+        // What ended before it ran the program has not done its work.
+        assert_eq!(run("exit 0", dir.path()), (Some(0), None));
     }
 
     #[test]

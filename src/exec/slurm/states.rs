@@ -1,4 +1,6 @@
-//! What became of a job: from the controller, else from accounting, else from the file with its exit code.
+//! What became of a job: from the controller, else from accounting, else from the file with its exit code. Each task of an
+//! array is looked for by itself: the controller forgets one some minutes after its end (MinJobAge), whatever the
+//! others do.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,7 +47,15 @@ const ALIVE: [&str; 13] = [
     "STOPPED",
 ];
 
+/// State of a job that nobody knows any more.
+const UNKNOWN: &str = "UNKNOWN";
+
 impl JobReport {
+    /// Whether nobody knows how it ended.
+    pub fn is_unknown(&self) -> bool {
+        self.state == UNKNOWN
+    }
+
     /// Whether it may still do something.
     pub fn is_alive(&self) -> bool {
         ALIVE.contains(&self.state.as_str())
@@ -67,14 +77,29 @@ impl JobReport {
     }
 }
 
-/// Reports of a job and all its tasks. `exits` is the directory with exit codes.
-pub fn reports(job: JobId, exits: &Path) -> Result<Vec<JobReport>, Failure> {
-    if let Some(tasks) = Slurm::show(job)?.filter(|tasks| !tasks.is_empty()) {
-        return Ok(tasks.iter().flat_map(from_scontrol).collect());
+/// Reports of a job: one, or one for each of the `tasks` of an array. `exits` is the directory with exit codes. An error:
+/// there is a controller, and it does not answer.
+pub fn reports(job: JobId, tasks: Option<&[u32]>, exits: &Path) -> Result<Vec<JobReport>, Failure> {
+    let shown = Slurm::show(job)?;
+    Ok(complete(job, tasks, shown.iter().flat_map(from_scontrol).collect(), exits))
+}
+
+/// The same without the controller: what accounting and the exit codes say.
+pub fn recorded(job: JobId, tasks: Option<&[u32]>, exits: &Path) -> Vec<JobReport> {
+    complete(job, tasks, Vec::new(), exits)
+}
+
+fn complete(job: JobId, tasks: Option<&[u32]>, shown: Vec<JobReport>, exits: &Path) -> Vec<JobReport> {
+    let expected = tasks.map_or_else(|| vec![None], |tasks| tasks.iter().copied().map(Some).collect());
+    let mut found: BTreeMap<Option<u32>, JobReport> = shown.into_iter().map(|r| (r.task, r)).collect();
+    if expected.iter().any(|task| !found.contains_key(task)) {
+        let accounted = Slurm::account(job).unwrap_or_default();
+        for report in accounted.lines().filter_map(from_sacct) {
+            found.entry(report.task).or_insert(report);
+        }
     }
-    let accounted: Vec<JobReport> =
-        Slurm::account(job).iter().flat_map(|text| text.lines()).filter_map(from_sacct).collect();
-    Ok(if accounted.is_empty() { from_files(job, exits) } else { accounted })
+    let take = |task| found.remove(&task).unwrap_or_else(|| from_file(job, task, exits));
+    expected.into_iter().map(take).collect()
 }
 
 fn from_scontrol(fields: &BTreeMap<String, String>) -> Vec<JobReport> {
@@ -137,14 +162,16 @@ fn from_sacct(line: &str) -> Option<JobReport> {
     })
 }
 
-/// Files `<job>` or `<job>_<task>` with an exit code each. A job without one was killed with its script.
-fn from_files(job: JobId, exits: &Path) -> Vec<JobReport> {
-    let report = |task, code: Option<u8>| JobReport {
+/// The file `<job>` or `<job>_<task>` holds the exit code. A job without one was killed with its script, or never began.
+fn from_file(job: JobId, task: Option<u32>, exits: &Path) -> JobReport {
+    let name = task.map_or_else(|| job.to_string(), |task| format!("{job}_{task}"));
+    let code = std::fs::read_to_string(exits.join(name)).ok().and_then(|text| text.trim().parse().ok());
+    JobReport {
         task,
         state: match code {
             Some(0) => "COMPLETED",
             Some(_) => "FAILED",
-            None => "UNKNOWN",
+            None => UNKNOWN,
         }
         .to_owned(),
         reason: String::new(),
@@ -152,18 +179,7 @@ fn from_files(job: JobId, exits: &Path) -> Vec<JobReport> {
         signal: None,
         node: String::new(),
         restarts: 0,
-    };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(exits).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let (id, task) = name.split_once('_').map_or((name.as_str(), None), |(id, t)| (id, t.parse().ok()));
-        if id == job.to_string() {
-            let code = std::fs::read_to_string(entry.path()).ok().and_then(|t| t.trim().parse().ok());
-            found.push(report(task, code));
-        }
     }
-    found.sort_by_key(|r| r.task);
-    if found.is_empty() { vec![report(None, None)] } else { found }
 }
 
 #[cfg(test)]
@@ -202,8 +218,24 @@ mod tests {
         for (name, code) in [("7_0", "0\n"), ("7_1", "75\n"), ("8", "0"), ("77", "1")] {
             std::fs::write(dir.path().join(name), code).unwrap();
         }
-        let states: Vec<String> = from_files(JobId(7), dir.path()).into_iter().map(|r| r.state).collect();
-        assert_eq!(states, ["COMPLETED", "FAILED"]);
-        assert_eq!(from_files(JobId(9), dir.path())[0].state, "UNKNOWN");
+        let states = |job, tasks: Option<&[u32]>| -> Vec<String> {
+            complete(JobId(job), tasks, Vec::new(), dir.path()).into_iter().map(|r| r.state).collect()
+        };
+        assert_eq!(states(7, Some(&[0, 1, 2])), ["COMPLETED", "FAILED", "UNKNOWN"]);
+        assert_eq!(states(8, None), ["COMPLETED"]);
+        assert_eq!(states(9, None), ["UNKNOWN"]);
+    }
+
+    /// The controller still knows task 1, which ended last; task 0 has left its exit code, task 2 nothing.
+    #[test]
+    fn tasks_that_the_controller_has_forgotten_are_looked_for_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("7_0"), "3\n").unwrap();
+        let shown = from_sacct("7_1|NODE_FAIL|0:0|n1").unwrap();
+        let found = complete(JobId(7), Some(&[0, 1, 2]), vec![shown], dir.path());
+        let found: Vec<_> = found.iter().map(|r| (r.task, r.state.as_str(), r.exit_code)).collect();
+        let expected =
+            [(Some(0), "FAILED", Some(3)), (Some(1), "NODE_FAIL", Some(0)), (Some(2), "UNKNOWN", None)];
+        assert_eq!(found, expected);
     }
 }

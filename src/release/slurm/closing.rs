@@ -5,9 +5,10 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::part::same_place;
-use super::state::{Closed, SlurmDir, SubmissionRecord};
-use super::submit::submit_rest;
-use crate::exec::slurm::reports;
+use super::state::{Cause, Closed, SlurmDir, SubmissionRecord};
+use super::submit::{Which, submit_rest};
+use crate::base::progress;
+use crate::base::threads::Threads;
 use crate::exec::triage::{Ended, Triage, classify};
 use crate::exec::{Ledger, RunSummary, Snapshot};
 use crate::record::verdict::exit_code;
@@ -18,29 +19,63 @@ use crate::release::graph::{self, Build, Jobs};
 use crate::release::jobs::CLOSEOUT;
 
 /// Bytes at the end of a log that are looked at.
-const LOG_BYTES: u64 = 64 << 10;
+pub(super) const LOG_BYTES: u64 = 64 << 10;
 
-/// Runs the closeout job; always 0, because its verdict is in `release.json`.
-pub fn run(existing: &Existing) -> Result<u8, Failure> {
-    let dir = SlurmDir::of(&existing.run);
-    let submissions = dir.submissions()?;
-    let last = submissions.last();
-    let (summary, again) = look(existing, last)?;
-    if let (true, Some(last)) = (again, last) {
-        let profile = dir.profile()?;
-        if last.number <= profile.max_resubmissions {
-            let place = same_place(existing.run.path(), &existing.record.run_id, last);
-            submit_rest(existing, &profile, &place, last.number + 1)?;
-            return Ok(0);
-        }
-    }
-    let ending = finish(existing, &summary)?;
+/// Runs the closeout job of the run at `path`; 0 once its verdict is in `release.json`, or what is left was submitted.
+pub fn run(path: &Path, threads: Threads) -> Result<u8, Failure> {
+    let dir = SlurmDir::at(path);
+    let ending = match Existing::join(path, threads.clone()) {
+        Ok(existing) => match close_or_submit(&existing, &dir)? {
+            Some(ending) => ending,
+            None => return Ok(exit_code::ACCEPT),
+        },
+        Err(failure) => closeout::unreadable(path, threads, &failure)?,
+    };
     let code = match &ending {
         Ending::Closed { outcome, .. } => outcome.exit_code(),
         _ => exit_code::TRANSIENT,
     };
-    dir.keep_closed(&Closed { submission: last.map_or(0, |s| s.number), exit_code: code })?;
-    Ok(0)
+    let submission = dir.submissions()?.last().map_or(0, |last| last.number);
+    dir.keep_closed(&Closed { submission, exit_code: code })?;
+    Ok(exit_code::ACCEPT)
+}
+
+/// Closes the run, whatever cannot be found out or submitted. `None`: what is left was submitted.
+fn close_or_submit(existing: &Existing, dir: &SlurmDir) -> Result<Option<Ending>, Failure> {
+    let last = dir.submissions()?.pop();
+    let failed =
+        |failure| (RunSummary { failure: Some((CLOSEOUT.to_owned(), failure)), ..Default::default() }, None);
+    let (mut summary, cause) = look(existing, last.as_ref()).unwrap_or_else(failed);
+    if let Some((last, cause)) = last.as_ref().zip(cause) {
+        let what = cause.what.clone();
+        match submit_again(existing, dir, last, cause) {
+            Ok(true) => return Ok(None),
+            Ok(false) => {}
+            Err(failure) => {
+                let message = format!("{what}; what is left could not be submitted: {failure}");
+                let failure = Failure::new(FailureClass::InfraTransient, message)
+                    .with_hint("resume the run on a host that may submit jobs");
+                summary.failure = Some(("resubmission".to_owned(), failure));
+            }
+        }
+    }
+    finish(existing, &summary).map(Some)
+}
+
+/// Submits what is left, unless that was done as often as the profile allows.
+fn submit_again(
+    existing: &Existing,
+    dir: &SlurmDir,
+    last: &SubmissionRecord,
+    cause: Cause,
+) -> Result<bool, Failure> {
+    let profile = dir.profile()?;
+    if last.number > profile.max_resubmissions {
+        return Ok(false);
+    }
+    let place = same_place(existing.run.path(), &existing.record.run_id, last)?;
+    let which = Which { number: last.number + 1, because: Some(cause) };
+    submit_rest(existing, &profile, &place, which).map(|_| true)
 }
 
 fn finish(existing: &Existing, summary: &RunSummary) -> Result<Ending, Failure> {
@@ -52,11 +87,14 @@ fn finish(existing: &Existing, summary: &RunSummary) -> Result<Ending, Failure> 
     }
 }
 
-/// What the units left, with why the chain ended early if it did, and whether trying again may help.
-fn look(existing: &Existing, last: Option<&SubmissionRecord>) -> Result<(RunSummary, bool), Failure> {
+/// What the units left, with why the chain ended early if it did, and the cause where trying again may help.
+fn look(
+    existing: &Existing,
+    last: Option<&SubmissionRecord>,
+) -> Result<(RunSummary, Option<Cause>), Failure> {
     let Existing { run, inputs, .. } = existing;
     if inputs.impossible().is_some() {
-        return Ok((RunSummary::default(), false));
+        return Ok((RunSummary::default(), None));
     }
     let plan = inputs.plan.as_ref().map_err(Clone::clone)?;
     let build = Build::new(inputs, run);
@@ -71,50 +109,82 @@ fn look(existing: &Existing, last: Option<&SubmissionRecord>) -> Result<(RunSumm
         .filter(|name| !summary.outputs.contains_key(*name))
         .collect();
     if left.is_empty() || summary.halted {
-        return Ok((summary, false));
+        return Ok((summary, None));
     }
     let snapshot = Ledger::snapshot(&run.ledger())?.unwrap_or_default();
-    let (subject, triage) = cause(&left, &snapshot, last, &SlurmDir::of(run))?;
-    let again = triage.retry && triage.class == FailureClass::InfraTransient;
+    let Found { subject, triage, is_guess } = cause(&left, &snapshot, last, &SlurmDir::of(run));
+    let guessed = last.and_then(|last| last.because.as_ref()).is_some_and(|because| because.is_guess);
+    let again = triage.retry && triage.class == FailureClass::InfraTransient && !(is_guess && guessed);
+    let again = again.then(|| Cause { what: format!("{subject}: {}", triage.what), is_guess });
     summary.failure = Some((subject, Failure::from(triage)));
     Ok((summary, again))
 }
 
+/// Why units are left.
+struct Found {
+    subject: String,
+    triage: Triage,
+    is_guess: bool,
+}
+
 /// Why units are left: what a unit said last, else how its job ended. What will not pass counts before what may.
-fn cause(
-    left: &[&str],
-    snapshot: &Snapshot,
-    last: Option<&SubmissionRecord>,
-    dir: &SlurmDir,
-) -> Result<(String, Triage), Failure> {
-    let mut found: Vec<(String, Triage)> = Vec::new();
+fn cause(left: &[&str], snapshot: &Snapshot, last: Option<&SubmissionRecord>, dir: &SlurmDir) -> Found {
+    let mut found: Vec<Found> = Vec::new();
     for history in snapshot.units.values().filter(|h| left.contains(&h.unit.as_str())) {
         let failure = history.attempts.last().and_then(|a| a.failure.as_ref()).filter(|f| f.signal.is_none());
-        found.extend(failure.map(|failure| (history.unit.clone(), of_failure(failure))));
+        let of =
+            |failure| Found { subject: history.unit.clone(), triage: of_failure(failure), is_guess: false };
+        found.extend(failure.map(of));
     }
-    for job in last.iter().flat_map(|s| &s.jobs).filter(|job| job.stage != CLOSEOUT) {
-        for report in reports(job.id, &dir.exits())? {
+    found.extend(last.map(|last| of_jobs(last, dir)).into_iter().flatten());
+    // A unit's own word on what happened says more than the exit code of the job around it; what is known, more than what
+    // is supposed.
+    found.sort_by_key(|f| (f.triage.class == FailureClass::InfraTransient, f.is_guess, f.triage.retry));
+    found.into_iter().next().unwrap_or_else(|| {
+        let what = format!("{} units are not done, {} first; no job says why", left.len(), left[0]);
+        Found { subject: left[0].to_owned(), triage: guess(what), is_guess: true }
+    })
+}
+
+/// How the jobs of a submission ended that did not end well.
+fn of_jobs(last: &SubmissionRecord, dir: &SlurmDir) -> Vec<Found> {
+    let mut found = Vec::new();
+    let mut answers = true;
+    for job in last.jobs.iter().filter(|job| job.stage != CLOSEOUT) {
+        // A controller that does not answer once is not asked for every job.
+        let shown = answers.then(|| job.reports(dir)).transpose().unwrap_or_else(|failure| {
+            progress::note(&failure.message);
+            None
+        });
+        answers = shown.is_some();
+        for report in shown.unwrap_or_else(|| job.recorded(dir)) {
             if report.is_done() || report.is_alive() || report.is_consequence() {
                 continue;
             }
             let log = tail(&dir.log(job.id, report.task), LOG_BYTES);
             let mut triage = classify(&report.ended(&log));
-            if !report.node.is_empty() {
+            // Killed with its script, and forgotten by the controller.
+            let is_guess = report.is_unknown() && triage.class == FailureClass::Unknown;
+            if is_guess {
+                triage = guess("nobody knows how it ended".to_owned());
+            } else if !report.node.is_empty() {
                 triage.what = format!("{} on {}", triage.what, report.node);
             }
             let task = report.task.map_or_else(String::new, |task| format!(" task {task}"));
-            found.push((format!("job {} ({}){task}", job.id, job.stage), triage));
+            found.push(Found { subject: format!("job {} ({}){task}", job.id, job.stage), triage, is_guess });
         }
     }
-    // A unit's own word on what happened says more than the exit code of the job around it.
-    let unknown = || {
-        let triage = classify(&Ended { log: "", ..Ended::default() });
-        let what = format!("{} units are not done, {} first; no job says why", left.len(), left[0]);
-        (left[0].to_owned(), Triage { what, class: FailureClass::InfraTransient, ..triage })
-    };
-    let weight = |triage: &Triage| (triage.class == FailureClass::InfraTransient, triage.retry);
-    found.sort_by_key(|(_, triage)| weight(triage));
-    Ok(found.into_iter().next().unwrap_or_else(unknown))
+    found
+}
+
+/// What may pass, for all that is known.
+fn guess(what: String) -> Triage {
+    Triage {
+        class: FailureClass::InfraTransient,
+        retry: true,
+        what,
+        ..classify(&Ended { exit_code: Some(exit_code::TRANSIENT), ..Ended::default() })
+    }
 }
 
 /// A unit knows its class; whether it may pass by itself is in the words.

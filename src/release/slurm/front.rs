@@ -6,6 +6,7 @@ use super::plan::{Place, Planned, plan};
 use super::state::{SlurmDir, SubmissionRecord};
 use super::submit::{Resumed, resume, submit};
 use super::wait::wait;
+use crate::base::progress;
 use crate::base::threads::Threads;
 use crate::base::units::human_seconds;
 use crate::exec::Graph;
@@ -19,7 +20,7 @@ use crate::release::preflight::Inputs;
 
 /// Submits a release, or goes on with one; with `and_wait`, until it is closed.
 pub fn release(request: Request, profile: Option<ProfileFile>, and_wait: bool) -> Result<Ending, Failure> {
-    let profile = profile.map(|p| p.validate(&STAGES)).transpose()?;
+    let profile = profile.map(valid).transpose()?;
     let (existing, submission) = if let Some(path) = &request.resume {
         let existing = Existing::join(path, request.threads)?;
         if let Some(ended) = already_closed(&existing)? {
@@ -35,7 +36,7 @@ pub fn release(request: Request, profile: Option<ProfileFile>, and_wait: bool) -
         if let Some(failure) = existing.inputs.impossible() {
             return closeout::infeasible(&existing.run, &existing.inputs, failure);
         }
-        let profile = profile.map_or_else(|| ProfileFile::default().validate(&STAGES), Ok)?;
+        let profile = profile.map_or_else(|| valid(ProfileFile::default()), Ok)?;
         let submission = submit(&existing, &profile)?;
         (existing, submission)
     };
@@ -43,6 +44,15 @@ pub fn release(request: Request, profile: Option<ProfileFile>, and_wait: bool) -
         return wait(existing.run.path());
     }
     Ok(Ending::Submitted { run: existing.run.path().to_path_buf(), jobs: jobs_of(&submission) })
+}
+
+/// The profile, with what may go wrong said.
+fn valid(file: ProfileFile) -> Result<Profile, Failure> {
+    let profile = file.validate(&STAGES)?;
+    for remark in profile.remarks() {
+        progress::note(&remark);
+    }
+    Ok(profile)
 }
 
 /// A run that ended with a verdict is not run again.
@@ -73,7 +83,7 @@ pub fn describe(
     threads: Threads,
     scripts: Option<&Path>,
 ) -> Result<Vec<String>, Failure> {
-    let profile = profile.validate(&STAGES)?;
+    let profile = valid(profile)?;
     let inputs = Inputs::gather(config, threads)?;
     crate::release::conductor::with_graph(&inputs, &|graph| lines(graph, &inputs, &profile, scripts))
 }

@@ -14,5 +14,6 @@ mod wait;
 pub(super) use closing::tail;
 pub use front::{describe, release};
 pub use part::{Part, run_part};
-pub use state::{JobRecord, SlurmDir, SubmissionRecord};
+pub use state::{Cause, JobRecord, SlurmDir, SubmissionRecord};
+pub(super) use submit::living;
 pub use wait::wait;

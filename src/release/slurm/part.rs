@@ -35,10 +35,10 @@ pub fn run_part(
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<u8, Failure> {
     interrupt::install_warning().map_err(|e| Failure::io("signal handlers", &e))?;
-    let existing = Existing::join(path, threads)?;
     if part.key == CLOSEOUT {
-        return closing::run(&existing);
+        return closing::run(path, threads);
     }
+    let existing = Existing::join(path, threads)?;
     let Existing { run, inputs, .. } = &existing;
     if inputs.impossible().is_some() {
         return Ok(0);
@@ -153,13 +153,14 @@ pub(super) fn unfinished(
     left
 }
 
-/// Where the jobs of an existing run go: where they went before.
-pub(super) fn same_place(run: &Path, run_id: &str, before: &SubmissionRecord) -> Place {
-    Place {
-        run: before.directory.join(run),
+/// Where the jobs of an existing run go: where they went before. `run` may be named from another directory than then.
+pub(super) fn same_place(run: &Path, run_id: &str, before: &SubmissionRecord) -> Result<Place, Failure> {
+    let run = std::path::absolute(run).map_err(|e| Failure::io(run.display(), &e))?;
+    Ok(Place {
+        run,
         run_id: run_id.to_owned(),
         directory: before.directory.clone(),
         cache: before.cache.clone(),
         program: before.program.clone(),
-    }
+    })
 }

@@ -6,6 +6,7 @@ use super::state::SlurmDir;
 use crate::base::atomic;
 use crate::base::digest::Digest;
 use crate::base::env_vars;
+use crate::checkpoint::hub_env::HubEnv;
 use crate::exec::Graph;
 use crate::exec::slurm::{Profile, Script};
 use crate::record::Failure;
@@ -80,6 +81,7 @@ impl Place {
 pub fn plan<'p>(graph: &Graph<'_>, inputs: &Inputs, profile: &'p Profile, place: &Place) -> Vec<Planned<'p>> {
     let tasks = |stage: &str| profile.resources(stage).tasks.map(|n| n as usize);
     let all = jobs::jobs(graph, &tasks);
+    let paths = paths(inputs, profile, place);
     let planned = all.into_iter().map(|job| {
         let count = job.parts.len() as u32;
         let mut arguments = vec!["unit".to_owned(), job.stage.to_owned()];
@@ -89,6 +91,7 @@ pub fn plan<'p>(graph: &Graph<'_>, inputs: &Inputs, profile: &'p Profile, place:
         }
         let tasks = job.is_array().then(|| (0..count).collect());
         let script = script(profile, place, job.stage, tasks, arguments);
+        let script = Script { paths: paths.clone(), ..script };
         let parameters = inputs.source.num_elements();
         let estimate_s = jobs::estimate(&job, parameters, script.cpus(), &inputs.config);
         Planned { estimate_s, script, job: Some(job) }
@@ -120,5 +123,20 @@ fn script<'p>(
         program: place.program.clone(),
         arguments,
         environment: vec![(env_vars::DAY0_CACHE.to_owned(), place.cache.display().to_string())],
+        paths: Vec::new(),
+        in_container: stage != CLOSEOUT,
     }
+}
+
+/// What the jobs read and write: the run, the cache, the model, the data, the hub's cache.
+fn paths(inputs: &Inputs, profile: &Profile, place: &Place) -> Vec<PathBuf> {
+    let model = inputs.model.dir.clone();
+    let data = inputs.config.data.clone();
+    // Files of the hub are links into its cache.
+    let hub = Some(HubEnv::from_env().cache);
+    let home = profile.environment.get(env_vars::HF_HOME).map(PathBuf::from);
+    let there = |path: &PathBuf| path.exists();
+    let hubs = [hub, home].into_iter().flatten().filter(there);
+    let read = [Some(model), data].into_iter().flatten().chain(hubs).map(|path| place.directory.join(path));
+    [place.run.clone(), place.cache.clone()].into_iter().chain(read).collect()
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::digest::Digest;
 use crate::base::json;
-use crate::exec::slurm::{JobId, Profile};
+use crate::exec::slurm::{JobId, JobReport, Profile, recorded, reports};
 use crate::record::Failure;
 use crate::release::run_dir::RunDir;
 
@@ -19,6 +19,9 @@ pub struct SubmissionRecord {
     pub submitted_at: String,
     /// By a host, or by a closeout job.
     pub submitted_by: String,
+    /// Why a closeout job submitted what was left; `None` where a person did.
+    #[serde(default)]
+    pub because: Option<Cause>,
     /// Directory in which the jobs run.
     pub directory: PathBuf,
     /// Cache that all nodes share.
@@ -33,6 +36,15 @@ pub struct SubmissionRecord {
     pub complete: bool,
 }
 
+/// Why units were left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// In words.
+    pub what: String,
+    /// Whether it is only supposed to pass, because nobody knows what happened: that is tried once.
+    pub is_guess: bool,
+}
+
 /// One job of a submission.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
@@ -44,6 +56,18 @@ pub struct JobRecord {
     pub tasks: Option<Vec<u32>>,
     /// Number of units.
     pub units: usize,
+}
+
+impl JobRecord {
+    /// What became of it and of each of its tasks. An error: the controller does not answer.
+    pub fn reports(&self, dir: &SlurmDir) -> Result<Vec<JobReport>, Failure> {
+        reports(self.id, self.tasks.as_deref(), &dir.exits())
+    }
+
+    /// The same without the controller.
+    pub fn recorded(&self, dir: &SlurmDir) -> Vec<JobReport> {
+        recorded(self.id, self.tasks.as_deref(), &dir.exits())
+    }
 }
 
 /// How a submission ended.

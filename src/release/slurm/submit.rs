@@ -3,18 +3,19 @@
 //! The first job is held until all are submitted, so that a submitter which is killed in between leaves nothing that
 //! runs without an end. Every job waits for the one before it to succeed; closeout waits for all of them to end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::part::{same_place, unfinished};
 use super::plan::{Place, Planned, plan};
-use super::state::{JobRecord, SlurmDir, SubmissionRecord};
-use crate::base::clock;
-use crate::exec::slurm::{JobId, JobReport, Profile, ProfileFile, Slurm, Submission, reports};
+use super::state::{Cause, JobRecord, SlurmDir, SubmissionRecord};
+use crate::base::{clock, progress};
+use crate::exec::slurm::{JobId, JobReport, Profile, ProfileFile, Slurm, Submission};
 use crate::exec::{Claim, Done, Flow, Graph, KeyBuilder, Ledger, Owner};
 use crate::record::{Failure, FailureClass};
 use crate::release::conductor::{self, Existing};
 use crate::release::graph::{Build, Jobs};
 use crate::release::jobs::{CLOSEOUT, STAGES};
+use crate::release::run_dir::RunDir;
 
 /// What `resume` found.
 pub enum Resumed {
@@ -30,7 +31,7 @@ pub fn submit(existing: &Existing, profile: &Profile) -> Result<SubmissionRecord
     slurm_dir.create()?;
     slurm_dir.keep_profile(profile)?;
     let place = Place::here(existing.run.path(), &existing.record.run_id, profile, &existing.inputs.cache)?;
-    submit_rest(existing, profile, &place, 1)
+    submit_rest(existing, profile, &place, Which { number: 1, because: None })
 }
 
 /// Goes on with a run that was submitted before. `profile` replaces the one it had.
@@ -44,24 +45,15 @@ pub fn resume(existing: &Existing, profile: Option<Profile>) -> Result<Resumed, 
         };
         return submit(existing, &profile).map(Resumed::Submitted);
     };
-    let alive = alive(last, &slurm_dir)?;
-    if last.complete && !alive.is_empty() {
+    let closed = slurm_dir.closed()?.is_some_and(|closed| closed.submission == last.number);
+    // A closeout that has closed the run may take a moment to end; nothing goes on.
+    if last.complete && !closed && any_alive(last, &slurm_dir)? {
         return Ok(Resumed::Going(last.clone()));
     }
-    // A submitter that was killed leaves jobs that wait for ever; one of them may not even be in the record.
-    let mut stray = alive;
-    for job in &last.jobs {
-        stray.push(job.id);
-    }
-    let place = same_place(existing.run.path(), &existing.record.run_id, last);
-    for stage in STAGES {
-        stray.extend(Slurm.named(&place.job_name(stage))?);
-    }
-    stray.sort_unstable();
-    stray.dedup();
-    let known: Vec<JobId> =
-        stray.into_iter().filter(|id| is_alive(*id, &slurm_dir).unwrap_or(false)).collect();
-    Slurm.cancel(&known)?;
+    let strays: Vec<JobId> =
+        living(&existing.run, &existing.record.run_id)?.iter().map(|job| job.id).collect();
+    Slurm.cancel(&strays)?;
+    let mut place = same_place(existing.run.path(), &existing.record.run_id, last)?;
     let profile = match profile {
         Some(profile) => {
             slurm_dir.keep_profile(&profile)?;
@@ -69,26 +61,55 @@ pub fn resume(existing: &Existing, profile: Option<Profile>) -> Result<Resumed, 
         }
         None => slurm_dir.profile()?,
     };
-    let mut place = place;
     if profile.program.is_none() {
         place.program = Place::here(existing.run.path(), "", &profile, &place.cache)?.program;
     }
-    submit_rest(existing, &profile, &place, last.number + 1).map(Resumed::Submitted)
+    let which = Which { number: last.number + 1, because: None };
+    submit_rest(existing, &profile, &place, which).map(Resumed::Submitted)
 }
 
-/// Jobs of a submission that have not ended.
-pub(super) fn alive(submission: &SubmissionRecord, dir: &SlurmDir) -> Result<Vec<JobId>, Failure> {
-    let mut found = Vec::new();
+fn any_alive(submission: &SubmissionRecord, dir: &SlurmDir) -> Result<bool, Failure> {
     for job in &submission.jobs {
-        if is_alive(job.id, dir)? {
-            found.push(job.id);
+        if job.reports(dir)?.iter().any(JobReport::is_alive) {
+            return Ok(true);
         }
+    }
+    Ok(false)
+}
+
+/// A job that has not ended.
+pub struct LivingJob {
+    /// Its stage.
+    pub stage: String,
+    /// Slurm's id.
+    pub id: JobId,
+}
+
+/// Jobs of a run that have not ended, the last stage first: those of its last submission and those with its name. A submitter
+/// that was killed leaves jobs that wait for ever, one of which may not even be in its record.
+pub fn living(run: &RunDir, run_id: &str) -> Result<Vec<LivingJob>, Failure> {
+    let Some(last) = SlurmDir::of(run).submissions()?.pop() else { return Ok(Vec::new()) };
+    let place = same_place(run.path(), run_id, &last)?;
+    let dir = SlurmDir::of(run);
+    let mut found = Vec::new();
+    for stage in STAGES.into_iter().rev() {
+        let mut ids = Slurm.named(&place.job_name(stage))?;
+        for job in last.jobs.iter().filter(|job| job.stage == stage) {
+            if !ids.contains(&job.id) && job.reports(&dir)?.iter().any(JobReport::is_alive) {
+                ids.push(job.id);
+            }
+        }
+        found.extend(ids.into_iter().map(|id| LivingJob { stage: stage.to_owned(), id }));
     }
     Ok(found)
 }
 
-fn is_alive(job: JobId, dir: &SlurmDir) -> Result<bool, Failure> {
-    Ok(reports(job, &dir.exits())?.iter().any(JobReport::is_alive))
+/// Which submission of a run.
+pub(super) struct Which {
+    /// Its number.
+    pub number: u32,
+    /// Why a closeout job submits.
+    pub because: Option<Cause>,
 }
 
 /// Submits the jobs whose units are not all done, and the one that closes the run.
@@ -96,7 +117,7 @@ pub(super) fn submit_rest(
     existing: &Existing,
     profile: &Profile,
     place: &Place,
-    number: u32,
+    which: Which,
 ) -> Result<SubmissionRecord, Failure> {
     profile.check_paths()?;
     let Existing { run, inputs, .. } = existing;
@@ -105,13 +126,13 @@ pub(super) fn submit_rest(
     let jobs = Jobs::new(&build, quantize_plan);
     let graph = crate::release::graph::build(&build, &jobs);
     let ledger = Ledger::open(&run.ledger())?;
-    let key =
-        KeyBuilder::new("submission/1").part("run", &existing.record.run_id).part("number", number).finish();
+    let key = KeyBuilder::new("submission/1").part("run", &existing.record.run_id);
+    let key = key.part("number", which.number).finish();
     if let Claim::Busy(owner) = ledger.claim_again(&key, "submission")? {
         return Err(busy(&owner));
     }
-    let submitted = submit_planned(existing, profile, place, number, &graph, &ledger);
-    let result = match &submitted {
+    let submitted = submit_planned(existing, profile, place, which, &graph, &ledger);
+    let noted = match &submitted {
         Ok(record) => ledger.finish(
             &key,
             "submission",
@@ -124,7 +145,10 @@ pub(super) fn submit_rest(
         ),
         Err(failure) => ledger.fail(&key, "submission", failure).map(|()| true),
     };
-    result?;
+    // The jobs are submitted or cancelled, whatever the ledger could be told.
+    if let Err(error) = noted {
+        progress::note(&format!("the submission is not in the ledger: {error}"));
+    }
     submitted
 }
 
@@ -137,7 +161,7 @@ fn submit_planned(
     existing: &Existing,
     profile: &Profile,
     place: &Place,
-    number: u32,
+    which: Which,
     graph: &Graph<'_>,
     ledger: &Ledger,
 ) -> Result<SubmissionRecord, Failure> {
@@ -146,9 +170,10 @@ fn submit_planned(
     let states = conductor::look(graph, ledger)?;
     let left = unfinished(&planned, &|name| states.outputs.contains_key(name));
     let mut record = SubmissionRecord {
-        number,
+        number: which.number,
         submitted_at: clock::now_iso8601(),
         submitted_by: submitter(),
+        because: which.because,
         directory: place.directory.clone(),
         cache: place.cache.clone(),
         program: place.program.clone(),
@@ -165,20 +190,35 @@ fn submit_planned(
     let mut scripts = Vec::new();
     // All are checked before any is submitted.
     for index in wanted {
-        let script = planned[index].write(&dir.scripts(number))?;
+        let script = planned[index].write(&dir.scripts(record.number))?;
         Slurm.test(&script)?;
         scripts.push((&planned[index], script));
     }
+    if let Err(failure) = submit_chain(&scripts, &dir, &mut record) {
+        let ids: Vec<JobId> = record.jobs.iter().map(|job| job.id).collect();
+        if let Err(error) = Slurm.cancel(&ids) {
+            progress::note(&format!("jobs are left in the queue: {error}"));
+        }
+        return Err(failure);
+    }
+    existing.run.event("submitted", "release", &format!("{} jobs", record.jobs.len()));
+    Ok(record)
+}
+
+/// Submits all jobs and lets the first one go.
+fn submit_chain(
+    scripts: &[(&Planned<'_>, PathBuf)],
+    dir: &SlurmDir,
+    record: &mut SubmissionRecord,
+) -> Result<(), Failure> {
     for (planned, script) in scripts {
-        chain(planned, &script, &dir, &mut record)?;
+        chain(planned, script, dir, record)?;
     }
     if let Some(first) = record.jobs.first() {
         Slurm.release(first.id)?;
     }
     record.complete = true;
-    dir.keep(&record)?;
-    existing.run.event("submitted", "release", &format!("{} jobs", record.jobs.len()));
-    Ok(record)
+    dir.keep(record)
 }
 
 /// Submits one job after those of the record.

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::closing::{LOG_BYTES, tail};
 use super::state::{SlurmDir, SubmissionRecord};
 use crate::base::{interrupt, json, progress};
 use crate::exec::Ledger;
-use crate::exec::slurm::{JobReport, reports};
+use crate::exec::slurm::{JobReport, Slurm};
+use crate::exec::triage::{Ended, classify};
 use crate::record::release::ReleaseRecord;
 use crate::record::{Failure, FailureClass, Outcome};
 use crate::release::conductor::Ending;
@@ -26,6 +28,8 @@ pub fn wait(path: &Path) -> Result<Ending, Failure> {
     let dir = SlurmDir::at(path);
     let (mut asked, mut gone_since, mut said) = (Instant::now(), None::<Instant>, String::new());
     let mut failed = false;
+    // A host without Slurm's commands has the files to go by, and so has one whose controller does not answer.
+    let may_ask = Slurm.is_here();
     loop {
         let submissions = dir.submissions()?;
         let Some(last) = submissions.last() else {
@@ -41,24 +45,37 @@ pub fn wait(path: &Path) -> Result<Ending, Failure> {
         if let Some(signal) = interrupt::received() {
             return Ok(Ending::Interrupted { signal, run: path.to_path_buf() });
         }
-        if asked.elapsed() >= ASK || said.is_empty() {
-            asked = Instant::now();
-            let Asked { line, closeout_alive, closeout_failed } = ask(last, &dir, path)?;
+        if may_ask && (asked.elapsed() >= ASK || said.is_empty()) {
+            let line = match ask(last, &dir, path) {
+                Ok(Asked { line, closeout_alive, closeout_failed }) => {
+                    failed = closeout_failed;
+                    gone_since = if closeout_alive { None } else { gone_since.or(Some(Instant::now())) };
+                    line
+                }
+                Err(failure) => failure.message,
+            };
             if line != said {
                 progress::note(&line);
                 said = line;
             }
-            failed = closeout_failed;
-            gone_since = if closeout_alive { None } else { gone_since.or(Some(Instant::now())) };
+            asked = Instant::now();
         }
         let grace = if failed { SHORT_GRACE } else { GRACE };
         if gone_since.is_some_and(|since| since.elapsed() > grace) {
-            let message = format!("{}: the closeout job ended without closing the run", path.display());
-            return Err(Failure::new(FailureClass::InfraTransient, message)
+            return Err(Failure::new(FailureClass::InfraTransient, lost(path, last, &dir))
                 .with_hint(format!("resume with `day0 release --resume {}`", path.display())));
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// That closeout did not close the run, with its own word on why.
+fn lost(path: &Path, last: &SubmissionRecord, dir: &SlurmDir) -> String {
+    let job = last.jobs.iter().find(|job| job.stage == CLOSEOUT);
+    let log = job.map(|job| tail(&dir.log(job.id, None), LOG_BYTES)).unwrap_or_default();
+    let said = classify(&Ended { log: &log, ..Ended::default() }).excerpt;
+    let said = if said.is_empty() { said } else { format!("; its log says: {said}") };
+    format!("{}: the closeout job ended without closing the run{said}", path.display())
 }
 
 /// What Slurm says of all jobs.
@@ -72,7 +89,7 @@ fn ask(last: &SubmissionRecord, dir: &SlurmDir, run: &Path) -> Result<Asked, Fai
     let mut parts = Vec::new();
     let (mut closeout_alive, mut closeout_failed) = (false, false);
     for job in &last.jobs {
-        let reports = reports(job.id, &dir.exits())?;
+        let reports = job.reports(dir)?;
         if job.stage == CLOSEOUT {
             closeout_alive = reports.iter().any(JobReport::is_alive);
             closeout_failed = reports.iter().any(|r| r.exit_code.is_some_and(|code| code != 0));

@@ -1,5 +1,6 @@
 //! The cluster, and runs on it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -49,6 +50,36 @@ impl Site {
         self.path().join("run")
     }
 
+    /// Writes a command of this name into `bin`. In the shell script, SITE stands for this directory, REAL for the command that
+    /// it hides.
+    pub fn add_command(&self, name: &str, script: &str) {
+        let bin = self.path().join("bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        let real = slurm("sh", &["-c", &format!("command -v {name}")]);
+        let script = script.replace("SITE", self.path().to_str().unwrap()).replace("REAL", real.trim());
+        let path = bin.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// PATH with `bin` before all else.
+    pub fn path_variable(&self) -> String {
+        let path = day0::base::env_vars::get("PATH").unwrap();
+        format!("{}:{path}", self.path().join("bin").display())
+    }
+
+    /// Lets the jobs look for commands in `path`.
+    pub fn jobs_find_commands_in(&self, path: &str) {
+        let profile = self.path().join("cluster.yaml");
+        let text = std::fs::read_to_string(&profile).unwrap();
+        std::fs::write(&profile, format!("{text}environment: {{PATH: '{path}'}}\n")).unwrap();
+    }
+
+    /// `release.json`.
+    pub fn record(&self) -> Value {
+        read_json(self.run().join("release.json"))
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = command(self.path(), args);
         command.env("DAY0_CACHE", self.path().join("cache"));
@@ -92,11 +123,17 @@ impl Site {
 
     /// Units of which the ledger holds a result.
     pub fn units_done(&self, prefix: &str) -> usize {
+        self.done().iter().filter(|unit| unit.starts_with(prefix)).count()
+    }
+
+    /// The units of which the ledger holds a result, one for each result.
+    pub fn done(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.run().join("ledger.jsonl")).unwrap_or_default();
-        let entry = |line: &str| serde_json::from_str::<Value>(line).ok();
-        let is_done =
-            |e: &Value| e["event"] == "done" && e["unit"].as_str().is_some_and(|u| u.starts_with(prefix));
-        text.lines().filter_map(entry).filter(is_done).count()
+        let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        entries
+            .filter(|e| e["event"] == "done")
+            .filter_map(|e| Some(e["unit"].as_str()?.to_owned()))
+            .collect()
     }
 
     /// What a run through Slurm must share with any other on the same inputs.

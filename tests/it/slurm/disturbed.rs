@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::cluster::{Site, is_there, local, restarts, slurm, state, until};
 use crate::chain::candidate_card_of;
-use crate::common::read_json;
 use crate::fake_engine::{self, completion};
 
 /// Seconds within which anything must happen: the machine is shared with other tests.
@@ -43,13 +42,11 @@ fn a_cancelled_task_ends_the_run_without_a_verdict_and_it_resumes() {
     site.submit(&[]);
     let task = until_scoring(&site);
     slurm("scancel", &[&task]);
-    let record = || read_json(site.run().join("release.json"));
     until("release.json", PATIENCE, || site.run().join("slurm/closed.json").is_file());
-    assert_eq!(record()["failure_class"], "INFRA_TRANSIENT");
-    assert!(record()["detail"].as_str().unwrap().contains("CANCELLED"), "{}", record()["detail"]);
-    // The job that wrote it may still be there for a moment.
-    let status = || site.day0(&["status", "run"]).expect(0).stdout;
-    until("the end of closeout", PATIENCE, || status().contains("closed without a verdict; it resumes"));
+    let record = site.record();
+    assert_eq!(record["failure_class"], "INFRA_TRANSIENT");
+    assert!(record["detail"].as_str().unwrap().contains("CANCELLED"), "{}", record["detail"]);
+    // The job that wrote it may still be there for a moment, which is nothing to wait for.
     site.resume().expect(3);
     assert_eq!(site.outcome(), *local());
     assert_eq!(site.submission()["number"], 2);
@@ -69,11 +66,36 @@ fn a_killed_node_daemon_moves_the_job_and_nothing_is_owned_twice() {
     let conf = day0::base::env_vars::get("SLURM_CONF").unwrap();
     let dir = std::path::Path::new(&conf).parent().unwrap().to_path_buf();
     let pid = std::fs::read_to_string(dir.join(format!("slurmd.{node}.pid"))).unwrap();
-    assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+    // It stops until Slurm has started the job again, so that both are there.
+    let first = working_process(&site, &task);
+    slurm("kill", &["-STOP", &first]);
+    slurm("kill", &["-9", pid.trim()]);
+    until("the restart", PATIENCE, || restarts(&task) > 0);
+    slurm("kill", &["-CONT", &first]);
     site.resume().expect(3);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/cluster.sh");
     assert!(Command::new(script).args(["node", dir.to_str().unwrap(), &node]).status().unwrap().success());
     assert_eq!(site.outcome(), *local());
+    assert_eq!(restarts(&task), 1);
+    // No unit was begun while another had it, and each was done once.
+    assert_eq!(site.record()["execution"]["retried"], serde_json::json!([]));
+    let mut done = site.done();
+    let count = done.len();
+    done.sort();
+    done.dedup();
+    assert_eq!(done.len(), count);
+}
+
+/// The process that runs the units of a task.
+fn working_process(site: &Site, task: &str) -> String {
+    let mut found = None;
+    until("a unit that runs", PATIENCE, || {
+        let state = site.day0(&["status", "run", "--json"]).expect(0).json();
+        let running = state["running"].as_array().unwrap().clone();
+        found = running.iter().find(|unit| unit["job"] == task).map(|unit| unit["pid"].to_string());
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 #[test]
@@ -91,11 +113,16 @@ fn a_full_run_directory_is_a_transient_fault_and_the_run_resumes_once_there_is_r
             .is_ok_and(|s| s.success())
     };
     if !mount("size=1024k") {
+        let required = day0::base::env_vars::get("DAY0_REQUIRE_SLURM").as_deref() == Some("1");
+        assert!(!required, "DAY0_REQUIRE_SLURM=1, but no file system can be mounted here");
         println!("skipped: no file system can be mounted here");
         return;
     }
     let ended = site.day0(&Site::release_args(&["--wait"]));
     assert_eq!(ended.code, Some(75), "{}\n{}", ended.stdout, ended.stderr);
+    let record = site.record();
+    assert_eq!(record["failure_class"], "INFRA_TRANSIENT");
+    assert!(record["detail"].to_string().contains("No space left on device"), "{}", record["detail"]);
     assert!(!site.run().join("quantize/checkpoint").exists());
     assert!(Command::new("mount").args(["-o", "remount,size=64m", &run]).status().unwrap().success());
     let resumed = site.resume();
@@ -137,7 +164,9 @@ fn a_job_at_its_time_limit_saves_what_it_has_and_goes_on_under_its_id() {
     assert!(matches!(ended.code, Some(1 | 3)), "{}\n{}", ended.stdout, ended.stderr);
     assert_eq!(state(&task), "COMPLETED");
     assert_eq!(site.submission()["number"], 1, "the same ids went on");
-    let record = read_json(site.run().join("release.json"));
+    let record = site.record();
+    let restarted = serde_json::json!([{"job": task, "restarts": 1}]);
+    assert_eq!(record["execution"]["restarted"], restarted);
     // Units before and after the warning, in one job; at most the wave that was under way was begun twice.
     let places = record["execution"]["places"].to_string();
     assert!(places.contains(&format!("\"{task}\"")) && places.contains(&format!("\"{task}+1\"")), "{places}");

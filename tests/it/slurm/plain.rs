@@ -8,13 +8,20 @@ fn a_release_through_slurm_has_the_bytes_of_a_local_one() {
     if !is_there() {
         return;
     }
-    let site = Site::new("stages: {score: {tasks: 3, throttle: 2}}\n");
+    // More than half of a node's CPUs, so that two tasks at once are on two nodes.
+    let site = Site::new("stages: {score: {tasks: 3, throttle: 2, cpus: 5}}\n");
     site.day0(&Site::release_args(&["--wait", "--ci"])).expect(3).says("INSUFFICIENT_EVIDENCE");
     assert_eq!(site.outcome(), *local());
     let record = read_json(site.run().join("release.json"));
     let places = record["execution"]["places"].as_array().unwrap();
     let jobs: std::collections::BTreeSet<&str> = places.iter().map(|p| p["job"].as_str().unwrap()).collect();
     assert!(jobs.len() >= 5, "quantize, scan, three score tasks and compare: {jobs:?}");
+    let nodes: std::collections::BTreeSet<&str> = places
+        .iter()
+        .filter(|p| p["units"].as_str().unwrap().starts_with("score/"))
+        .map(|p| p["place"].as_str().unwrap())
+        .collect();
+    assert_eq!(nodes.into_iter().collect::<Vec<_>>(), ["n1", "n2"]);
     let report = std::fs::read_to_string(site.run().join("report.md")).unwrap();
     for text in ["## Where it ran", "| score/candidate/", "| n1 |", "Nothing was tried again"] {
         assert!(report.contains(text), "{text} is missing in\n{report}");
@@ -37,7 +44,8 @@ fn a_plan_shows_the_jobs_and_writes_their_scripts() {
     if !is_there() {
         return;
     }
-    let site = Site::new("partition: main\ntime: 10\nsignal_seconds: 30\nstages: {score: {tasks: 2}}\n");
+    let site =
+        Site::new("partition: main\ntime: 10\nsignal_seconds: 30\nstages: {score: {tasks: 2, nodes: 2}}\n");
     let args =
         ["release", "--plan", "--executor", "slurm", "--profile", "cluster.yaml", "--scripts", "scripts"];
     let ran = site.day0(&args).expect(10);

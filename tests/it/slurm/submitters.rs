@@ -13,19 +13,11 @@ fn a_submit_host_killed_while_submitting_leaves_nothing_that_runs() {
     }
     let site = Site::new("stages: {score: {tasks: 2}}\n");
     // An sbatch that kills who calls it the third time it really submits.
-    let bin = site.path().join("bin");
-    std::fs::create_dir(&bin).unwrap();
-    let real = slurm("sh", &["-c", "command -v sbatch"]);
-    let fake = format!(
-        "#!/bin/sh\ncase \"$*\" in *--parsable*) echo x >> '{0}/count'; \
-         [ \"$(wc -l < '{0}/count')\" -eq 3 ] && kill -9 $PPID && exit 1;; esac\nexec {1} \"$@\"\n",
-        site.path().display(),
-        real.trim()
-    );
-    std::fs::write(bin.join("sbatch"), fake).unwrap();
-    slurm("chmod", &["+x", bin.join("sbatch").to_str().unwrap()]);
-    let path = format!("{}:{}", bin.display(), day0::base::env_vars::get("PATH").unwrap());
-    let output = site.command(&Site::release_args(&["--wait"])).env("PATH", path).output().unwrap();
+    let third = "case \"$*\" in *--parsable*) echo x >> SITE/count; \
+                 [ \"$(wc -l < SITE/count)\" -eq 3 ] && kill -9 $PPID && exit 1;; esac; exec REAL \"$@\"";
+    site.add_command("sbatch", third);
+    let mut release = site.command(&Site::release_args(&["--wait"]));
+    let output = release.env("PATH", site.path_variable()).output().unwrap();
     assert_eq!(output.status.code(), None, "killed");
     let left = site.submission();
     assert_eq!((left["complete"].as_bool(), left["jobs"].as_array().unwrap().len()), (Some(false), 2));

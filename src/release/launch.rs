@@ -362,4 +362,23 @@ mod tests {
         assert_eq!(why.class, crate::record::FailureClass::DeploymentHealthFailed);
         assert!(why.excerpt.contains("CUDA out of memory"));
     }
+
+    /// The pipe is closed as by a process that was killed.
+    #[test]
+    fn the_watchdog_ends_a_group_that_ignores_sigterm() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("e.log");
+        let output = log_file(&log).unwrap();
+        let processes = Processes::start("trap '' TERM; (echo up; sleep 60) | cat", output, 1).unwrap();
+        let Processes { mut engine, mut watchdog, alive } = processes;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::fs::read_to_string(&log).unwrap() != "up\n" {
+            assert!(Instant::now() < deadline, "the engine did not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(engine.try_wait().unwrap().is_none() && watchdog.try_wait().unwrap().is_none());
+        drop(alive);
+        assert_eq!(engine.wait().unwrap().signal(), Some(libc::SIGKILL));
+        assert_eq!(watchdog.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
 }

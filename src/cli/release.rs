@@ -82,7 +82,8 @@ pub(super) struct Arguments {
     /// Fetch the model and the data of the suites into the caches and stop: for nodes without internet.
     #[arg(long, conflicts_with_all = ["resume", "plan", "wait", "ci"])]
     prefetch: bool,
-    /// Print the inputs' digests, the work graph and, for Slurm, the jobs, and run nothing (exit code 10).
+    /// Print the inputs' digests, the work graph and its stages or Slurm jobs with resources and estimated time, and run
+    /// nothing (exit code 10).
     #[arg(long)]
     plan: bool,
     /// Write the batch scripts of the plan into this directory.
@@ -220,7 +221,8 @@ fn plan(
     settings: &Settings,
 ) -> Result<u8, Failure> {
     let (config, threads) = (config.validate()?, &settings.threads);
-    for line in release::plan(config.clone(), threads.clone())? {
+    let runs_here = matches!(executor, Executor::Local);
+    for line in release::plan(config.clone(), threads.clone(), runs_here)? {
         output::line(&line);
     }
     if let Executor::Slurm(profile) = executor {

@@ -7,7 +7,8 @@
 //!   scores of two arms are not comparable). It never judges quality.
 //! - self_test: echoed log-probs are complete and consistent, else EVAL_JUDGE_FAILED.
 //! - stayed_up: healthy with the same identity after the last request. The gate is asked before scoring, when this is
-//!   not known yet (a note), and again after it. An engine that answers but failed this has another identity.
+//!   not known yet (a note), and again after it, when it is a note of an engine that ended with the process that scored,
+//!   before its last look, and was confirmed after every wave. An engine that answers but failed this has another identity.
 
 use serde_json::json;
 
@@ -138,7 +139,7 @@ fn stayed_up(out: &mut Collector, record: &ServeRecord) {
     match &record.stayed_up {
         None => out.add(
             out.finding("stayed_up", FailureClass::InsufficientEvidence, place(record))
-                .observed("not known before the last request")
+                .observed("no look after the last request")
                 .as_note(),
         ),
         Some(probe) if probe.ok => {}

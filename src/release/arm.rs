@@ -6,14 +6,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::launch::{EngineCommand, Launched};
 use crate::base::digest::Digest;
-use crate::base::progress;
 use crate::base::threads::Threads;
+use crate::base::{interrupt, progress};
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions};
 use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
@@ -125,9 +125,24 @@ pub struct Running {
     remote: Mutex<Option<Arc<dyn Scorer>>>,
     server: Option<ServerHandle>,
     launched: Option<Mutex<Launched>>,
+    /// Whether a launched engine has been healthy since it was started.
+    was_up: AtomicBool,
 }
 
 impl Running {
+    fn new(options: EndpointOptions, tokenizer: Arc<Tokenizer>, expected_digest: Digest) -> Self {
+        Self {
+            options,
+            tokenizer,
+            expected_digest,
+            local: None,
+            remote: Mutex::default(),
+            server: None,
+            launched: None,
+            was_up: AtomicBool::new(false),
+        }
+    }
+
     /// Why the engine is not there any more, with the end of its log; `None` while it is, or is not ours to know.
     fn why_gone(&self) -> Option<(Triage, String)> {
         let launched = self.launched.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,12 +190,9 @@ impl Arm {
     /// What answers score requests; starts the arm if it is not running. An endpoint is watched from `opening` on, which
     /// may be the work of an earlier process: it must still be the engine that was probed then.
     pub fn scorer(&self, opening: &ServeRecord) -> Result<Arc<dyn Scorer>, Failure> {
-        let mut running = self.start()?;
+        let running = self.ready()?;
         if let Some(scorer) = &running.local {
             return Ok(Arc::clone(scorer));
-        }
-        if let Some((why, excerpt)) = running.why_gone() {
-            running = self.restart(&why, &excerpt)?;
         }
         let mut slot = running.remote.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(scorer) = &*slot {
@@ -195,6 +207,38 @@ impl Arm {
         Ok(Arc::clone(slot.insert(Arc::new(scorer))))
     }
 
+    /// The started arm, able to answer. A launched engine may be another process than the one that was probed, of a task
+    /// beside this one or before an interruption: then it is waited for here.
+    fn ready(&self) -> Result<Arc<Running>, Failure> {
+        let running = self.start()?;
+        self.await_health(&running)?;
+        match running.why_gone() {
+            Some((why, excerpt)) => self.restart(&why, &excerpt),
+            None => Ok(running),
+        }
+    }
+
+    /// Waits until a launched engine has been healthy once, or has ended, which the caller asks next.
+    fn await_health(&self, running: &Running) -> Result<(), Failure> {
+        if running.launched.is_none() || running.was_up.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let health = probe::wait(&running.options, self.startup_timeout());
+        running.was_up.store(health.ok, Ordering::Relaxed);
+        if health.ok {
+            return Ok(());
+        }
+        if let Some(signal) = interrupt::received() {
+            return Err(Failure::interrupted(signal));
+        }
+        if running.why_gone().is_some() {
+            return Ok(());
+        }
+        let message = format!("{} arm: the engine is not healthy: {}", self.name, health.detail);
+        let hint = format!("reproduce with `{}`; the log: {}", self.command, self.log.display());
+        Err(Failure::new(FailureClass::DeploymentHealthFailed, message).with_hint(hint))
+    }
+
     /// Starts an engine again that has ended by itself; once.
     fn restart(&self, why: &Triage, excerpt: &str) -> Result<Arc<Running>, Failure> {
         if self.restarts.fetch_add(1, Ordering::Relaxed) >= RESTARTS {
@@ -203,14 +247,9 @@ impl Arm {
         progress::note(&format!("{} arm: the engine ended ({}); starting it again", self.name, why.what));
         self.stop();
         let running = self.start()?;
-        let health = probe::wait(&running.options, self.startup_timeout());
+        self.await_health(&running)?;
         match running.why_gone() {
             Some((why, excerpt)) => Err(self.crashed(&why, &excerpt)),
-            None if !health.ok => {
-                let message =
-                    format!("{} arm: started again, the engine is not healthy: {}", self.name, health.detail);
-                Err(Failure::new(FailureClass::DeploymentHealthFailed, message))
-            }
             None => Ok(running),
         }
     }
@@ -253,7 +292,7 @@ impl Arm {
     /// What answers score requests of a running endpoint, one prompt at a time; `None` of the built-in engine, whose
     /// numbers do not depend on what it is asked together.
     pub fn one_by_one(&self, opening: &ServeRecord) -> Result<Option<EndpointScorer>, Failure> {
-        let running = self.start()?;
+        let running = self.ready()?;
         if running.local.is_some() {
             return Ok(None);
         }
@@ -273,28 +312,14 @@ impl Arm {
         let running = match &self.engine {
             ArmEngine::Endpoint { url, api_key } => {
                 let options = EndpointOptions { api_key: api_key.clone(), ..EndpointOptions::new(url) };
-                Running {
-                    options,
-                    tokenizer,
-                    expected_digest,
-                    local: None,
-                    remote: Mutex::default(),
-                    server: None,
-                    launched: None,
-                }
+                Running::new(options, tokenizer, expected_digest)
             }
             ArmEngine::Command(spec) => {
                 let launched = Launched::start(spec, self.name.as_str(), &self.checkpoint, &self.log)?;
                 let gone = Some(launched.gone.clone());
-                Running {
-                    options: EndpointOptions { gone, ..EndpointOptions::new(&launched.url) },
-                    tokenizer,
-                    expected_digest,
-                    local: None,
-                    remote: Mutex::default(),
-                    server: None,
-                    launched: Some(Mutex::new(launched)),
-                }
+                let options = EndpointOptions { gone, ..EndpointOptions::new(&launched.url) };
+                let launched = Some(Mutex::new(launched));
+                Running { launched, ..Running::new(options, tokenizer, expected_digest) }
             }
             ArmEngine::Local { dtype } => {
                 let options = EngineOptions { dtype: *dtype, ..EngineOptions::new(self.threads.clone()) };
@@ -305,15 +330,8 @@ impl Arm {
                 let server = Server::start(engine.clone(), tokenizer.clone(), options)?;
                 let options = EndpointOptions::new(&server.url());
                 let local: Option<Arc<dyn Scorer>> = Some(Arc::new(LocalScorer::new(engine)));
-                Running {
-                    options,
-                    tokenizer,
-                    expected_digest,
-                    local,
-                    remote: Mutex::default(),
-                    server: Some(server),
-                    launched: None,
-                }
+                let server = Some(server);
+                Running { local, server, ..Running::new(options, tokenizer, expected_digest) }
             }
         };
         let running = Arc::new(running);
@@ -343,6 +361,11 @@ impl Arm {
             match self.start() {
                 Ok(running) => {
                     let mut record = probe::probe(&self.target(&running, attempts, provenance));
+                    running.was_up.store(record.health.ok, Ordering::Relaxed);
+                    // What was cut short says nothing about the engine.
+                    if let Some(signal) = interrupt::received().filter(|_| !record.health.ok) {
+                        return Err(Failure::interrupted(signal));
+                    }
                     self.describe_process(&running, &mut record);
                     if record.health.ok || last {
                         return Ok(record);
@@ -360,7 +383,7 @@ impl Arm {
 
     /// How fast the running arm is, if that can be measured: the report says so, no gate does.
     pub fn speed(&self) -> Option<ServeSpeed> {
-        let running = self.start().ok()?;
+        let running = self.ready().ok()?;
         let measured = bench::glance(&running.options, &*running.tokenizer);
         let unknown =
             |reason: String| progress::note(&format!("{} arm: speed not measured: {reason}", self.name));
@@ -373,7 +396,7 @@ impl Arm {
         opening: &ServeRecord,
         provenance: &Provenance,
     ) -> Result<ServeRecord, Failure> {
-        let running = self.start()?;
+        let running = self.ready()?;
         let mut record = opening.clone();
         probe::still_up(&self.target(&running, opening.attempts, provenance), &mut record);
         self.describe_process(&running, &mut record);

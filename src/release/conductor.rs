@@ -7,6 +7,7 @@ use super::arm::ArmName;
 use super::closeout;
 use super::config::{ConfigFile, ReleaseConfig};
 use super::graph::{self, Build, Jobs};
+use super::jobs;
 use super::preflight::Inputs;
 use super::run_dir::{RunDir, RunRecord};
 use super::stage_lines::StageLines;
@@ -14,7 +15,7 @@ use crate::base::interrupt;
 use crate::base::progress;
 use crate::base::threads::Threads;
 use crate::eval::PreparedTask;
-use crate::exec::{Executor, Graph, Ledger, LocalExecutor, RunSummary, Share};
+use crate::exec::{Executor, Graph, Ledger, LocalExecutor, Node, RunSummary, Share};
 use crate::record::release::ReleaseRecord;
 use crate::record::{Failure, Outcome};
 
@@ -101,14 +102,19 @@ pub fn prefetch(config: ReleaseConfig, threads: Threads) -> Result<Vec<String>, 
 }
 
 /// The work graph of a release as text, without running anything: the digests of its inputs, then a line
-/// `key stage name` for each unit.
-pub fn plan(config: ReleaseConfig, threads: Threads) -> Result<Vec<String>, Failure> {
+/// `key stage name` for each unit, and, where it runs in this process, a line for each stage.
+pub fn plan(config: ReleaseConfig, threads: Threads, runs_here: bool) -> Result<Vec<String>, Failure> {
     let inputs = Inputs::gather(config, threads)?;
     let mut lines: Vec<String> =
         inputs.provenance().inputs.iter().map(|(name, digest)| format!("{name:<10} {digest}")).collect();
     lines.extend(inputs.tasks.iter().map(|task| format!("task       {}  {}", task.digest, task.name())));
     let units = |graph: &Graph<'_>| {
-        Ok(graph.nodes().iter().map(|n| format!("{}  {:<9} {}", n.unit.key(), n.stage, n.name)).collect())
+        let unit = |n: &Node<'_>| format!("{}  {:<9} {}", n.unit.key(), n.stage, n.name);
+        let mut lines: Vec<String> = graph.nodes().iter().map(unit).collect();
+        if runs_here {
+            lines.extend(jobs::local_table(graph, &inputs));
+        }
+        Ok(lines)
     };
     lines.extend(with_graph::<Vec<String>>(&inputs, &units)?);
     Ok(lines)

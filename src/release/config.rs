@@ -58,6 +58,8 @@ pub struct EngineFile {
     pub command: Option<String>,
     /// How long it may take to become healthy, in seconds.
     pub startup_seconds: Option<u64>,
+    /// How long it may take to end after SIGTERM, in seconds; then it is killed.
+    pub stop_seconds: Option<u64>,
     /// Whether both arms' engines fit beside each other.
     pub both_at_once: Option<bool>,
 }
@@ -100,6 +102,8 @@ pub enum ExecutorName {
 
 /// Longest time that a large model takes to load from a shared file system, with room.
 const STARTUP_SECONDS: u64 = 1800;
+/// Longest time that an engine takes to free GPUs and shared memory, with room.
+const STOP_SECONDS: u64 = 20;
 
 impl ServeFile {
     fn validate(self) -> Result<ServeConfig, Failure> {
@@ -111,6 +115,7 @@ impl ServeFile {
         let engine = EngineCommand {
             command,
             startup_seconds: typed.startup_seconds.unwrap_or(STARTUP_SECONDS),
+            stop_seconds: typed.stop_seconds.unwrap_or(STOP_SECONDS),
             both_at_once: typed.both_at_once.unwrap_or(false),
         };
         engine.check()?;
@@ -162,7 +167,7 @@ pub struct ConfigFile {
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 22] = [
+const FIELDS: [&str; 23] = [
     "model",
     "recipe",
     "suites",
@@ -183,6 +188,7 @@ const FIELDS: [&str; 22] = [
     "executor",
     "command",
     "startup_seconds",
+    "stop_seconds",
     "both_at_once",
     "profile",
 ];
@@ -341,6 +347,13 @@ fn check_margin(field: &str, margin: f64) -> Result<(), Failure> {
 }
 
 impl ReleaseConfig {
+    /// Whether the built-in engine serves both arms.
+    pub fn uses_own_engine(&self) -> bool {
+        self.engine.endpoint.is_none()
+            && self.engine.baseline_endpoint.is_none()
+            && self.serve.engine.is_none()
+    }
+
     /// What the compare gate is asked about the tasks of `baseline`.
     pub fn compare_options(&self, baseline: &EvalRecord) -> CompareOptions {
         let metrics =

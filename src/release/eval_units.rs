@@ -6,12 +6,12 @@ use serde_json::Value;
 use super::arm::{ArmEngine, ArmName};
 use super::graph::{Build, Timer, names, node};
 use super::noise_units::{self, NOISE};
-use super::score_units::{EvalJob, WaveId};
+use super::score_units::{EvalJob, Wave, WaveId};
 use super::waves::LookUnit;
 use super::{keys, last_looks};
 use crate::base::json;
 use crate::eval::{self, PreparedTask};
-use crate::exec::{FnUnit, Graph, Node, Output};
+use crate::exec::{Context, FnUnit, Graph, Node, Output};
 use crate::gate;
 use crate::record::Failure;
 use crate::record::eval::EvalRecord;
@@ -123,14 +123,21 @@ fn serve_node<'a>(build: &'a Build<'a>, arm: ArmName) -> Node<'a> {
 }
 
 fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName, noise: bool) -> Node<'a> {
-    let key = keys::derived("serve-end/2", &build.keys.evaluated[arm as usize]);
+    let key = keys::derived("serve-end/3", &build.keys.evaluated[arm as usize]);
+    let waves = job.wave_names();
+    let mut after = waves.clone();
     let unit = FnUnit::new(key, move |context| {
         let opening: ServeRecord = context.output(&names::serve(arm))?;
-        // Where the waves were scored by other processes, each has looked at its own engine when it was done.
-        if !build.arm(arm).is_running()
-            && let Some(record) = last_looks::worst(build.run, arm, &opening)?
-        {
-            return Output::of(&record);
+        if !build.arm(arm).is_running() {
+            // Where the waves were scored by other processes, each has looked at its own engine when it was done.
+            if let Some(record) = last_looks::worst(build.run, arm, &opening)? {
+                return Output::of(&record);
+            }
+            // An engine that ended with an interrupted process cannot be looked at, and another one would say nothing
+            // about it: the looks at every wave must do.
+            if is_launched(build, arm) && all_confirmed(&waves, context)? {
+                return Output::of(&opening);
+            }
         }
         // After the last score: nothing that is measured can disturb one.
         let speed = if build.arm(arm).is_running() { build.arm(arm).speed() } else { None };
@@ -141,11 +148,25 @@ fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName, noi
     })
     // An arm that answered in this process has to be asked again whether it stayed up.
     .verified_by(move |output: &Value| came_up(output) && !build.arm(arm).is_running());
-    let mut after = job.wave_names();
     after.push(names::serve(arm));
     after.extend((noise && arm == ArmName::Baseline).then(|| NOISE.to_owned()));
     let node = node(names::serve_end(arm), arm.serve_stage(), after, unit);
     Node { shared: is_shared(build, arm), ..node }
+}
+
+/// Whether day0 starts the arm's engine from a command.
+fn is_launched(build: &Build<'_>, arm: ArmName) -> bool {
+    matches!(build.inputs.engines[arm as usize], ArmEngine::Command(_))
+}
+
+/// Whether the engine was shown to be the probed one after each of these waves.
+fn all_confirmed(waves: &[String], context: &Context<'_>) -> Result<bool, Failure> {
+    for name in waves {
+        if !context.output::<Wave>(name)?.is_confirmed() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Decides about the serve record that node `of` left.

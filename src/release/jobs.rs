@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::config::ReleaseConfig;
+use super::preflight::Inputs;
+use crate::base::units::human_seconds;
 use crate::exec::Graph;
 
 /// Stages in order. The last one closes the run.
@@ -152,22 +154,41 @@ fn share_out(
 const FLOPS_PER_CPU: f64 = 5e10;
 const BYTES_PER_CPU: f64 = 5e8;
 
-/// Seconds that the longest task of a job will probably take on `cpus` CPUs; `None` for an engine that is not ours.
+/// Seconds that the longest task of a job will probably take on `cpus` CPUs; `None` where another engine than the
+/// built-in one serves an arm.
 pub fn estimate(job: &StageJob, parameters: u64, cpus: u32, config: &ReleaseConfig) -> Option<f64> {
     let most = job.costs.iter().max().copied().unwrap_or(0) as f64;
     let cpus = f64::from(cpus.max(1));
     match job.stage {
         "quantize" => Some(most / (BYTES_PER_CPU * cpus)),
-        "score" if config.engine.endpoint.is_none() => {
-            Some(most * 2.0 * parameters as f64 / (FLOPS_PER_CPU * cpus))
-        }
+        "score" if config.uses_own_engine() => Some(most * 2.0 * parameters as f64 / (FLOPS_PER_CPU * cpus)),
         "score" => None,
         _ => Some(0.0),
     }
 }
 
+/// The stages of a graph that runs in this process, one a line: units, threads, device, estimated time.
+pub fn local_table(graph: &Graph<'_>, inputs: &Inputs) -> Vec<String> {
+    let mut lines = vec!["stage      units  threads  device     estimate".to_owned()];
+    for job in jobs(graph, &|_| Some(1)) {
+        let own = job.stage != STAGES[SCORE] || inputs.config.uses_own_engine();
+        let parameters = inputs.source.num_elements();
+        let seconds = estimate(&job, parameters, inputs.threads.count as u32, &inputs.config);
+        lines.push(format!(
+            "{:<9} {:>6} {:>8}  {:<7} {:>11}",
+            job.stage,
+            job.nodes().len(),
+            inputs.threads.count,
+            if own { "cpu" } else { "engine" },
+            seconds.map_or_else(|| "unknown".to_owned(), human_seconds),
+        ));
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::config::ConfigFile;
     use super::*;
     use crate::exec::{FnUnit, KeyBuilder, Node, Output};
 
@@ -262,5 +283,24 @@ mod tests {
         assert_eq!((jobs[0].parts.len(), jobs[2].parts.len()), (2, 3));
         let one = super::jobs(&graph, &|_| Some(1));
         assert_eq!((one[0].parts.len(), one[2].parts.len()), (1, 1));
+    }
+
+    #[test]
+    fn the_time_of_an_engine_that_is_not_ours_is_unknown() {
+        let graph = whole();
+        let jobs = jobs(&graph, &|_| Some(1));
+        let score = jobs.iter().find(|job| job.stage == "score").unwrap();
+        let seconds = |text: &str| {
+            let file = ConfigFile::parse(text, "day0.yaml").unwrap();
+            estimate(score, 1_000_000_000, 2, &file.validate().unwrap())
+        };
+        assert_eq!(seconds("{}"), Some(2.2));
+        for other in [
+            "engine: {endpoint: 'http://h:1'}",
+            "engine: {baseline_endpoint: 'http://h:1'}",
+            "serve: {engine: {command: 'vllm serve {model} --port {port}'}}",
+        ] {
+            assert_eq!(seconds(other), None, "{other}");
+        }
     }
 }

@@ -1,14 +1,15 @@
 //! Engines that day0 starts from a command template: vLLM, SGLang, or anything that speaks their API.
 //!
-//! The command runs in a process group of its own, which is ended as a whole, also when this process is killed: a
-//! supervising thread starts it, so that the kernel ends it with the thread.
+//! The command runs in a process group of its own, which is ended as a whole, also when this process is killed: the
+//! group is led by a watchdog that reads from a pipe of this process. The kernel closes the pipe however the process
+//! ends, and then the watchdog ends the group, itself included. It is there before the engine and is reaped after it, so
+//! that the group's id is never another's.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,8 +27,6 @@ use crate::record::Failure;
 const PLACEHOLDERS: [&str; 5] = ["model", "port", "host", "name", "arm"];
 /// What must.
 const REQUIRED: [&str; 2] = ["model", "port"];
-/// How long an engine may take to end after SIGTERM: it frees GPUs and shared memory.
-const TERM_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the end of a process may take to be noticed after its connections broke.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Bytes at the end of the log that triage looks at, and lines of an excerpt.
@@ -43,6 +42,8 @@ pub struct EngineCommand {
     pub command: String,
     /// How long it may take to become healthy, in seconds.
     pub startup_seconds: u64,
+    /// How long it may take to end after SIGTERM, in seconds; then it is killed.
+    pub stop_seconds: u64,
     /// Whether both arms' engines fit beside each other; otherwise the baseline is done before the candidate starts.
     pub both_at_once: bool,
 }
@@ -106,6 +107,9 @@ pub struct Launched {
     pub pid: u32,
     /// Told when it ends.
     pub gone: Gone,
+    /// Its process group.
+    group: u32,
+    stop_timeout: Duration,
     status: Arc<Status>,
     supervisor: Option<JoinHandle<()>>,
 }
@@ -145,21 +149,21 @@ impl Launched {
         let command = spec.filled(arm, &model, port);
         let output = log_file(log).map_err(|e| Failure::io(log.display(), &e))?;
         let (gone, status) = (Gone::default(), Arc::new(Status::default()));
-        let (sender, started) = mpsc::channel();
+        let processes =
+            Processes::start(&command, output, spec.stop_seconds).map_err(|e| Failure::io("bash", &e))?;
+        let (pid, group) = (processes.engine.id(), processes.watchdog.id());
         let supervisor = {
-            let (gone, status, command) = (gone.clone(), Arc::clone(&status), command.clone());
-            std::thread::spawn(move || supervise(&command, output, &sender, &gone, &status))
+            let (gone, status) = (gone.clone(), Arc::clone(&status));
+            std::thread::spawn(move || processes.supervise(&gone, &status))
         };
-        let pid = started
-            .recv()
-            .unwrap_or_else(|_| Err(io::Error::other("the supervising thread ended")))
-            .map_err(|e| Failure::io("bash", &e))?;
         Ok(Self {
             url: format!("http://{HOST}:{port}"),
             command,
             log: log.to_path_buf(),
             pid,
             gone,
+            group,
+            stop_timeout: Duration::from_secs(spec.stop_seconds),
             status,
             supervisor: Some(supervisor),
         })
@@ -172,6 +176,10 @@ impl Launched {
 
     /// Why it is not there any more; `None` while it is.
     pub fn why_gone(&self) -> Option<Triage> {
+        if self.gone.is_set() {
+            // That it ended is told before it is known how.
+            self.settle();
+        }
         let ended = self.status.ended()?;
         let log = tail(&self.log, LOG_BYTES);
         let exit_code = ended.code().and_then(|code| u8::try_from(code).ok());
@@ -188,7 +196,7 @@ impl Launched {
     /// Ends its whole process group.
     pub fn stop(&mut self) {
         self.signal(libc::SIGTERM);
-        if !self.status.wait(TERM_TIMEOUT) {
+        if !self.status.wait(self.stop_timeout) {
             self.signal(libc::SIGKILL);
         }
         if let Some(supervisor) = self.supervisor.take() {
@@ -200,9 +208,9 @@ impl Launched {
     fn signal(&self, signal: i32) {
         let ended = self.status.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.is_none() {
-            // SAFETY: sends a signal to the group that the child leads. The child is reaped only under this lock, so
-            // its id cannot have been given to another group.
-            unsafe { libc::kill(-(self.pid as i32), signal) };
+            // SAFETY: sends a signal to the engine's group. Its leader is reaped only under this lock, so its id cannot
+            // have been given to another group.
+            unsafe { libc::kill(-(self.group as i32), signal) };
         }
     }
 }
@@ -215,41 +223,59 @@ impl Drop for Launched {
     }
 }
 
-/// Starts the command and waits for its end, in one thread: the kernel ends the command with the thread that made it.
-fn supervise(
-    command: &str,
-    output: (File, File),
-    started: &mpsc::Sender<io::Result<u32>>,
-    gone: &Gone,
-    status: &Status,
-) {
-    let mut bash = Command::new("bash");
-    bash.args(["-c", command]).stdin(Stdio::null()).stdout(output.0).stderr(output.1).process_group(0);
-    // SAFETY: prctl with these arguments is async-signal-safe and touches no memory.
-    unsafe {
-        bash.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-            Ok(())
-        });
-    }
-    let mut child = match bash.spawn() {
-        Ok(child) => child,
-        Err(error) => {
-            let _ = started.send(Err(error));
-            return;
+/// The processes of a running engine.
+struct Processes {
+    engine: Child,
+    watchdog: Child,
+    /// Open as long as this process lives; no child inherits it.
+    alive: PipeWriter,
+}
+
+impl Processes {
+    fn start(command: &str, output: (File, File), stop_seconds: u64) -> io::Result<Self> {
+        let (read_end, alive) = io::pipe()?;
+        // It gets the signals that it sends to its group, and those that are meant for the engine.
+        let watch =
+            format!("trap '' HUP INT TERM; read -r line; kill -TERM 0; sleep {stop_seconds}; kill -KILL 0");
+        let mut watchdog = Command::new("bash")
+            .args(["-c", &watch])
+            .stdin(read_end)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let engine = Command::new("bash")
+            .args(["-c", command])
+            .stdin(Stdio::null())
+            .stdout(output.0)
+            .stderr(output.1)
+            .process_group(watchdog.id() as i32)
+            .spawn();
+        match engine {
+            Ok(engine) => Ok(Self { engine, watchdog, alive }),
+            Err(error) => {
+                // Both fail only where it has ended already.
+                let _ = watchdog.kill().and_then(|()| watchdog.wait());
+                Err(error)
+            }
         }
-    };
-    let pid = child.id();
-    let _ = started.send(Ok(pid));
-    wait_without_reaping(pid);
-    gone.set();
-    let mut ended = status.ended.lock().unwrap_or_else(PoisonError::into_inner);
-    // What the command left behind in its group has nobody that ends it.
-    // SAFETY: the leader has ended but is not reaped, so its id is still that of its group.
-    unsafe { libc::kill(-(pid as i32), libc::SIGKILL) };
-    // Waiting for a child of one's own fails only where somebody else has reaped it: then nothing is known of its end.
-    *ended = Some(child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0)));
-    status.changed.notify_all();
+    }
+
+    /// Waits for the engine's end and leaves nothing of its group.
+    fn supervise(mut self, gone: &Gone, status: &Status) {
+        wait_without_reaping(self.engine.id());
+        gone.set();
+        let mut ended = status.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        // What the command left behind in its group has nobody that ends it.
+        // SAFETY: the group's leader is not reaped yet, so the id is still that of the group.
+        unsafe { libc::kill(-(self.watchdog.id() as i32), libc::SIGKILL) };
+        // Waiting for a child of one's own fails only where somebody else has reaped it: then nothing is known of its
+        // end.
+        *ended = Some(self.engine.wait().unwrap_or_else(|_| ExitStatus::from_raw(0)));
+        let _ = self.watchdog.wait();
+        drop(self.alive);
+        status.changed.notify_all();
+    }
 }
 
 /// Waits for the end of a child, which stays a zombie.
@@ -285,7 +311,7 @@ mod tests {
     use super::*;
 
     fn command(text: &str) -> EngineCommand {
-        EngineCommand { command: text.to_owned(), startup_seconds: 5, both_at_once: false }
+        EngineCommand { command: text.to_owned(), startup_seconds: 5, stop_seconds: 20, both_at_once: false }
     }
 
     #[test]
@@ -335,5 +361,24 @@ mod tests {
         let why = engine.why_gone().unwrap();
         assert_eq!(why.class, crate::record::FailureClass::DeploymentHealthFailed);
         assert!(why.excerpt.contains("CUDA out of memory"));
+    }
+
+    /// The pipe is closed as by a process that was killed.
+    #[test]
+    fn the_watchdog_ends_a_group_that_ignores_sigterm() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("e.log");
+        let output = log_file(&log).unwrap();
+        let processes = Processes::start("trap '' TERM; (echo up; sleep 60) | cat", output, 1).unwrap();
+        let Processes { mut engine, mut watchdog, alive } = processes;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::fs::read_to_string(&log).unwrap() != "up\n" {
+            assert!(Instant::now() < deadline, "the engine did not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(engine.try_wait().unwrap().is_none() && watchdog.try_wait().unwrap().is_none());
+        drop(alive);
+        assert_eq!(engine.wait().unwrap().signal(), Some(libc::SIGKILL));
+        assert_eq!(watchdog.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 }

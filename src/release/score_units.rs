@@ -66,6 +66,14 @@ pub struct Wave {
     pub items: BTreeMap<String, Vec<ItemRecord>>,
 }
 
+impl Wave {
+    /// Whether the engine was shown to be the probed one after the last item; of a wave that was not needed nothing is to
+    /// be shown.
+    pub fn is_confirmed(&self) -> bool {
+        self.items.is_empty() || self.confirmation.is_some()
+    }
+}
+
 /// Name of the unit that scores a wave of a task or group.
 pub fn score_name(arm: &str, sequence: &str, wave: usize) -> String {
     format!("score/{arm}/{sequence}/{wave}")

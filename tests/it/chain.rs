@@ -78,7 +78,10 @@ fn plan_prints_the_graph_and_runs_nothing() {
     for node in ["quantize/shard-0", "gate/ptq", "score/candidate/", "gate/compare"] {
         assert!(ran.stdout.contains(node), "{}", ran.stdout);
     }
+    assert!(ran.stdout.contains("threads  device") && !ran.stdout.contains("unknown"), "{}", ran.stdout);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    let ran = day0(dir.path(), ["release", "--plan", "--endpoint", "http://127.0.0.1:9"]).expect(10);
+    assert!(ran.stdout.contains("unknown"), "{}", ran.stdout);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! The process is this test binary itself, told by its environment to serve instead of to test.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -20,6 +21,9 @@ pub enum Fault {
     None,
     SlowStart,
     NeverUp,
+    /// On both arms: it lives and never answers.
+    Hangs,
+    IgnoresSigterm,
     WrongModel,
     NoPromptLogprobs,
     Unauthorized,
@@ -30,12 +34,20 @@ pub enum Fault {
     CrashAlways,
     /// The engine that is started after a crash serves another model.
     OtherModelAfterCrash,
+    /// The engine that is started after a crash is another version.
+    OtherVersionAfterCrash,
+    /// day0 is sent SIGINT while it waits for the first engine; later ones start slowly.
+    InterruptedStart,
+    /// day0 is sent SIGINT while it scores with the first engine; later ones start slowly.
+    InterruptedScoring,
 }
 
-const FAULTS: [Fault; 11] = [
+const FAULTS: [Fault; 16] = [
     Fault::None,
     Fault::SlowStart,
     Fault::NeverUp,
+    Fault::Hangs,
+    Fault::IgnoresSigterm,
     Fault::WrongModel,
     Fault::NoPromptLogprobs,
     Fault::Unauthorized,
@@ -44,20 +56,52 @@ const FAULTS: [Fault; 11] = [
     Fault::CrashOnce,
     Fault::CrashAlways,
     Fault::OtherModelAfterCrash,
+    Fault::OtherVersionAfterCrash,
+    Fault::InterruptedStart,
+    Fault::InterruptedScoring,
 ];
 
 const FAULT: &str = "FAKE_VLLM_FAULT";
 
-/// `serve.engine` of a day0.yaml that starts it. `dir` keeps what it remembers between two starts.
-pub fn config(fault: Fault, dir: &Path) -> String {
-    let exe = std::env::current_exe().unwrap();
-    let command = format!(
-        "{FAULT}={fault:?} FAKE_VLLM_ARM={{arm}} FAKE_VLLM_MODEL={{model}} FAKE_VLLM_PORT={{port}} \
-         FAKE_VLLM_NAME={{name}} FAKE_VLLM_DIR={} exec {} --exact fake_vllm::process --nocapture",
-        dir.display(),
-        exe.display()
-    );
-    format!("serve:\n  engine:\n    command: {}\n    startup_seconds: 60\n", json!(command))
+/// What the log says first.
+pub const GREETING: &str = "INFO vLLM API server version 0.33.0";
+
+/// How day0 is told to start it.
+pub struct Setup {
+    pub fault: Fault,
+    /// Whether its output goes through another process, so that it is not the leader of its group.
+    pub piped: bool,
+    /// `serve.engine` beside the command.
+    pub settings: Value,
+}
+
+impl From<Fault> for Setup {
+    fn from(fault: Fault) -> Self {
+        Self { fault, piped: false, settings: json!({"startup_seconds": 60}) }
+    }
+}
+
+impl Setup {
+    /// A day0.yaml. `dir` keeps what the fake remembers between two starts.
+    pub fn config(&self, dir: &Path) -> String {
+        let exe = std::env::current_exe().unwrap();
+        let (before, after) = if self.piped { ("", " 2>&1 | cat") } else { ("exec ", "") };
+        let command = format!(
+            "{FAULT}={:?} FAKE_VLLM_ARM={{arm}} FAKE_VLLM_MODEL={{model}} FAKE_VLLM_PORT={{port}} \
+             FAKE_VLLM_NAME={{name}} FAKE_VLLM_DIR={} {before}{} --exact fake_vllm::process --nocapture{after}",
+            self.fault,
+            dir.display(),
+            exe.display()
+        );
+        let mut engine = self.settings.clone();
+        engine["command"] = json!(command);
+        json!({"serve": {"engine": engine}}).to_string()
+    }
+}
+
+/// How often the candidate's engine was started.
+pub fn starts(dir: &Path) -> usize {
+    std::fs::read_to_string(dir.join("starts")).unwrap_or_default().lines().count()
 }
 
 /// Serves where the environment says so; a test of nothing otherwise.
@@ -65,21 +109,16 @@ pub fn config(fault: Fault, dir: &Path) -> String {
 fn process() {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let Some(fault) = FAULTS.into_iter().find(|f| format!("{f:?}") == variable(FAULT)) else { return };
-    let fault = if variable("FAKE_VLLM_ARM") == "candidate" { fault } else { Fault::None };
-    let started_before = Path::new(&variable("FAKE_VLLM_DIR")).join("started");
-    let again = started_before.exists();
-    if variable("FAKE_VLLM_ARM") == "candidate" {
-        std::fs::write(&started_before, "").unwrap();
+    let is_candidate = variable("FAKE_VLLM_ARM") == "candidate";
+    let fault = if is_candidate || fault == Fault::Hangs { fault } else { Fault::None };
+    let dir = variable("FAKE_VLLM_DIR");
+    let again = starts(Path::new(&dir)) > 0;
+    if is_candidate {
+        let path = Path::new(&dir).join("starts");
+        let mut starts = File::options().append(true).create(true).open(path).unwrap();
+        starts.write_all(b"start\n").unwrap();
     }
-    println!("INFO vLLM API server version 0.33.0");
-    match fault {
-        Fault::SlowStart => std::thread::sleep(Duration::from_secs(2)),
-        Fault::NeverUp => {
-            println!("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB");
-            std::process::exit(1);
-        }
-        _ => {}
-    }
+    begin(fault, again);
     let other = fault == Fault::WrongModel || (fault == Fault::OtherModelAfterCrash && again);
     let model = variable("FAKE_VLLM_MODEL");
     let backend = Backend::start(if other { "day0-tiny" } else { &model });
@@ -95,6 +134,37 @@ fn process() {
             answer_http(&stream, "Retry-After: 0\r\n", |path, body| Some(fake.respond(path, body)))
         });
     }
+}
+
+/// What goes wrong before it serves.
+fn begin(fault: Fault, again: bool) {
+    if fault == Fault::IgnoresSigterm {
+        // SAFETY: ignoring a signal runs no code of this process.
+        unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    }
+    println!("{GREETING}");
+    match fault {
+        Fault::SlowStart => std::thread::sleep(Duration::from_secs(1)),
+        Fault::InterruptedStart | Fault::InterruptedScoring if again => {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        Fault::InterruptedStart => {
+            interrupt_day0();
+            std::thread::sleep(Duration::from_secs(600));
+        }
+        Fault::Hangs => std::thread::sleep(Duration::from_secs(600)),
+        Fault::NeverUp => {
+            println!("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB");
+            std::process::exit(1);
+        }
+        _ => {}
+    }
+}
+
+/// The command is run with `exec`: the process that started it is day0.
+fn interrupt_day0() {
+    // SAFETY: sends a signal to the parent, which waits for this process and so is there.
+    unsafe { libc::kill(libc::getppid(), libc::SIGINT) };
 }
 
 /// `day0 serve`; it ends with the process group.
@@ -129,12 +199,17 @@ struct Fake {
 
 /// Completions that the probe of an arm makes before scoring begins.
 const PROBES: usize = 16;
+/// Completions that show before the first item that the engine is still the probed one.
+const FINGERPRINT: usize = 8;
 
 impl Fake {
     fn respond(&self, path: &str, body: &[u8]) -> (u16, Value) {
         match path {
             "/health" => (200, json!({})),
-            "/version" => (200, json!({"version": "0.33.0"})),
+            "/version" => {
+                let other = self.fault == Fault::OtherVersionAfterCrash && self.again;
+                (200, json!({"version": if other { "0.34.0" } else { "0.33.0" }}))
+            }
             "/v1/models" => {
                 let card = json!({"id": self.name, "object": "model", "created": 1, "owned_by": "vllm",
                                   "root": self.root, "max_model_len": 512});
@@ -155,7 +230,13 @@ impl Fake {
             Fault::RateLimitStorm if (PROBES + 1..PROBES + 5).contains(&number) => {
                 return error(429, "Too Many Requests");
             }
-            Fault::CrashAlways | Fault::CrashOnce | Fault::OtherModelAfterCrash
+            Fault::InterruptedScoring if number == PROBES + FINGERPRINT + 2 && !self.again => {
+                interrupt_day0();
+            }
+            Fault::CrashAlways
+            | Fault::CrashOnce
+            | Fault::OtherModelAfterCrash
+            | Fault::OtherVersionAfterCrash
                 if number > PROBES + 4 && (self.fault == Fault::CrashAlways || !self.again) =>
             {
                 println!("Fatal Python error: Segmentation fault");

@@ -65,6 +65,16 @@ pub struct Generated {
     pub is_last: bool,
 }
 
+/// A request that is given up; the others go on.
+#[derive(Debug, thiserror::Error)]
+#[error("request {request} is given up")]
+pub struct GenerationFailure {
+    /// The name the request was given.
+    pub request: u64,
+    /// Why.
+    pub source: EngineError,
+}
+
 /// How busy a generator is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GeneratorLoad {
@@ -85,6 +95,10 @@ pub struct Generator<'a> {
     work: Workspace,
     running: Vec<Sequence>,
     waiting: VecDeque<Sequence>,
+    /// Tokens of the last pass that were not handed out.
+    ready: Vec<Generated>,
+    /// Requests that the last pass ended, of which the caller does not know.
+    failures: VecDeque<GenerationFailure>,
     next_key: u64,
     /// Whether the last step was for inputs of the long kind.
     long: bool,
@@ -129,6 +143,8 @@ impl Engine {
             work: Workspace::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
+            ready: Vec::new(),
+            failures: VecDeque::new(),
             next_key: 0,
             long: false,
         }
@@ -155,7 +171,7 @@ impl Engine {
         generator.add(0, request)?;
         let mut out = Vec::new();
         while !generator.is_idle() {
-            out.extend(generator.step()?.into_iter().map(|g| g.token));
+            out.extend(generator.step().map_err(|f| f.source)?.into_iter().map(|g| g.token));
         }
         Ok(out)
     }
@@ -197,6 +213,10 @@ impl Generator<'_> {
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
+        self.has_no_sequences() && self.ready.is_empty() && self.failures.is_empty()
+    }
+
+    fn has_no_sequences(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
@@ -209,12 +229,24 @@ impl Generator<'_> {
         }
     }
 
-    /// One forward pass; returns the tokens it gave.
-    pub fn step(&mut self) -> Result<Vec<Generated>, EngineError> {
+    /// The tokens of one forward pass. Where it gave a request none, that request has left and is reported, one a call,
+    /// before the tokens of the others are.
+    pub fn step(&mut self) -> Result<Vec<Generated>, GenerationFailure> {
+        if self.ready.is_empty() && self.failures.is_empty() {
+            self.compute();
+        }
+        match self.failures.pop_front() {
+            Some(failure) => Err(failure),
+            None => Ok(std::mem::take(&mut self.ready)),
+        }
+    }
+
+    /// One forward pass.
+    fn compute(&mut self) {
         self.admit();
         let turns = self.take_turns();
         if turns.is_empty() {
-            return Ok(Vec::new());
+            return;
         }
         let engine = self.engine;
         let (batch, asked) = self.assemble(&turns);
@@ -224,13 +256,12 @@ impl Generator<'_> {
                 sequence.computed += turn.rows;
             }
         }
-        let generated = self.sample(&hidden, &asked)?;
-        if self.is_idle() {
+        self.sample(&hidden, &asked);
+        if self.has_no_sequences() {
             // Memory goes back when nobody generates.
             self.cache = engine.decoder.new_cache();
             self.work = Workspace::default();
         }
-        Ok(generated)
     }
 
     fn sequence(
@@ -352,7 +383,7 @@ impl Generator<'_> {
     }
 
     /// Samples for the sequences `asked`, whose hidden states are \[R, hidden\].
-    fn sample(&mut self, hidden: &[f32], asked: &[u64]) -> Result<Vec<Generated>, EngineError> {
+    fn sample(&mut self, hidden: &[f32], asked: &[u64]) {
         let (rows, offsets, logits) = self.head(hidden, asked);
         let mut generated = Vec::new();
         for (r, key) in asked.iter().enumerate() {
@@ -361,9 +392,12 @@ impl Generator<'_> {
             let logits = &logits[offsets[r]..offsets[r + 1]];
             let going_on = match self.advance(&mut sequence, &rows[r], logits, &mut generated) {
                 Ok(choices) => choices,
-                Err(error) => {
+                Err(source) => {
                     self.pool.release(&sequence.pages);
-                    return Err(error);
+                    self.cancel(sequence.id, None);
+                    generated.retain(|g| g.request != sequence.id);
+                    self.failures.push_back(GenerationFailure { request: sequence.id, source });
+                    continue;
                 }
             };
             for (place, (token, choice)) in (at..).zip(going_on) {
@@ -380,7 +414,7 @@ impl Generator<'_> {
             }
             self.pool.release(&sequence.pages);
         }
-        Ok(generated)
+        self.ready = generated;
     }
 
     /// What the head says of each row; all logits of those rows where a sampler needs them, by `offsets`.

@@ -15,7 +15,7 @@ use crate::engine::{GenerateRequest, Generated, PromptQuery, TokenLogprobs};
 /// Its state.
 pub(super) struct Active {
     pub job: Arc<Job>,
-    /// Prompts to be scored.
+    /// Prompts to be scored, those that begin alike one after the other.
     unscored: VecDeque<usize>,
     /// Prompts to be continued by the generation.
     to_generate: VecDeque<usize>,
@@ -23,7 +23,6 @@ pub(super) struct Active {
     choices: HashMap<usize, Choice>,
     /// Choices that are not finished.
     open: Arc<AtomicUsize>,
-    /// Whether the engine has been given any of it.
     has_begun: bool,
 }
 
@@ -53,8 +52,10 @@ impl Active {
         let request = Arc::clone(&job.request);
         let scored = request.prompt_top_n().is_some();
         let prompts = || (0..request.prompts.len()).collect::<VecDeque<_>>();
+        let mut unscored = if scored { prompts() } else { VecDeque::new() };
+        unscored.make_contiguous().sort_by_key(|prompt| &request.prompts[*prompt].ids);
         let active = Self {
-            unscored: if scored { prompts() } else { VecDeque::new() },
+            unscored,
             to_generate: if generates(&request) { prompts() } else { VecDeque::new() },
             choices: HashMap::new(),
             open: Arc::new(AtomicUsize::new(request.choices())),
@@ -80,9 +81,14 @@ impl Active {
         self.open.load(Ordering::Acquire) == 0
     }
 
-    /// Tokens of the prompt that is scored next.
-    pub fn next_unscored_len(&self) -> Option<usize> {
-        self.unscored.front().map(|prompt| self.job.request.prompts[*prompt].ids.len())
+    /// Whether the engine has been given any of it.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// The prompt that is scored next.
+    pub fn next_unscored(&self) -> Option<&[u32]> {
+        self.unscored.front().map(|prompt| self.job.request.prompts[*prompt].ids.as_slice())
     }
 
     pub fn take_unscored(&mut self, metrics: &Metrics) -> Option<ScoreItem> {
@@ -182,6 +188,11 @@ impl Choice {
 }
 
 impl ScoreItem {
+    /// Tokens of the prompt.
+    pub fn ids(&self) -> &[u32] {
+        &self.job.request.prompts[self.prompt].ids
+    }
+
     fn greedy_next(&self) -> bool {
         !generates(&self.job.request) && self.job.request.max_tokens == 1
     }

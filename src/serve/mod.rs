@@ -30,6 +30,6 @@ pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Backend, BackendError, Generation, OnScored};
+pub use backend::{Backend, BackendError, Generation, OnScored, RequestFailed};
 pub use server::{ServeError, Server, ServerHandle, ServerOptions};
 pub use text::TextCodec;

@@ -12,6 +12,7 @@ mod chat_response;
 mod choice_text;
 mod connections;
 mod error;
+mod fields;
 mod job;
 mod metrics;
 mod output;

@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::backend::Backend;
 use super::error::ApiError;
+use super::fields::{Alternatives, OneOrMany};
 use super::params::{MAX_CHOICES, MAX_LOGPROBS, Params, RawParams, check_model, count};
 use super::prompt::{Prompt, Prompts};
 use super::text::TextCodec;
@@ -12,22 +13,28 @@ use super::text::TextCodec;
 const MAX_ENTRIES: usize = 4 << 20;
 
 /// The fields of completions alone.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 struct RawCompletion {
     prompt: Option<Prompts>,
     echo: Option<bool>,
     logprobs: Option<i64>,
-    logprob_start_len: Option<StartLen>,
+    logprob_start_len: Option<OneOrMany<StartLen>>,
     max_tokens: Option<i64>,
     add_special_tokens: Option<bool>,
 }
 
 /// `logprob_start_len`: one number, or one for each prompt.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "logprob_start_len must be a number or a list of numbers")]
-enum StartLen {
-    One(i64),
-    Each(Vec<i64>),
+struct StartLen;
+
+impl Alternatives for StartLen {
+    type One = i64;
+    type Each = i64;
+    const MOST: usize = MAX_CHOICES;
+    const EXPECTED: &'static str = "logprob_start_len to be a number or a list of numbers";
+
+    fn number(number: i64) -> Option<i64> {
+        Some(number)
+    }
 }
 
 /// A valid request for completions or chat.
@@ -132,13 +139,13 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Ap
 }
 
 /// First scored position of each prompt.
-fn start_lens(given: Option<StartLen>, prompts: usize) -> Result<Vec<usize>, ApiError> {
+fn start_lens(given: Option<OneOrMany<StartLen>>, prompts: usize) -> Result<Vec<usize>, ApiError> {
     const NAME: &str = "logprob_start_len";
     let given = match given {
         None => return Ok(vec![1; prompts]),
-        Some(StartLen::One(start)) => vec![start; prompts],
-        Some(StartLen::Each(starts)) if starts.len() == prompts => starts,
-        Some(StartLen::Each(starts)) => {
+        Some(OneOrMany::One(start)) => vec![start; prompts],
+        Some(OneOrMany::Many(starts)) if starts.len() == prompts => starts,
+        Some(OneOrMany::Many(starts)) => {
             let message = format!("{NAME} has {} entries for {prompts} prompts.", starts.len());
             return Err(ApiError::bad(NAME, message));
         }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::admission::Client;
-use super::chat::{self, RawMessage};
+use super::chat::{self, Messages};
 use super::error::ApiError;
 use super::params::check_model;
 use super::request::parse_json;
@@ -32,7 +32,7 @@ async fn answer<R: DeserializeOwned>(
 struct TokenizeRequest {
     model: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<RawMessage>>,
+    messages: Option<Messages>,
     add_generation_prompt: Option<bool>,
     add_special_tokens: Option<bool>,
     return_token_strs: Option<bool>,
@@ -50,7 +50,7 @@ pub(super) async fn tokenize(
                 .text
                 .encode(&prompt, request.add_special_tokens.unwrap_or(true))
                 .map_err(|e| ApiError::bad("prompt", e))?,
-            (None, Some(messages)) => {
+            (None, messages @ Some(_)) => {
                 chat::prompt(messages, request.add_generation_prompt.unwrap_or(true), &*app.text)?
             }
             _ => return Err(ApiError::bad("prompt", "Either prompt or messages must be given.")),

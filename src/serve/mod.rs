@@ -26,6 +26,7 @@ mod stream;
 mod text;
 mod tokenizer_routes;
 mod worker;
+mod write_deadline;
 #[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]

@@ -199,7 +199,7 @@ async fn answer(
         render(&request, &output, &*app.text, &meta)
     });
     let bytes = bytes.await?.map_err(|e| ApiError::internal(e.to_string()))?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/json")], ticket.until_written(bytes)).into_response())
 }
 
 /// Runs `work` where it does not hold up other connections.

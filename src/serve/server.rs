@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::admission::Admission;
 use super::backend::Backend;
-use super::connections;
+use super::connections::{self, Patience};
 use super::metrics::Metrics;
 use super::routes::{App, router};
 use super::text::TextCodec;
@@ -40,6 +40,8 @@ pub struct ServerOptions {
     pub request_timeout: Duration,
     /// A request body that has not arrived by then gets 408; a connection without a whole head by then is closed.
     pub body_timeout: Duration,
+    /// A client that takes nothing of its answer for so long loses the answer and its connection.
+    pub write_timeout: Duration,
     /// Origins whose pages may read answers; `*` means all.
     pub cors_origins: Vec<String>,
     /// How long a shutdown waits for requests in flight.
@@ -59,6 +61,7 @@ impl ServerOptions {
             max_requests_per_client: None,
             request_timeout: Duration::from_secs(600),
             body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             cors_origins: Vec::new(),
             drain_timeout: Duration::from_secs(30),
         }
@@ -164,10 +167,11 @@ impl Server {
             .map_err(runtime_error)?;
         let (stop, stopped) = watch::channel(false);
         let drain_timeout = options.drain_timeout;
+        let patience = Patience { head: options.body_timeout, write: options.write_timeout };
         let http = std::thread::Builder::new()
             .name("day0-serve".to_owned())
             .spawn(move || {
-                runtime.block_on(serve(listener, app, stopped, options.body_timeout, drain_timeout));
+                runtime.block_on(serve(listener, app, stopped, patience, drain_timeout));
                 // What outlived the drain is abandoned: the engine after the call in hand, handlers at once.
                 flags.abandon.store(true, Ordering::Relaxed);
                 runtime.shutdown_background();
@@ -183,12 +187,12 @@ async fn serve(
     listener: TcpListener,
     app: Arc<App>,
     mut stopped: watch::Receiver<bool>,
-    head_timeout: Duration,
+    patience: Patience,
     drain_timeout: Duration,
 ) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     let flags = Arc::clone(&app.flags);
-    let served = connections::serve(listener, router(app), stopped.clone(), head_timeout);
+    let served = connections::serve(listener, router(app), stopped.clone(), patience);
     tokio::select! {
         () = served => {}
         () = async {

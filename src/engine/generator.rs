@@ -23,13 +23,16 @@ use crate::ops::log_softmax::{HeadQuery, HeadRow};
 pub struct GeneratorOptions {
     /// Sequences in one step.
     pub max_num_seqs: usize,
-    /// Memory of keys and values; one sequence of the model's full length always fits.
+    /// Memory of keys and values; one sequence of full length always fits.
     pub kv_cache_bytes: usize,
+    /// Tokens of the longest sequence, prompt and generated together; no more than the model has positions, which is what
+    /// it is where absent.
+    pub max_len: Option<usize>,
 }
 
 impl Default for GeneratorOptions {
     fn default() -> Self {
-        Self { max_num_seqs: 64, kv_cache_bytes: 1 << 30 }
+        Self { max_num_seqs: 64, kv_cache_bytes: 1 << 30, max_len: None }
     }
 }
 
@@ -90,6 +93,8 @@ pub struct GeneratorLoad {
 pub struct Generator<'a> {
     engine: &'a Engine,
     options: GeneratorOptions,
+    /// Tokens of the longest sequence.
+    max_len: usize,
     cache: KvCache,
     pool: PagePool,
     work: Workspace,
@@ -134,10 +139,12 @@ impl Engine {
         let cache = self.decoder.new_cache();
         let wanted = options.kv_cache_bytes / (cache.slot_bytes() * PAGE).max(1);
         // A sequence of full length, and a part-filled page where it branched off.
-        let least = tiles_for(self.max_len()) + 1;
+        let max_len = options.max_len.map_or(self.max_len(), |most| most.min(self.max_len()));
+        let least = tiles_for(max_len) + 1;
         Generator {
             engine: self,
             options,
+            max_len,
             cache,
             pool: PagePool::new(wanted.max(least)),
             work: Workspace::default(),
@@ -184,7 +191,11 @@ impl Generator<'_> {
         if request.prompt.is_empty() {
             return Err(invalid(RequestError::Empty));
         }
-        self.engine.check_tokens(&request.prompt, request.prompt.len()).map_err(invalid)?;
+        let inputs = request.prompt.len();
+        self.engine.check_tokens(&request.prompt, inputs).map_err(invalid)?;
+        if inputs > self.max_len {
+            return Err(invalid(RequestError::TooLong { inputs, max_len: self.max_len }));
+        }
         if request.max_tokens > 0 && request.n > 0 {
             let sampler = |index| Sampler::new(&request.sampling, index, &request.prompt);
             let choices = (0..request.n).map(|index| Choice { index, sampler: sampler(index) }).collect();
@@ -458,7 +469,7 @@ impl Generator<'_> {
             entry.top.truncate(request.top_n);
             let is_last = request.stop_ids.contains(&token)
                 || produced + 1 == request.max_tokens
-                || sequence.tokens.len() == self.engine.max_len();
+                || sequence.tokens.len() == self.max_len;
             generated.push(Generated { request: sequence.id, choice: choice.index, token: entry, is_last });
             if !is_last {
                 going_on.push((token, choice));

@@ -37,7 +37,7 @@ pub trait Backend: Send + Sync {
     fn score_prompts(&self, prompts: &[PromptQuery], done: OnScored<'_>) -> Result<ScoreStats, BackendError>;
 
     /// A batch that requests join and leave.
-    fn generation(&self) -> Box<dyn Generation + '_>;
+    fn generation(&self, options: GeneratorOptions) -> Box<dyn Generation + '_>;
 
     /// What answers.
     fn identity(&self) -> EngineIdentity;
@@ -69,8 +69,8 @@ impl Backend for Engine {
         Ok(Self::score_prompts(self, prompts, done)?)
     }
 
-    fn generation(&self) -> Box<dyn Generation + '_> {
-        Box::new(self.generator(GeneratorOptions::default()))
+    fn generation(&self, options: GeneratorOptions) -> Box<dyn Generation + '_> {
+        Box::new(self.generator(options))
     }
 
     fn identity(&self) -> EngineIdentity {

@@ -2,11 +2,12 @@
 
 use serde::Deserialize;
 
-use super::backend::Backend;
 use super::error::ApiError;
 use super::fields::{Alternatives, Bounded, OneOrMany, Unserved};
 use super::params::{MAX_LOGPROBS, count};
-use super::request::{Completion, TokenizedPrompt, check_min_tokens, check_prompt, check_size, parse_parts};
+use super::request::{
+    Completion, Limits, TokenizedPrompt, check_min_tokens, check_prompt, check_size, parse_parts,
+};
 use super::text::TextCodec;
 use crate::model::chat_template::ChatMessage;
 
@@ -69,11 +70,11 @@ struct Part {
 /// Parses and validates a body.
 pub(super) fn parse(
     body: &[u8],
-    backend: &dyn Backend,
+    limits: Limits,
     text: &dyn TextCodec,
     model_name: &str,
 ) -> Result<Completion, ApiError> {
-    let (params, raw): (_, RawChat) = parse_parts(body, backend, text, model_name)?;
+    let (params, raw): (_, RawChat) = parse_parts(body, limits, text, model_name)?;
     raw.refuse_unsupported()?;
     let most = raw.max_completion_tokens.or(raw.max_tokens);
     let max_tokens = count("max_tokens", most, 1, i64::MAX)?;
@@ -86,8 +87,8 @@ pub(super) fn parse(
         ));
     }
     let ids = prompt(raw.messages, raw.add_generation_prompt.unwrap_or(true), text)?;
-    check_prompt(&ids, max_tokens.unwrap_or(1), backend)?;
-    let room = max_tokens.unwrap_or(backend.max_len() - ids.len());
+    check_prompt(&ids, max_tokens.unwrap_or(1), limits)?;
+    let room = max_tokens.unwrap_or(limits.max_len - ids.len());
     check_min_tokens(&params, room)?;
     let completion = Completion {
         max_tokens: room,

@@ -7,7 +7,8 @@ use super::backend::{Backend, BackendError, Generation, OnScored, RequestFailed}
 use super::text::TextCodec;
 use crate::base::digest::Digest;
 use crate::engine::{
-    GenerateRequest, Generated, GeneratorLoad, PromptQuery, Sampler, ScoreStats, TokenLogprobs,
+    GenerateRequest, Generated, GeneratorLoad, GeneratorOptions, PromptQuery, Sampler, ScoreStats,
+    TokenLogprobs,
 };
 use crate::model::chat_template::ChatMessage;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
@@ -68,7 +69,7 @@ impl FakeEngine {
         let mut ranked: Vec<(u32, f32)> = logprobs.iter().enumerate().map(|(i, l)| (i as u32, *l)).collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         ranked.truncate(top_n);
-        TokenLogprobs { token, logprob: logprobs[token as usize], top: ranked }
+        TokenLogprobs { token, logprob: logprobs[token as usize], top: ranked, rank: None }
     }
 
     /// The most likely token after `context`.
@@ -107,13 +108,18 @@ impl Backend for FakeEngine {
         for (at, prompt) in prompts.iter().enumerate() {
             self.call(&prompt.tokens);
             let tokens = &prompt.tokens;
-            let entry = |i: usize| Self::entry(&self.logprobs(&tokens[..i]), tokens[i], prompt.top_n);
+            let entry = |i: usize| {
+                let logprobs = self.logprobs(&tokens[..i]);
+                let entry = Self::entry(&logprobs, tokens[i], prompt.top_n);
+                let rank = logprobs.iter().filter(|l| **l >= entry.logprob).count();
+                TokenLogprobs { rank: prompt.with_ranks.then_some(rank), ..entry }
+            };
             done(at, (prompt.first..tokens.len()).map(entry).collect());
         }
         Ok(ScoreStats::default())
     }
 
-    fn generation(&self) -> Box<dyn Generation + '_> {
+    fn generation(&self, _: GeneratorOptions) -> Box<dyn Generation + '_> {
         Box::new(FakeGeneration { engine: self, sequences: Vec::new() })
     }
 

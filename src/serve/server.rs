@@ -12,11 +12,13 @@ use super::admission::Admission;
 use super::backend::Backend;
 use super::connections::{self, Patience};
 use super::metrics::Metrics;
+use super::request::Limits;
 use super::routes::{App, router};
 use super::text::TextCodec;
 use super::worker::{self, Flags};
 use crate::base::clock::unix_seconds;
 use crate::base::interrupt;
+use crate::engine::GeneratorOptions;
 use crate::record::{Classified, FailureClass};
 
 /// How to serve.
@@ -32,6 +34,8 @@ pub struct ServerOptions {
     pub model_name: String,
     /// Where the model came from, shown in `/v1/models`.
     pub root: String,
+    /// How much is generated at once, and how long a sequence may be.
+    pub generation: GeneratorOptions,
     /// Requests in flight, queued ones included, beyond which the answer is 503.
     pub max_queued_requests: usize,
     /// Requests in flight of one client (its key, else its address) beyond which the answer is 429.
@@ -57,6 +61,7 @@ impl ServerOptions {
             api_keys: Vec::new(),
             model_name: model_name.to_owned(),
             root: model_name.to_owned(),
+            generation: GeneratorOptions::default(),
             max_queued_requests: 128,
             max_requests_per_client: None,
             request_timeout: Duration::from_secs(600),
@@ -138,13 +143,20 @@ impl Server {
         let engine = worker::spawn(
             Arc::clone(&backend),
             Arc::clone(&text),
+            options.generation,
             queue,
             Arc::clone(&metrics),
             Arc::clone(&flags),
         )
         .map_err(runtime_error)?;
+        let longest = backend.max_len();
+        let limits = Limits {
+            max_len: options.generation.max_len.map_or(longest, |most| most.min(longest)),
+            vocab_size: backend.vocab_size(),
+        };
         let app = Arc::new(App {
             backend,
+            limits,
             text,
             model_name: options.model_name,
             root: options.root,

@@ -57,7 +57,7 @@ pub(super) async fn tokenize(
         };
         let strs = request.return_token_strs.unwrap_or(false);
         let strs = strs.then(|| ids.iter().map(|id| app.text.token_text(*id)).collect::<Vec<_>>());
-        let max_len = app.backend.max_len();
+        let max_len = app.limits.max_len;
         Ok(Json(json!({"count": ids.len(), "max_model_len": max_len, "tokens": ids, "token_strs": strs})))
     })
     .await
@@ -76,7 +76,7 @@ pub(super) async fn detokenize(
 ) -> Result<Json<Value>, ApiError> {
     answer(&app, client, body, |app, request: DetokenizeRequest| {
         check_model(request.model.as_deref(), &app.model_name)?;
-        if let Some(id) = request.tokens.iter().find(|id| **id as usize >= app.backend.vocab_size()) {
+        if let Some(id) = request.tokens.iter().find(|id| **id as usize >= app.limits.vocab_size) {
             return Err(ApiError::bad("tokens", format!("Token id {id} is out of vocabulary.")));
         }
         Ok(Json(json!({"prompt": app.text.decode(&request.tokens)})))
@@ -91,6 +91,6 @@ pub(super) async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
         "bos_token": app.text.bos_token(),
         "eos_token": app.text.eos_token(),
         "chat_template": app.text.chat_template(),
-        "model_max_length": app.backend.max_len(),
+        "model_max_length": app.limits.max_len,
     }))
 }

@@ -15,7 +15,7 @@ use super::backend::{Backend, Generation};
 use super::job::{Event, Failed, Job};
 use super::metrics::Metrics;
 use super::text::TextCodec;
-use crate::engine::{Generated, PromptQuery};
+use crate::engine::{Generated, GeneratorOptions, PromptQuery};
 
 /// Prompt tokens computed in one call at most, where a single prompt has no more: requests come, go and are given up
 /// between calls. Four full passes of the engine, so that what a call costs by itself does not count.
@@ -40,6 +40,7 @@ pub(super) struct Flags {
 pub(super) fn spawn(
     backend: Arc<dyn Backend>,
     text: Arc<dyn TextCodec>,
+    options: GeneratorOptions,
     jobs: mpsc::Receiver<Job>,
     metrics: Arc<Metrics>,
     flags: Arc<Flags>,
@@ -50,7 +51,8 @@ pub(super) fn spawn(
             backend,
             text: &*text,
             metrics: &metrics,
-            generation: backend.generation(),
+            options,
+            generation: backend.generation(options),
             active: BTreeMap::new(),
             names: HashMap::new(),
             next_name: 0,
@@ -63,6 +65,7 @@ struct Worker<'a> {
     backend: &'a dyn Backend,
     text: &'a dyn TextCodec,
     metrics: &'a Metrics,
+    options: GeneratorOptions,
     generation: Box<dyn Generation + 'a>,
     /// Requests in order of arrival.
     active: BTreeMap<u64, Active>,
@@ -138,7 +141,7 @@ impl Worker<'_> {
             let _ = active.job.events.send(Event::Failed(Failed::Engine(message.to_owned())));
         }
         self.names.clear();
-        self.generation = self.backend.generation();
+        self.generation = self.backend.generation(self.options);
     }
 
     fn turn(&mut self) {

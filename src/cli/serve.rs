@@ -9,7 +9,7 @@ use clap::Args;
 use super::{Settings, output};
 use crate::base::{env_vars, interrupt, progress};
 use crate::checkpoint::{Checkpoint, source};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, GeneratorOptions};
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
@@ -28,6 +28,12 @@ pub(super) struct Arguments {
     /// File with the API keys that clients may send, one a line [default: the keys in DAY0_API_KEY].
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// Tokens of the longest sequence, prompt and generated together [default: what the model takes].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_model_len: Option<u32>,
+    /// Memory for the keys and values of running sequences; at least one of full length always fits.
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    kv_cache_mib: u32,
     /// Requests in flight, queued ones included; more get 503.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..1_000_000))]
     max_requests: u32,
@@ -55,7 +61,9 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
     let tokenizer = Arc::new(Tokenizer::load(&model.dir)?);
     let options = EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
     let engine = Engine::load(&checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
+    let generation = generation(&arguments, engine.max_len())?;
     let options = ServerOptions {
+        generation,
         host: arguments.host,
         port: arguments.port,
         api_keys,
@@ -74,6 +82,19 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
     progress::note("serving; Ctrl-C stops");
     server.wait();
     Ok(0)
+}
+
+/// How long sequences may be, and how much memory they have.
+fn generation(arguments: &Arguments, longest: usize) -> Result<GeneratorOptions, Failure> {
+    let max_len = arguments.max_model_len.map(|n| n as usize);
+    match max_len.filter(|n| *n > longest) {
+        Some(n) => Err(Failure::config(format!("--max-model-len {n}: the model takes {longest} tokens"))),
+        None => Ok(GeneratorOptions {
+            kv_cache_bytes: (arguments.kv_cache_mib as usize) << 20,
+            max_len,
+            ..GeneratorOptions::default()
+        }),
+    }
 }
 
 /// The keys of a file or of the environment, one a line.

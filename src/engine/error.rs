@@ -57,12 +57,12 @@ pub enum RequestError {
         /// V.
         vocab_size: usize,
     },
-    /// More input than the model has positions.
-    #[error("{inputs} input tokens, expected at most max_position_embeddings = {max_len}")]
+    /// More input than the model takes.
+    #[error("{inputs} input tokens, expected at most {max_len}")]
     TooLong {
         /// Tokens that would be fed; the last one of a scored request is not.
         inputs: usize,
-        /// `max_position_embeddings`.
+        /// `max_position_embeddings`, or what generation was limited to.
         max_len: usize,
     },
 }

@@ -23,13 +23,16 @@ use crate::ops::log_softmax::{HeadQuery, HeadRow};
 pub struct GeneratorOptions {
     /// Sequences in one step.
     pub max_num_seqs: usize,
-    /// Memory of keys and values; one sequence of the model's full length always fits.
+    /// Memory of keys and values; one sequence of full length always fits.
     pub kv_cache_bytes: usize,
+    /// Tokens of the longest sequence, prompt and generated together; no more than the model has positions, which is what
+    /// it is where absent.
+    pub max_len: Option<usize>,
 }
 
 impl Default for GeneratorOptions {
     fn default() -> Self {
-        Self { max_num_seqs: 64, kv_cache_bytes: 1 << 30 }
+        Self { max_num_seqs: 64, kv_cache_bytes: 1 << 30, max_len: None }
     }
 }
 
@@ -65,6 +68,16 @@ pub struct Generated {
     pub is_last: bool,
 }
 
+/// A request that is given up; the others go on.
+#[derive(Debug, thiserror::Error)]
+#[error("request {request} is given up")]
+pub struct GenerationFailure {
+    /// The name the request was given.
+    pub request: u64,
+    /// Why.
+    pub source: EngineError,
+}
+
 /// How busy a generator is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GeneratorLoad {
@@ -80,11 +93,17 @@ pub struct GeneratorLoad {
 pub struct Generator<'a> {
     engine: &'a Engine,
     options: GeneratorOptions,
+    /// Tokens of the longest sequence.
+    max_len: usize,
     cache: KvCache,
     pool: PagePool,
     work: Workspace,
     running: Vec<Sequence>,
     waiting: VecDeque<Sequence>,
+    /// Tokens of the last pass that were not handed out.
+    ready: Vec<Generated>,
+    /// Requests that the last pass ended, of which the caller does not know.
+    failures: VecDeque<GenerationFailure>,
     next_key: u64,
     /// Whether the last step was for inputs of the long kind.
     long: bool,
@@ -120,15 +139,19 @@ impl Engine {
         let cache = self.decoder.new_cache();
         let wanted = options.kv_cache_bytes / (cache.slot_bytes() * PAGE).max(1);
         // A sequence of full length, and a part-filled page where it branched off.
-        let least = tiles_for(self.max_len()) + 1;
+        let max_len = options.max_len.map_or(self.max_len(), |most| most.min(self.max_len()));
+        let least = tiles_for(max_len) + 1;
         Generator {
             engine: self,
             options,
+            max_len,
             cache,
             pool: PagePool::new(wanted.max(least)),
             work: Workspace::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
+            ready: Vec::new(),
+            failures: VecDeque::new(),
             next_key: 0,
             long: false,
         }
@@ -155,7 +178,7 @@ impl Engine {
         generator.add(0, request)?;
         let mut out = Vec::new();
         while !generator.is_idle() {
-            out.extend(generator.step()?.into_iter().map(|g| g.token));
+            out.extend(generator.step().map_err(|f| f.source)?.into_iter().map(|g| g.token));
         }
         Ok(out)
     }
@@ -168,7 +191,11 @@ impl Generator<'_> {
         if request.prompt.is_empty() {
             return Err(invalid(RequestError::Empty));
         }
-        self.engine.check_tokens(&request.prompt, request.prompt.len()).map_err(invalid)?;
+        let inputs = request.prompt.len();
+        self.engine.check_tokens(&request.prompt, inputs).map_err(invalid)?;
+        if inputs > self.max_len {
+            return Err(invalid(RequestError::TooLong { inputs, max_len: self.max_len }));
+        }
         if request.max_tokens > 0 && request.n > 0 {
             let sampler = |index| Sampler::new(&request.sampling, index, &request.prompt);
             let choices = (0..request.n).map(|index| Choice { index, sampler: sampler(index) }).collect();
@@ -197,6 +224,10 @@ impl Generator<'_> {
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
+        self.has_no_sequences() && self.ready.is_empty() && self.failures.is_empty()
+    }
+
+    fn has_no_sequences(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
@@ -209,12 +240,24 @@ impl Generator<'_> {
         }
     }
 
-    /// One forward pass; returns the tokens it gave.
-    pub fn step(&mut self) -> Result<Vec<Generated>, EngineError> {
+    /// The tokens of one forward pass. Where it gave a request none, that request has left and is reported, one a call,
+    /// before the tokens of the others are.
+    pub fn step(&mut self) -> Result<Vec<Generated>, GenerationFailure> {
+        if self.ready.is_empty() && self.failures.is_empty() {
+            self.compute();
+        }
+        match self.failures.pop_front() {
+            Some(failure) => Err(failure),
+            None => Ok(std::mem::take(&mut self.ready)),
+        }
+    }
+
+    /// One forward pass.
+    fn compute(&mut self) {
         self.admit();
         let turns = self.take_turns();
         if turns.is_empty() {
-            return Ok(Vec::new());
+            return;
         }
         let engine = self.engine;
         let (batch, asked) = self.assemble(&turns);
@@ -224,13 +267,12 @@ impl Generator<'_> {
                 sequence.computed += turn.rows;
             }
         }
-        let generated = self.sample(&hidden, &asked)?;
-        if self.is_idle() {
+        self.sample(&hidden, &asked);
+        if self.has_no_sequences() {
             // Memory goes back when nobody generates.
             self.cache = engine.decoder.new_cache();
             self.work = Workspace::default();
         }
-        Ok(generated)
     }
 
     fn sequence(
@@ -352,7 +394,7 @@ impl Generator<'_> {
     }
 
     /// Samples for the sequences `asked`, whose hidden states are \[R, hidden\].
-    fn sample(&mut self, hidden: &[f32], asked: &[u64]) -> Result<Vec<Generated>, EngineError> {
+    fn sample(&mut self, hidden: &[f32], asked: &[u64]) {
         let (rows, offsets, logits) = self.head(hidden, asked);
         let mut generated = Vec::new();
         for (r, key) in asked.iter().enumerate() {
@@ -361,9 +403,12 @@ impl Generator<'_> {
             let logits = &logits[offsets[r]..offsets[r + 1]];
             let going_on = match self.advance(&mut sequence, &rows[r], logits, &mut generated) {
                 Ok(choices) => choices,
-                Err(error) => {
+                Err(source) => {
                     self.pool.release(&sequence.pages);
-                    return Err(error);
+                    self.cancel(sequence.id, None);
+                    generated.retain(|g| g.request != sequence.id);
+                    self.failures.push_back(GenerationFailure { request: sequence.id, source });
+                    continue;
                 }
             };
             for (place, (token, choice)) in (at..).zip(going_on) {
@@ -380,7 +425,7 @@ impl Generator<'_> {
             }
             self.pool.release(&sequence.pages);
         }
-        Ok(generated)
+        self.ready = generated;
     }
 
     /// What the head says of each row; all logits of those rows where a sampler needs them, by `offsets`.
@@ -424,7 +469,7 @@ impl Generator<'_> {
             entry.top.truncate(request.top_n);
             let is_last = request.stop_ids.contains(&token)
                 || produced + 1 == request.max_tokens
-                || sequence.tokens.len() == self.engine.max_len();
+                || sequence.tokens.len() == self.max_len;
             generated.push(Generated { request: sequence.id, choice: choice.index, token: entry, is_last });
             if !is_last {
                 going_on.push((token, choice));

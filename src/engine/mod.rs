@@ -15,7 +15,9 @@ mod support;
 pub(crate) mod tests;
 
 pub use error::{EngineError, RequestError};
-pub use generator::{GenerateRequest, Generated, Generator, GeneratorLoad, GeneratorOptions};
+pub use generator::{
+    GenerateRequest, Generated, GenerationFailure, Generator, GeneratorLoad, GeneratorOptions,
+};
 pub use run::{Engine, EngineOptions};
 pub use sampling::{Sampler, Sampling};
 pub use score::{PromptQuery, ScoreStats, TokenLogprobs};

@@ -17,6 +17,8 @@ pub struct TokenLogprobs {
     pub logprob: f32,
     /// The most likely tokens with their ln p, by probability, then by token.
     pub top: Vec<(u32, f32)>,
+    /// Tokens at least as likely as this one, itself included, where it was asked for.
+    pub rank: Option<usize>,
 }
 
 /// A prompt whose tokens are to be scored.
@@ -28,6 +30,8 @@ pub struct PromptQuery {
     pub first: usize,
     /// Most likely tokens reported with each.
     pub top_n: usize,
+    /// Whether the rank of each is wanted; it takes the head a second time.
+    pub with_ranks: bool,
 }
 
 /// How much of the inputs prompts shared.
@@ -38,6 +42,27 @@ pub struct ScoreStats {
     /// Rows that were computed for them.
     pub computed: usize,
 }
+
+/// What is asked of every scored row.
+#[derive(Clone, Copy)]
+struct RowQuery {
+    top_n: usize,
+    with_ranks: bool,
+}
+
+/// A scored token as it becomes known.
+struct Scored<'a> {
+    request: usize,
+    /// Which of the request's scored tokens.
+    slot: usize,
+    row: &'a HeadRow,
+    token: u32,
+    logit: f32,
+    rank: Option<usize>,
+}
+
+/// Rows whose ranks are taken at once: the logits of all their tokens are held.
+const RANKED_ROWS: usize = 32;
 
 /// A prompt's answer as it fills.
 struct Answer {
@@ -65,9 +90,11 @@ impl Engine {
                 ScoreResult { token_logprobs: vec![0.0; scored], token_is_greedy: vec![false; scored] }
             })
             .collect();
-        self.run(&planned, 0, progress, &mut |request, slot, row, _, logit| {
-            results[request].token_logprobs[slot] = row.logprob(logit);
-            results[request].token_is_greedy[slot] = logit >= row.max;
+        let query = RowQuery { top_n: 0, with_ranks: false };
+        self.run(&planned, query, progress, &mut |scored| {
+            let result = &mut results[scored.request];
+            result.token_logprobs[scored.slot] = scored.row.logprob(scored.logit);
+            result.token_is_greedy[scored.slot] = scored.logit >= scored.row.max;
         });
         Ok(results)
     }
@@ -79,7 +106,7 @@ impl Engine {
         tokens: &[u32],
         top_n: usize,
     ) -> Result<Vec<Option<TokenLogprobs>>, EngineError> {
-        let query = PromptQuery { tokens: tokens.to_vec(), first: 1, top_n };
+        let query = PromptQuery { tokens: tokens.to_vec(), first: 1, top_n, with_ranks: false };
         let mut entries = vec![None];
         self.score_prompts(&[query], &mut |_, scored| entries.extend(scored.into_iter().map(Some)))?;
         Ok(entries)
@@ -111,13 +138,17 @@ impl Engine {
                 indices.push(index);
             }
         }
-        let top_n = prompts.iter().map(|p| p.top_n).max().unwrap_or(0);
-        let computed = self.run(&planned, top_n, &|_| (), &mut |request, slot, row, token, logit| {
-            let index = indices[request];
+        let query = RowQuery {
+            top_n: prompts.iter().map(|p| p.top_n).max().unwrap_or(0),
+            with_ranks: prompts.iter().any(|p| p.with_ranks),
+        };
+        let computed = self.run(&planned, query, &|_| (), &mut |scored| {
+            let index = indices[scored.request];
             let answer = &mut answers[index];
-            let mut entry = row.token(token, logit);
+            let mut entry = scored.row.token(scored.token, scored.logit);
             entry.top.truncate(prompts[index].top_n);
-            answer.entries[slot] = Some(entry);
+            entry.rank = scored.rank.filter(|_| prompts[index].with_ranks);
+            answer.entries[scored.slot] = Some(entry);
             answer.missing -= 1;
             if answer.missing == 0 {
                 done(index, std::mem::take(&mut answer.entries).into_iter().flatten().collect());
@@ -126,14 +157,13 @@ impl Engine {
         Ok(ScoreStats { inputs: planned.iter().map(|p| p.tokens.len() - 1).sum(), computed })
     }
 
-    /// Answers every scored token of checked requests: `each(request, which of its scored tokens, row, token, logit)`.
-    /// Returns the number of rows computed.
+    /// Answers every scored token of checked requests. Returns the number of rows computed.
     fn run(
         &self,
         requests: &[PlanRequest<'_>],
-        top_n: usize,
+        query: RowQuery,
         progress: &(dyn Fn(usize) + Sync),
-        each: &mut (dyn FnMut(usize, usize, &HeadRow, u32, f32) + Send),
+        each: &mut (dyn FnMut(Scored<'_>) + Send),
     ) -> usize {
         // Long inputs of some models rotate all positions differently and share nothing with short ones.
         let is_long = |i: &usize| self.config().is_long_input(requests[*i].input().len());
@@ -154,15 +184,9 @@ impl Engine {
                 let mut planner = Planner::new(&planned, long);
                 let mut work = Workspace::default();
                 while let Some(planned) = planner.next_batch(self.max_batched_tokens, cache) {
-                    self.answer(
-                        &planned,
-                        &mut cache.kv,
-                        &mut work,
-                        top_n,
-                        &mut |request, slot, row, token, logit| {
-                            each(indices[request], slot, row, token, logit);
-                        },
-                    );
+                    self.answer(&planned, &mut cache.kv, &mut work, query, &mut |scored| {
+                        each(Scored { request: indices[scored.request], ..scored });
+                    });
                     Planner::done(&planned, cache);
                     computed += planned.batch.tokens.len();
                     done += planned.requests;
@@ -179,23 +203,46 @@ impl Engine {
         planned: &PlannedBatch,
         cache: &mut KvCache,
         work: &mut Workspace,
-        top_n: usize,
-        each: &mut dyn FnMut(usize, usize, &HeadRow, u32, f32),
+        query: RowQuery,
+        each: &mut dyn FnMut(Scored<'_>),
     ) {
         let hidden = self.decoder.forward(&planned.batch, cache, work);
         if hidden.is_empty() {
             // The first part of a long request, for its keys and values.
             return;
         }
-        let query = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n };
-        let (rows, logits) = self.decoder.log_softmax(&hidden, &query);
+        let head = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n: query.top_n };
+        let (rows, logits) = self.decoder.log_softmax(&hidden, &head);
+        let ranks =
+            if query.with_ranks { self.ranks(&hidden, planned, &logits) } else { vec![None; logits.len()] };
         for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
             let of_row = bounds[0]..bounds[1];
             let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
-            for ((&(request, slot), &target), &logit) in scored.zip(&logits[of_row]) {
-                each(request, slot, row, target, logit);
+            let values = logits[of_row.clone()].iter().zip(&ranks[of_row]);
+            for ((&(request, slot), &token), (&logit, &rank)) in scored.zip(values) {
+                each(Scored { request, slot, row, token, logit, rank });
             }
         }
+    }
+
+    /// For each target, how many tokens have at least its logit: vLLM's rank. `hidden`: \[R, hidden\].
+    fn ranks(&self, hidden: &[f32], planned: &PlannedBatch, logits: &[f32]) -> Vec<Option<usize>> {
+        let vocab: Vec<u32> = (0..self.vocab_size() as u32).collect();
+        let width = hidden.len() / (planned.offsets.len() - 1).max(1);
+        let mut ranks = Vec::with_capacity(logits.len());
+        for (block, hidden) in hidden.chunks(RANKED_ROWS * width.max(1)).enumerate() {
+            let (first, count) = (block * RANKED_ROWS, hidden.len() / width);
+            let offsets: Vec<usize> = (0..=count).map(|r| r * vocab.len()).collect();
+            let head = HeadQuery { targets: &vocab.repeat(count), offsets: &offsets, top_n: 0 };
+            let (_, all) = self.decoder.log_softmax(hidden, &head);
+            for (row, all) in all.chunks(vocab.len()).enumerate() {
+                let of_row = planned.offsets[first + row]..planned.offsets[first + row + 1];
+                // A logit that is not a number is no more than itself.
+                let rank = |logit: &f32| Some(all.iter().filter(|other| *other >= logit).count().max(1));
+                ranks.extend(logits[of_row].iter().map(rank));
+            }
+        }
+        ranks
     }
 }
 
@@ -203,6 +250,6 @@ impl HeadRow {
     /// The answer for one token of this row.
     pub(super) fn token(&self, token: u32, logit: f32) -> TokenLogprobs {
         let top = self.top.iter().map(|(t, l)| (*t, self.logprob(*l))).collect();
-        TokenLogprobs { token, logprob: self.logprob(logit), top }
+        TokenLogprobs { token, logprob: self.logprob(logit), top, rank: None }
     }
 }

@@ -31,7 +31,7 @@ pub struct ServeLoad {
     pub concurrency: usize,
     /// Words of a prompt; every prompt is another.
     pub prompt_words: usize,
-    /// Tokens asked for; the end token does not end them.
+    /// Tokens asked for; the end token does not end them where the server lets it be ignored.
     pub max_tokens: usize,
     /// No request is sent after this time, but the first.
     pub limit: Option<Duration>,
@@ -100,7 +100,7 @@ pub fn serve(options: &EndpointOptions, load: &ServeLoad) -> Result<BenchReport,
     Ok(run(size, &|i| {
         let body = json!({
             "model": model, "prompt": prompt(i, load.prompt_words), "max_tokens": load.max_tokens,
-            "temperature": 0, "stream": true, "stream_options": {"include_usage": true}, "ignore_eos": true,
+            "temperature": 0, "stream": true, "stream_options": {"include_usage": true},
         });
         stream_one(&client, &body)
     }))
@@ -202,7 +202,7 @@ fn percentiles(times: impl Iterator<Item = Duration>) -> Option<Percentiles> {
 fn stream_one(client: &EndpointClient, body: &Value) -> Result<Sample, String> {
     let (start, mut first, mut last, mut chunks) = (Instant::now(), None, None, 0);
     let (mut usage, mut error) = (Value::Null, None);
-    let outcome = client.stream(body, &mut |data| {
+    let outcome = client.stream(body, &[("ignore_eos", json!(true))], &mut |data| {
         let Ok(chunk) = serde_json::from_str::<Value>(data) else { return };
         if let Some(message) = chunk["error"]["message"].as_str() {
             error.get_or_insert_with(|| message.to_owned());
@@ -284,6 +284,7 @@ fn prompt(number: usize, words: usize) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::endpoint::stand_in::{Reply, StandIn};
     use super::*;
     use crate::serve::fake::{ByteCodec, FakeEngine};
     use crate::serve::{Server, ServerOptions};
@@ -309,6 +310,31 @@ mod tests {
         let report = serve(&EndpointOptions::new(&server.url()), &too_long).unwrap();
         assert_eq!((report.completed, report.failed), (0, 5));
         assert!(report.first_failure.unwrap().contains("maximum context length"));
+    }
+
+    /// A server that refuses the field is asked once with it, and then without.
+    #[test]
+    fn servers_that_do_not_know_ignore_eos() {
+        let server = StandIn::start(|call| {
+            if call.path == "/v1/models" {
+                return Reply::Json(
+                    200,
+                    json!({"data": [{"id": "m", "owned_by": "other", "engine": "other 1"}]}),
+                );
+            }
+            if call.body.get("ignore_eos").is_some() {
+                return Reply::Json(400, json!({"error": {"message": "unknown field ignore_eos"}}));
+            }
+            let chunk =
+                json!({"choices": [{"text": "a"}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}});
+            Reply::Raw(format!(
+                "HTTP/1.1 200 x\r\nConnection: close\r\n\r\ndata: {chunk}\n\ndata: [DONE]\n\n"
+            ))
+        });
+        let load = ServeLoad { requests: 4, concurrency: 1, prompt_words: 3, max_tokens: 9, limit: None };
+        let report = serve(&EndpointOptions::new(&server.url), &load).unwrap();
+        assert_eq!((report.completed, report.failed, report.output_tokens), (4, 0, 4), "{report:?}");
+        assert_eq!(server.completions(), 5);
     }
 
     #[test]

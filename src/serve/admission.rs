@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -46,6 +46,25 @@ pub(super) struct Admission {
 pub(super) struct Ticket {
     _request: OwnedSemaphorePermit,
     client: Option<(Arc<InFlight>, Client)>,
+}
+
+impl Ticket {
+    /// The last bytes of the answer, which hold the request's place until they are on their way.
+    pub fn until_written(self, bytes: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Held { bytes, _ticket: self })
+    }
+}
+
+/// Bytes to be written, and the place of their request.
+struct Held {
+    bytes: Vec<u8>,
+    _ticket: Ticket,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// A body and its share of the memory.

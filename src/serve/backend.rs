@@ -18,6 +18,16 @@ impl From<EngineError> for BackendError {
     }
 }
 
+/// A request that a generation has given up; the others go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RequestFailed {
+    /// The name the request was given.
+    pub id: u64,
+    /// Why.
+    pub message: String,
+}
+
 /// Called with a prompt's place in the call and the log-probs of its scored tokens.
 pub type OnScored<'a> = &'a mut (dyn FnMut(usize, Vec<TokenLogprobs>) + Send);
 
@@ -27,7 +37,7 @@ pub trait Backend: Send + Sync {
     fn score_prompts(&self, prompts: &[PromptQuery], done: OnScored<'_>) -> Result<ScoreStats, BackendError>;
 
     /// A batch that requests join and leave.
-    fn generation(&self) -> Box<dyn Generation + '_>;
+    fn generation(&self, options: GeneratorOptions) -> Box<dyn Generation + '_>;
 
     /// What answers.
     fn identity(&self) -> EngineIdentity;
@@ -47,8 +57,8 @@ pub trait Generation {
     /// Ends one choice of a request, or all.
     fn cancel(&mut self, id: u64, choice: Option<usize>);
 
-    /// The next tokens.
-    fn step(&mut self) -> Result<Vec<Generated>, BackendError>;
+    /// The next tokens, or a request that gets no more.
+    fn step(&mut self) -> Result<Vec<Generated>, RequestFailed>;
 
     /// How busy it is.
     fn load(&self) -> GeneratorLoad;
@@ -59,8 +69,8 @@ impl Backend for Engine {
         Ok(Self::score_prompts(self, prompts, done)?)
     }
 
-    fn generation(&self) -> Box<dyn Generation + '_> {
-        Box::new(self.generator(GeneratorOptions::default()))
+    fn generation(&self, options: GeneratorOptions) -> Box<dyn Generation + '_> {
+        Box::new(self.generator(options))
     }
 
     fn identity(&self) -> EngineIdentity {
@@ -85,8 +95,8 @@ impl Generation for Generator<'_> {
         Self::cancel(self, id, choice);
     }
 
-    fn step(&mut self) -> Result<Vec<Generated>, BackendError> {
-        Ok(Self::step(self)?)
+    fn step(&mut self) -> Result<Vec<Generated>, RequestFailed> {
+        Self::step(self).map_err(|f| RequestFailed { id: f.request, message: chain(&f.source) })
     }
 
     fn load(&self) -> GeneratorLoad {

@@ -18,6 +18,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use super::write_deadline::WriteDeadline;
+
 /// Files that are left for everything but connections.
 const OTHER_FILES: u64 = 128;
 /// Connections however many files there may be.
@@ -25,16 +27,24 @@ const MAX_CONNECTIONS: u64 = 16 * 1024;
 /// Wait after a failure to accept that time may heal, such as no free descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Serves `router` until `stopped`, then until the last request is answered. A connection that is silent for
-/// `head_timeout` where headers should come, or between two requests, is closed.
+/// How long a connection may keep the server waiting before it is closed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// For headers, and between two requests.
+    pub head: Duration,
+    /// For the client to take more of an answer.
+    pub write: Duration,
+}
+
+/// Serves `router` until `stopped`, then until the last request is answered.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     stopped: watch::Receiver<bool>,
-    head_timeout: Duration,
+    patience: Patience,
 ) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    http.timer(TokioTimer::new()).header_read_timeout(patience.head);
     let room = Arc::new(Semaphore::new(max_connections()));
     // Every connection holds a sender; nothing is ever sent.
     let (open, mut all_closed) = mpsc::channel::<()>(1);
@@ -59,7 +69,9 @@ pub(super) async fn serve(
         };
         let (http, router, stopped, open) = (http.clone(), router.clone(), stopped.clone(), open.clone());
         tokio::spawn(async move {
-            connection(&http, router, stream, address, stopped).await;
+            // Chunks of a stream go out as they come; without it they may be a little late, no more.
+            let _ = stream.set_nodelay(true);
+            connection(&http, router, WriteDeadline::new(stream, patience.write), address, stopped).await;
             drop((permit, open));
         });
     }
@@ -71,12 +83,10 @@ pub(super) async fn serve(
 async fn connection(
     http: &http1::Builder,
     router: Router,
-    stream: TcpStream,
+    stream: WriteDeadline<TcpStream>,
     address: SocketAddr,
     mut stopped: watch::Receiver<bool>,
 ) {
-    // Chunks of a stream go out as they come; without it they may be a little late, no more.
-    let _ = stream.set_nodelay(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(address));

@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::backend::{Backend, BackendError, Generation, OnScored};
+use super::backend::{Backend, BackendError, Generation, OnScored, RequestFailed};
 use super::text::TextCodec;
 use crate::base::digest::Digest;
 use crate::engine::{
-    GenerateRequest, Generated, GeneratorLoad, PromptQuery, Sampler, ScoreStats, TokenLogprobs,
+    GenerateRequest, Generated, GeneratorLoad, GeneratorOptions, PromptQuery, Sampler, ScoreStats,
+    TokenLogprobs,
 };
 use crate::model::chat_template::ChatMessage;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
@@ -15,8 +16,11 @@ use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
 pub(crate) const BOS: u32 = 256;
 pub(crate) const EOS: u32 = 257;
 const VOCAB_SIZE: usize = 258;
-/// The engine panics on a prompt that starts with these bytes.
+/// The engine panics on a prompt with these bytes in it.
 pub(crate) const PANIC_PROMPT: &str = "\u{1}panic";
+
+/// What follows a prompt with these bytes in it has no finite logits.
+pub(crate) const NOT_FINITE_PROMPT: &str = "\u{1}nan";
 
 /// Logits are hashes of the context, so every prefix has its own distribution.
 #[derive(Debug)]
@@ -65,7 +69,7 @@ impl FakeEngine {
         let mut ranked: Vec<(u32, f32)> = logprobs.iter().enumerate().map(|(i, l)| (i as u32, *l)).collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         ranked.truncate(top_n);
-        TokenLogprobs { token, logprob: logprobs[token as usize], top: ranked }
+        TokenLogprobs { token, logprob: logprobs[token as usize], top: ranked, rank: None }
     }
 
     /// The most likely token after `context`.
@@ -88,9 +92,14 @@ impl FakeEngine {
     fn call(&self, tokens: &[u32]) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.delay);
-        let marker: Vec<u32> = PANIC_PROMPT.bytes().map(u32::from).collect();
-        assert!(!tokens.windows(marker.len()).any(|w| w == marker), "asked to panic");
+        assert!(!has(tokens, PANIC_PROMPT), "asked to panic");
     }
+}
+
+/// Whether `tokens` hold these bytes.
+fn has(tokens: &[u32], bytes: &str) -> bool {
+    let bytes: Vec<u32> = bytes.bytes().map(u32::from).collect();
+    tokens.windows(bytes.len()).any(|w| w == bytes)
 }
 
 impl Backend for FakeEngine {
@@ -99,13 +108,18 @@ impl Backend for FakeEngine {
         for (at, prompt) in prompts.iter().enumerate() {
             self.call(&prompt.tokens);
             let tokens = &prompt.tokens;
-            let entry = |i: usize| Self::entry(&self.logprobs(&tokens[..i]), tokens[i], prompt.top_n);
+            let entry = |i: usize| {
+                let logprobs = self.logprobs(&tokens[..i]);
+                let entry = Self::entry(&logprobs, tokens[i], prompt.top_n);
+                let rank = logprobs.iter().filter(|l| **l >= entry.logprob).count();
+                TokenLogprobs { rank: prompt.with_ranks.then_some(rank), ..entry }
+            };
             done(at, (prompt.first..tokens.len()).map(entry).collect());
         }
         Ok(ScoreStats::default())
     }
 
-    fn generation(&self) -> Box<dyn Generation + '_> {
+    fn generation(&self, _: GeneratorOptions) -> Box<dyn Generation + '_> {
         Box::new(FakeGeneration { engine: self, sequences: Vec::new() })
     }
 
@@ -156,7 +170,12 @@ impl Generation for FakeGeneration<'_> {
         self.sequences.retain(|s| s.id != id || choice.is_some_and(|c| c != s.choice));
     }
 
-    fn step(&mut self) -> Result<Vec<Generated>, BackendError> {
+    fn step(&mut self) -> Result<Vec<Generated>, RequestFailed> {
+        let is_lost = |s: &FakeSequence| has(&s.request.prompt, NOT_FINITE_PROMPT);
+        if let Some(id) = self.sequences.iter().find(|s| is_lost(s)).map(|s| s.id) {
+            self.cancel(id, None);
+            return Err(RequestFailed { id, message: "no finite logits".to_owned() });
+        }
         let mut out = Vec::new();
         for sequence in &mut self.sequences {
             self.engine.call(&sequence.tokens);

@@ -12,6 +12,7 @@ mod chat_response;
 mod choice_text;
 mod connections;
 mod error;
+mod fields;
 mod job;
 mod metrics;
 mod output;
@@ -25,11 +26,12 @@ mod stream;
 mod text;
 mod tokenizer_routes;
 mod worker;
+mod write_deadline;
 #[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Backend, BackendError, Generation, OnScored};
+pub use backend::{Backend, BackendError, Generation, OnScored, RequestFailed};
 pub use server::{ServeError, Server, ServerHandle, ServerOptions};
 pub use text::TextCodec;

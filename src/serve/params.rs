@@ -4,11 +4,13 @@
 //! vLLM does; named fields that would change the answer and are not served are refused.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 use super::error::ApiError;
+use super::fields::{Alternatives, Bounded, OneOrMany, Unserved};
 use crate::engine::Sampling;
 
 /// Ranked log-probs per position (vLLM's default of `--max-logprobs`).
@@ -18,11 +20,13 @@ pub(super) const MAX_CHOICES: usize = 1024;
 /// Stop strings of one request, and the length of one: each token is compared with all of them.
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 1024;
+/// Ids that end a generation, of one request: each token is compared with all of them.
+const MAX_STOP_IDS: usize = 1024;
 /// Biased tokens of one request (OpenAI allows 300).
 const MAX_BIASES: usize = 1024;
 
 /// The shared fields as they were sent.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct RawParams {
     pub model: Option<String>,
     temperature: Option<f64>,
@@ -34,12 +38,12 @@ pub(super) struct RawParams {
     repetition_penalty: Option<f64>,
     seed: Option<i64>,
     n: Option<i64>,
-    stop: Option<Stop>,
-    stop_token_ids: Option<Vec<u32>>,
+    stop: Option<OneOrMany<Stop>>,
+    stop_token_ids: Option<Bounded<u32, MAX_STOP_IDS>>,
     include_stop_str_in_output: Option<bool>,
     ignore_eos: Option<bool>,
     min_tokens: Option<i64>,
-    logit_bias: Option<BTreeMap<String, f32>>,
+    logit_bias: Option<LogitBias>,
     prompt_logprobs: Option<i64>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -47,22 +51,65 @@ pub(super) struct RawParams {
     return_tokens_as_token_ids: Option<bool>,
     best_of: Option<i64>,
     use_beam_search: Option<bool>,
-    suffix: Option<Value>,
-    allowed_token_ids: Option<Value>,
-    bad_words: Option<Value>,
-    logprob_token_ids: Option<Value>,
-    prompt_embeds: Option<Value>,
-    truncate_prompt_tokens: Option<Value>,
-    structured_outputs: Option<Value>,
-    response_format: Option<Value>,
+    suffix: Option<Unserved>,
+    allowed_token_ids: Option<Unserved>,
+    bad_words: Option<Unserved>,
+    logprob_token_ids: Option<Unserved>,
+    prompt_embeds: Option<Unserved>,
+    truncate_prompt_tokens: Option<Unserved>,
+    structured_outputs: Option<Unserved>,
+    response_format: Option<ResponseFormat>,
 }
 
 /// The field `stop`: one string or several.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "stop must be a string or a list of strings")]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
+struct Stop;
+
+impl Alternatives for Stop {
+    type One = String;
+    type Each = String;
+    const MOST: usize = MAX_STOPS;
+    const EXPECTED: &'static str = "stop to be a string or a list of strings";
+
+    fn text(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+}
+
+/// `logit_bias`: token ids as strings, and what is added to their logits.
+struct LogitBias(BTreeMap<String, f32>);
+
+impl<'de> Deserialize<'de> for LogitBias {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(LogitBiasVisitor)
+    }
+}
+
+struct LogitBiasVisitor;
+
+impl<'de> Visitor<'de> for LogitBiasVisitor {
+    type Value = LogitBias;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "logit_bias to be an object of at most {MAX_BIASES} tokens")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LogitBias, A::Error> {
+        let mut biases = BTreeMap::new();
+        while let Some((token, bias)) = map.next_entry()? {
+            biases.insert(token, bias);
+            if biases.len() > MAX_BIASES {
+                return Err(A::Error::invalid_length(biases.len(), &self));
+            }
+        }
+        Ok(LogitBias(biases))
+    }
+}
+
+/// `response_format`, of which only plain text is served.
+#[derive(Deserialize)]
+struct ResponseFormat {
+    #[serde(rename = "type")]
+    kind: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -112,14 +159,14 @@ impl RawParams {
         let sampling = self.sampling(vocab_size)?;
         let stop = match self.stop {
             None => Vec::new(),
-            Some(Stop::One(s)) => vec![s],
-            Some(Stop::Many(list)) => list,
+            Some(OneOrMany::One(s)) => vec![s],
+            Some(OneOrMany::Many(list)) => list,
         };
         if stop.iter().any(String::is_empty) {
             return Err(ApiError::bad("stop", "stop cannot contain an empty string."));
         }
-        if stop.len() > MAX_STOPS || stop.iter().any(|s| s.len() > MAX_STOP_BYTES) {
-            let message = format!("stop may hold at most {MAX_STOPS} strings of {MAX_STOP_BYTES} bytes.");
+        if stop.iter().any(|s| s.len() > MAX_STOP_BYTES) {
+            let message = format!("stop may hold strings of at most {MAX_STOP_BYTES} bytes.");
             return Err(ApiError::bad("stop", message));
         }
         Ok(Params {
@@ -128,7 +175,7 @@ impl RawParams {
             min_tokens: count("min_tokens", self.min_tokens, 0, i64::MAX)?.unwrap_or(0),
             stop,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
-            stop_token_ids: self.stop_token_ids.unwrap_or_default(),
+            stop_token_ids: self.stop_token_ids.map(|ids| ids.0).unwrap_or_default(),
             eos_ids: if self.ignore_eos.unwrap_or(false) { Vec::new() } else { eos_ids },
             prompt_logprobs,
             stream,
@@ -168,11 +215,7 @@ impl RawParams {
 
     fn logit_bias(&self, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
         let bad = |message: String| ApiError::bad("logit_bias", message);
-        let biases = self.logit_bias.as_ref();
-        if biases.is_some_and(|b| b.len() > MAX_BIASES) {
-            return Err(bad(format!("logit_bias may name at most {MAX_BIASES} tokens.")));
-        }
-        let entries = biases.into_iter().flatten();
+        let entries = self.logit_bias.iter().flat_map(|biases| &biases.0);
         entries
             .map(|(token, bias)| {
                 let id: u32 =
@@ -187,25 +230,19 @@ impl RawParams {
     }
 
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
-        let is_set = |v: &Option<Value>| match v {
-            None | Some(Value::Null) => false,
-            Some(Value::Array(a)) => !a.is_empty(),
-            Some(Value::Object(o)) => !o.is_empty(),
-            Some(Value::String(s)) => !s.is_empty(),
-            Some(_) => true,
-        };
-        let is_text = self.response_format.as_ref().is_some_and(|f| f["type"] == "text");
+        let is_set = |field: Option<Unserved>| field.is_some_and(|held| held != Unserved::Empty);
+        let is_text = self.response_format.as_ref().is_none_or(|f| f.kind == "text");
         let fields: [(&'static str, bool); 10] = [
             ("best_of", self.best_of.is_some_and(|n| n != 1)),
             ("use_beam_search", self.use_beam_search == Some(true)),
-            ("suffix", is_set(&self.suffix)),
-            ("allowed_token_ids", is_set(&self.allowed_token_ids)),
-            ("bad_words", is_set(&self.bad_words)),
-            ("logprob_token_ids", is_set(&self.logprob_token_ids)),
-            ("prompt_embeds", is_set(&self.prompt_embeds)),
-            ("truncate_prompt_tokens", is_set(&self.truncate_prompt_tokens)),
-            ("structured_outputs", is_set(&self.structured_outputs)),
-            ("response_format", is_set(&self.response_format) && !is_text),
+            ("suffix", is_set(self.suffix)),
+            ("allowed_token_ids", is_set(self.allowed_token_ids)),
+            ("bad_words", is_set(self.bad_words)),
+            ("logprob_token_ids", is_set(self.logprob_token_ids)),
+            ("prompt_embeds", is_set(self.prompt_embeds)),
+            ("truncate_prompt_tokens", is_set(self.truncate_prompt_tokens)),
+            ("structured_outputs", is_set(self.structured_outputs)),
+            ("response_format", !is_text),
         ];
         match fields.iter().find(|(_, set)| *set) {
             Some((name, _)) => Err(ApiError::unsupported(name, "leave it out")),

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
+use super::params::MAX_CHOICES;
+
 /// What stands in a prompt list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Prompt {
@@ -33,7 +35,10 @@ impl<'de> Visitor<'de> for PromptsVisitor {
     type Value = Prompts;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string, a list of strings, a list of token ids or a list of token-id lists")
+        write!(
+            f,
+            "a string, a list of token ids, or a list of strings or token-id lists, at most {MAX_CHOICES}"
+        )
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Prompts, E> {
@@ -47,6 +52,9 @@ impl<'de> Visitor<'de> for PromptsVisitor {
             match element {
                 Element::Id(id) => ids.push(id),
                 Element::Prompt(prompt) => prompts.push(prompt),
+            }
+            if prompts.len() > MAX_CHOICES {
+                return Err(A::Error::invalid_length(prompts.len(), &self));
             }
             if !ids.is_empty() && !prompts.is_empty() {
                 return Err(A::Error::custom("prompt mixes token ids with strings or lists"));
@@ -108,6 +116,13 @@ mod tests {
         assert_eq!(parse("[1,2]").unwrap(), [Prompt::Ids(vec![1, 2])]);
         assert_eq!(parse("[[1],[2,3]]").unwrap(), [Prompt::Ids(vec![1]), Prompt::Ids(vec![2, 3])]);
         assert_eq!(parse("[99999999999]").unwrap(), [Prompt::Ids(vec![u32::MAX])]);
+    }
+
+    #[test]
+    fn too_many() {
+        let list = |n: usize| parse(&format!("[[]{}]", ",[]".repeat(n - 1)));
+        assert_eq!(list(MAX_CHOICES).unwrap().len(), MAX_CHOICES);
+        assert!(list(MAX_CHOICES + 1).unwrap_err().to_string().contains("1024"));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use super::backend::Backend;
 use super::error::ApiError;
+use super::fields::{Alternatives, OneOrMany};
 use super::params::{MAX_CHOICES, MAX_LOGPROBS, Params, RawParams, check_model, count};
 use super::prompt::{Prompt, Prompts};
 use super::text::TextCodec;
@@ -12,22 +12,37 @@ use super::text::TextCodec;
 const MAX_ENTRIES: usize = 4 << 20;
 
 /// The fields of completions alone.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 struct RawCompletion {
     prompt: Option<Prompts>,
     echo: Option<bool>,
     logprobs: Option<i64>,
-    logprob_start_len: Option<StartLen>,
+    logprob_start_len: Option<OneOrMany<StartLen>>,
     max_tokens: Option<i64>,
     add_special_tokens: Option<bool>,
 }
 
 /// `logprob_start_len`: one number, or one for each prompt.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "logprob_start_len must be a number or a list of numbers")]
-enum StartLen {
-    One(i64),
-    Each(Vec<i64>),
+struct StartLen;
+
+impl Alternatives for StartLen {
+    type One = i64;
+    type Each = i64;
+    const MOST: usize = MAX_CHOICES;
+    const EXPECTED: &'static str = "logprob_start_len to be a number or a list of numbers";
+
+    fn number(number: i64) -> Option<i64> {
+        Some(number)
+    }
+}
+
+/// What the model takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Longest sequence in tokens, prompt and generated together.
+    pub max_len: usize,
+    /// Number of token ids.
+    pub vocab_size: usize,
 }
 
 /// A valid request for completions or chat.
@@ -72,11 +87,11 @@ impl Completion {
 /// Parses and validates a body.
 pub(super) fn parse(
     body: &[u8],
-    backend: &dyn Backend,
+    limits: Limits,
     text: &dyn TextCodec,
     model_name: &str,
 ) -> Result<Completion, ApiError> {
-    let (params, raw): (_, RawCompletion) = parse_parts(body, backend, text, model_name)?;
+    let (params, raw): (_, RawCompletion) = parse_parts(body, limits, text, model_name)?;
     let echo = raw.echo.unwrap_or(false);
     // 0 only makes sense with `echo`.
     let max_tokens = count("max_tokens", raw.max_tokens, i64::from(!echo), i64::MAX)?.unwrap_or(16);
@@ -100,7 +115,7 @@ pub(super) fn parse(
                 (text.encode(&s, add_special).map_err(|e| ApiError::bad("prompt", e))?, Some(s))
             }
         };
-        check_prompt(&ids, max_tokens, backend)?;
+        check_prompt(&ids, max_tokens, limits)?;
         Ok(TokenizedPrompt { ids, text, first_scored })
     });
     let completion = Completion {
@@ -117,13 +132,13 @@ pub(super) fn parse(
 /// The shared fields of a body, valid, and the endpoint's own as sent.
 pub(super) fn parse_parts<'a, T: Deserialize<'a>>(
     body: &'a [u8],
-    backend: &dyn Backend,
+    limits: Limits,
     text: &dyn TextCodec,
     model_name: &str,
 ) -> Result<(Params, T), ApiError> {
     let params: RawParams = parse_json(body)?;
     check_model(params.model.as_deref(), model_name)?;
-    Ok((params.check(backend.vocab_size(), text.eos_ids())?, parse_json(body)?))
+    Ok((params.check(limits.vocab_size, text.eos_ids())?, parse_json(body)?))
 }
 
 /// 400 for a body that is no such JSON.
@@ -132,13 +147,13 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Ap
 }
 
 /// First scored position of each prompt.
-fn start_lens(given: Option<StartLen>, prompts: usize) -> Result<Vec<usize>, ApiError> {
+fn start_lens(given: Option<OneOrMany<StartLen>>, prompts: usize) -> Result<Vec<usize>, ApiError> {
     const NAME: &str = "logprob_start_len";
     let given = match given {
         None => return Ok(vec![1; prompts]),
-        Some(StartLen::One(start)) => vec![start; prompts],
-        Some(StartLen::Each(starts)) if starts.len() == prompts => starts,
-        Some(StartLen::Each(starts)) => {
+        Some(OneOrMany::One(start)) => vec![start; prompts],
+        Some(OneOrMany::Many(starts)) if starts.len() == prompts => starts,
+        Some(OneOrMany::Many(starts)) => {
             let message = format!("{NAME} has {} entries for {prompts} prompts.", starts.len());
             return Err(ApiError::bad(NAME, message));
         }
@@ -158,14 +173,14 @@ pub(super) fn check_min_tokens(params: &Params, max_tokens: usize) -> Result<(),
 }
 
 /// Whether prompt and answer fit the model.
-pub(super) fn check_prompt(ids: &[u32], max_tokens: usize, backend: &dyn Backend) -> Result<(), ApiError> {
+pub(super) fn check_prompt(ids: &[u32], max_tokens: usize, limits: Limits) -> Result<(), ApiError> {
     if ids.is_empty() {
         return Err(ApiError::bad("prompt", "The decoder prompt cannot be empty."));
     }
-    if let Some(id) = ids.iter().find(|id| **id as usize >= backend.vocab_size()) {
+    if let Some(id) = ids.iter().find(|id| **id as usize >= limits.vocab_size) {
         return Err(ApiError::bad("prompt", format!("Token id {id} is out of vocabulary.")));
     }
-    let max_len = backend.max_len();
+    let max_len = limits.max_len;
     if ids.len().saturating_add(max_tokens) > max_len {
         let message = format!(
             "This model's maximum context length is {max_len} tokens. However, you requested {max_tokens} output \

@@ -223,8 +223,7 @@ fn top_logprobs(
     TopLogprobs(list)
 }
 
-/// vLLM's `prompt_logprobs`: for each position the token and the best by id; `rank` is null for a token that is not
-/// among those (vLLM knows it, this engine would have to sort the vocabulary).
+/// vLLM's `prompt_logprobs`: for each position the token and the best by id, with their ranks.
 pub(super) fn prompt_logprobs(
     request: &Completion,
     prompt: &TokenizedPrompt,
@@ -241,7 +240,7 @@ pub(super) fn prompt_logprobs(
             position.entry(id.to_string()).or_insert(value);
         };
         let rank = entry.top.iter().position(|(id, _)| *id == entry.token);
-        put(entry.token, entry.logprob, rank.map(|r| r + 1));
+        put(entry.token, entry.logprob, rank.map(|r| r + 1).or(entry.rank));
         for (rank, (id, logprob)) in entry.top.iter().take(top_n).enumerate() {
             put(*id, *logprob, Some(rank + 1));
         }

@@ -21,6 +21,7 @@ use super::job::Job;
 use super::metrics::Metrics;
 use super::output::{collect, shutting_down};
 use super::params::check_model;
+use super::request::Limits;
 use super::response::Meta;
 use super::stream::{Chunks, Shape, respond};
 use super::text::TextCodec;
@@ -52,6 +53,7 @@ pub(super) const OPENAPI: &str = include_str!("openapi.json");
 pub(super) struct App {
     pub backend: Arc<dyn Backend>,
     pub text: Arc<dyn TextCodec>,
+    pub limits: Limits,
     pub model_name: String,
     pub root: String,
     /// BLAKE3 of the API keys; none: open to all.
@@ -133,7 +135,7 @@ fn card(app: &App) -> Value {
         "owned_by": "day0",
         "root": app.root,
         "parent": null,
-        "max_model_len": app.backend.max_len(),
+        "max_model_len": app.limits.max_len,
         "checkpoint_digest": identity.checkpoint_digest,
         "tokenizer_digest": identity.tokenizer_digest,
         "engine": identity.engine,
@@ -173,7 +175,7 @@ async fn answer(
     let body = app.admission.read(body).await?;
     let request = blocking(app, move |app| {
         let parse = if shape == Shape::Chat { chat::parse } else { request::parse };
-        parse(&body.bytes, &*app.backend, &*app.text, &app.model_name)
+        parse(&body.bytes, app.limits, &*app.text, &app.model_name)
     });
     let request = Arc::new(request.await??);
     let (sender, mut events) = mpsc::unbounded_channel();
@@ -199,7 +201,7 @@ async fn answer(
         render(&request, &output, &*app.text, &meta)
     });
     let bytes = bytes.await?.map_err(|e| ApiError::internal(e.to_string()))?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/json")], ticket.until_written(bytes)).into_response())
 }
 
 /// Runs `work` where it does not hold up other connections.

@@ -10,13 +10,15 @@ use tokio::sync::{mpsc, watch};
 
 use super::admission::Admission;
 use super::backend::Backend;
-use super::connections;
+use super::connections::{self, Patience};
 use super::metrics::Metrics;
+use super::request::Limits;
 use super::routes::{App, router};
 use super::text::TextCodec;
 use super::worker::{self, Flags};
 use crate::base::clock::unix_seconds;
 use crate::base::interrupt;
+use crate::engine::GeneratorOptions;
 use crate::record::{Classified, FailureClass};
 
 /// How to serve.
@@ -32,6 +34,8 @@ pub struct ServerOptions {
     pub model_name: String,
     /// Where the model came from, shown in `/v1/models`.
     pub root: String,
+    /// How much is generated at once, and how long a sequence may be.
+    pub generation: GeneratorOptions,
     /// Requests in flight, queued ones included, beyond which the answer is 503.
     pub max_queued_requests: usize,
     /// Requests in flight of one client (its key, else its address) beyond which the answer is 429.
@@ -40,6 +44,8 @@ pub struct ServerOptions {
     pub request_timeout: Duration,
     /// A request body that has not arrived by then gets 408; a connection without a whole head by then is closed.
     pub body_timeout: Duration,
+    /// A client that takes nothing of its answer for so long loses the answer and its connection.
+    pub write_timeout: Duration,
     /// Origins whose pages may read answers; `*` means all.
     pub cors_origins: Vec<String>,
     /// How long a shutdown waits for requests in flight.
@@ -55,10 +61,12 @@ impl ServerOptions {
             api_keys: Vec::new(),
             model_name: model_name.to_owned(),
             root: model_name.to_owned(),
+            generation: GeneratorOptions::default(),
             max_queued_requests: 128,
             max_requests_per_client: None,
             request_timeout: Duration::from_secs(600),
             body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             cors_origins: Vec::new(),
             drain_timeout: Duration::from_secs(30),
         }
@@ -135,13 +143,20 @@ impl Server {
         let engine = worker::spawn(
             Arc::clone(&backend),
             Arc::clone(&text),
+            options.generation,
             queue,
             Arc::clone(&metrics),
             Arc::clone(&flags),
         )
         .map_err(runtime_error)?;
+        let longest = backend.max_len();
+        let limits = Limits {
+            max_len: options.generation.max_len.map_or(longest, |most| most.min(longest)),
+            vocab_size: backend.vocab_size(),
+        };
         let app = Arc::new(App {
             backend,
+            limits,
             text,
             model_name: options.model_name,
             root: options.root,
@@ -164,10 +179,11 @@ impl Server {
             .map_err(runtime_error)?;
         let (stop, stopped) = watch::channel(false);
         let drain_timeout = options.drain_timeout;
+        let patience = Patience { head: options.body_timeout, write: options.write_timeout };
         let http = std::thread::Builder::new()
             .name("day0-serve".to_owned())
             .spawn(move || {
-                runtime.block_on(serve(listener, app, stopped, options.body_timeout, drain_timeout));
+                runtime.block_on(serve(listener, app, stopped, patience, drain_timeout));
                 // What outlived the drain is abandoned: the engine after the call in hand, handlers at once.
                 flags.abandon.store(true, Ordering::Relaxed);
                 runtime.shutdown_background();
@@ -183,12 +199,12 @@ async fn serve(
     listener: TcpListener,
     app: Arc<App>,
     mut stopped: watch::Receiver<bool>,
-    head_timeout: Duration,
+    patience: Patience,
     drain_timeout: Duration,
 ) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     let flags = Arc::clone(&app.flags);
-    let served = connections::serve(listener, router(app), stopped.clone(), head_timeout);
+    let served = connections::serve(listener, router(app), stopped.clone(), patience);
     tokio::select! {
         () = served => {}
         () = async {

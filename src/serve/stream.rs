@@ -43,7 +43,7 @@ pub(super) async fn respond(
         Event::Failed(failed) => return Err(failure(failed)),
         event => chunks.push(event),
     };
-    let body = EventBody { chunks, events, ready: Some(first), _ticket: ticket };
+    let body = EventBody { chunks, events, ready: Some(first), ticket: Some(ticket) };
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")];
     Ok((headers, Body::new(body)).into_response())
@@ -54,8 +54,8 @@ struct EventBody {
     events: UnboundedReceiver<Event>,
     /// What the first event gave.
     ready: Option<String>,
-    /// Held until the last chunk.
-    _ticket: Ticket,
+    /// Goes with the last chunk.
+    ticket: Option<Ticket>,
 }
 
 impl HttpBody for EventBody {
@@ -76,9 +76,15 @@ impl HttpBody for EventBody {
                     None => this.chunks.fail(&shutting_down()),
                 },
             };
-            if !text.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(text.into()))));
+            if text.is_empty() {
+                continue;
             }
+            let last = if this.chunks.open == 0 { this.ticket.take() } else { None };
+            let bytes = match last {
+                Some(ticket) => ticket.until_written(text.into_bytes()),
+                None => text.into(),
+            };
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
     }
 }

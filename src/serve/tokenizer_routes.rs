@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::admission::Client;
-use super::chat::{self, RawMessage};
+use super::chat::{self, Messages};
 use super::error::ApiError;
 use super::params::check_model;
 use super::request::parse_json;
@@ -32,7 +32,7 @@ async fn answer<R: DeserializeOwned>(
 struct TokenizeRequest {
     model: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<RawMessage>>,
+    messages: Option<Messages>,
     add_generation_prompt: Option<bool>,
     add_special_tokens: Option<bool>,
     return_token_strs: Option<bool>,
@@ -50,14 +50,14 @@ pub(super) async fn tokenize(
                 .text
                 .encode(&prompt, request.add_special_tokens.unwrap_or(true))
                 .map_err(|e| ApiError::bad("prompt", e))?,
-            (None, Some(messages)) => {
+            (None, messages @ Some(_)) => {
                 chat::prompt(messages, request.add_generation_prompt.unwrap_or(true), &*app.text)?
             }
             _ => return Err(ApiError::bad("prompt", "Either prompt or messages must be given.")),
         };
         let strs = request.return_token_strs.unwrap_or(false);
         let strs = strs.then(|| ids.iter().map(|id| app.text.token_text(*id)).collect::<Vec<_>>());
-        let max_len = app.backend.max_len();
+        let max_len = app.limits.max_len;
         Ok(Json(json!({"count": ids.len(), "max_model_len": max_len, "tokens": ids, "token_strs": strs})))
     })
     .await
@@ -76,7 +76,7 @@ pub(super) async fn detokenize(
 ) -> Result<Json<Value>, ApiError> {
     answer(&app, client, body, |app, request: DetokenizeRequest| {
         check_model(request.model.as_deref(), &app.model_name)?;
-        if let Some(id) = request.tokens.iter().find(|id| **id as usize >= app.backend.vocab_size()) {
+        if let Some(id) = request.tokens.iter().find(|id| **id as usize >= app.limits.vocab_size) {
             return Err(ApiError::bad("tokens", format!("Token id {id} is out of vocabulary.")));
         }
         Ok(Json(json!({"prompt": app.text.decode(&request.tokens)})))
@@ -91,6 +91,6 @@ pub(super) async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
         "bos_token": app.text.bos_token(),
         "eos_token": app.text.eos_token(),
         "chat_template": app.text.chat_template(),
-        "model_max_length": app.backend.max_len(),
+        "model_max_length": app.limits.max_len,
     }))
 }

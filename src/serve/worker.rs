@@ -1,7 +1,7 @@
 //! The engine's thread. Between two calls of the engine requests come and go: prompts that wait to be scored are
 //! scored together, so that they share what they have in common; whatever is being generated advances by one step.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,16 +11,19 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::active::{Active, ScoreItem};
-use super::backend::{Backend, BackendError, Generation};
+use super::backend::{Backend, Generation};
 use super::job::{Event, Failed, Job};
 use super::metrics::Metrics;
 use super::text::TextCodec;
-use crate::engine::{Generated, PromptQuery};
+use crate::engine::{Generated, GeneratorOptions, PromptQuery};
 
-/// Prompt tokens scored in one call; a client that goes away frees the engine after at most so many.
-const SCORED_TOKENS: usize = 16 * 1024;
+/// Prompt tokens computed in one call at most, where a single prompt has no more: requests come, go and are given up
+/// between calls. Four full passes of the engine, so that what a call costs by itself does not count.
+const SCORED_ROWS: usize = 4 * 1024;
 /// The same while others wait for their next token.
-const SCORED_TOKENS_BESIDE_GENERATION: usize = 1024;
+const SCORED_ROWS_BESIDE_GENERATION: usize = 1024;
+/// Prompt tokens of one call, those included that prompts share: their answers take time too.
+const SCORED_TOKENS: usize = 16 * 1024;
 
 /// What the thread shares with the server.
 #[derive(Debug, Default)]
@@ -37,6 +40,7 @@ pub(super) struct Flags {
 pub(super) fn spawn(
     backend: Arc<dyn Backend>,
     text: Arc<dyn TextCodec>,
+    options: GeneratorOptions,
     jobs: mpsc::Receiver<Job>,
     metrics: Arc<Metrics>,
     flags: Arc<Flags>,
@@ -47,7 +51,8 @@ pub(super) fn spawn(
             backend,
             text: &*text,
             metrics: &metrics,
-            generation: backend.generation(),
+            options,
+            generation: backend.generation(options),
             active: BTreeMap::new(),
             names: HashMap::new(),
             next_name: 0,
@@ -60,6 +65,7 @@ struct Worker<'a> {
     backend: &'a dyn Backend,
     text: &'a dyn TextCodec,
     metrics: &'a Metrics,
+    options: GeneratorOptions,
     generation: Box<dyn Generation + 'a>,
     /// Requests in order of arrival.
     active: BTreeMap<u64, Active>,
@@ -82,17 +88,9 @@ impl Worker<'_> {
                 return;
             }
             self.drop_unwanted();
-            let turn = catch_unwind(AssertUnwindSafe(|| self.turn()));
-            let failed = match turn {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => {
-                    flags.broken.store(true, Ordering::Relaxed);
-                    Some("the engine panicked; see the log".to_owned())
-                }
-            };
-            if let Some(message) = failed {
-                self.fail_all(&message);
+            if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
+                flags.broken.store(true, Ordering::Relaxed);
+                self.fail_all("the engine panicked; see the log");
             }
             self.active.retain(|_, active| !active.is_done());
             self.measure(jobs.len());
@@ -111,14 +109,19 @@ impl Worker<'_> {
         let gone: Vec<u64> =
             self.active.iter().filter(|(_, a)| a.is_unwanted(now)).map(|(k, _)| *k).collect();
         for key in gone {
-            let Some(active) = self.active.remove(&key) else { continue };
-            if active.job.events.is_closed() {
+            if self.active.get(&key).is_some_and(|a| a.job.events.is_closed()) {
                 self.metrics.requests_cancelled.add(1);
             }
-            // Nobody may be there to read it.
-            let _ = active.job.events.send(Event::Failed(Failed::TimedOut));
-            self.forget(key);
+            self.give_up(key, Failed::TimedOut);
         }
+    }
+
+    /// A request gets no (more) answer.
+    fn give_up(&mut self, key: u64, failed: Failed) {
+        let Some(active) = self.active.remove(&key) else { return };
+        // Nobody may be there to read it.
+        let _ = active.job.events.send(Event::Failed(failed));
+        self.forget(key);
     }
 
     /// Ends what is being generated for a request.
@@ -132,66 +135,101 @@ impl Worker<'_> {
         });
     }
 
-    /// The engine failed in the middle of a batch: whoever was in it has no answer.
+    /// The engine's state is unknown: nobody gets an answer.
     fn fail_all(&mut self, message: &str) {
         for active in std::mem::take(&mut self.active).into_values() {
             let _ = active.job.events.send(Event::Failed(Failed::Engine(message.to_owned())));
         }
         self.names.clear();
-        self.generation = self.backend.generation();
+        self.generation = self.backend.generation(self.options);
     }
 
-    fn turn(&mut self) -> Result<(), BackendError> {
-        self.score()?;
-        self.start_generating()?;
-        if !self.names.is_empty() {
-            let generated = self.generation.step()?;
-            if !generated.is_empty() {
-                self.metrics.batch_size.observe(generated.len() as f64);
-            }
-            for token in generated {
-                self.deliver(token);
+    fn turn(&mut self) {
+        self.score();
+        self.start_generating();
+        while !self.names.is_empty() {
+            match self.generation.step() {
+                Ok(generated) => return self.deliver_all(generated),
+                Err(failed) => {
+                    if let Some((key, _)) = self.names.get(&failed.id).copied() {
+                        self.give_up(key, Failed::Engine(failed.message));
+                    }
+                }
             }
         }
-        Ok(())
     }
 
     /// Scores waiting prompts, those of the oldest requests first.
-    fn score(&mut self) -> Result<(), BackendError> {
-        let most = if self.names.is_empty() { SCORED_TOKENS } else { SCORED_TOKENS_BESIDE_GENERATION };
-        let mut items: Vec<ScoreItem> = Vec::new();
-        let mut tokens = 0;
-        for active in self.active.values_mut() {
-            while let Some(len) = active.next_unscored_len().filter(|len| tokens == 0 || tokens + len <= most)
-            {
-                tokens += len;
-                items.extend(active.take_unscored(self.metrics));
-            }
-        }
+    fn score(&mut self) {
+        let (keys, items) = self.next_to_score();
         if items.is_empty() {
-            return Ok(());
+            return;
         }
         self.metrics.batch_size.observe(items.len() as f64);
         let queries: Vec<PromptQuery> = items.iter().map(ScoreItem::query).collect();
         let (text, metrics) = (self.text, self.metrics);
-        let stats = self.backend.score_prompts(&queries, &mut |at, entries| {
+        let scored = self.backend.score_prompts(&queries, &mut |at, entries| {
             items[at].answer(entries, text, metrics);
-        })?;
-        metrics.prefix_cache_queries.add(stats.inputs);
-        metrics.prefix_cache_hits.add(stats.inputs.saturating_sub(stats.computed));
-        Ok(())
+        });
+        match scored {
+            Ok(stats) => {
+                metrics.prefix_cache_queries.add(stats.inputs);
+                metrics.prefix_cache_hits.add(stats.inputs.saturating_sub(stats.computed));
+            }
+            Err(error) => {
+                for key in keys {
+                    self.give_up(key, Failed::Engine(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Prompts for one call, and the requests they are of.
+    fn next_to_score(&mut self) -> (BTreeSet<u64>, Vec<ScoreItem>) {
+        let most = if self.names.is_empty() { SCORED_ROWS } else { SCORED_ROWS_BESIDE_GENERATION };
+        let (mut keys, mut items) = (BTreeSet::new(), Vec::<ScoreItem>::new());
+        let (mut rows, mut tokens) = (0, 0);
+        for (key, active) in &mut self.active {
+            while let Some(ids) = active.next_unscored() {
+                let len = ids.len();
+                let new = len - items.last().map_or(0, |before| shared(before.ids(), ids));
+                if !items.is_empty() && (rows + new > most || tokens + len > SCORED_TOKENS) {
+                    break;
+                }
+                rows += new;
+                tokens += len;
+                items.extend(active.take_unscored(self.metrics));
+                keys.insert(*key);
+            }
+        }
+        (keys, items)
     }
 
     /// Lets prompts that are scored, or need not be, join the generation.
-    fn start_generating(&mut self) -> Result<(), BackendError> {
+    fn start_generating(&mut self) {
+        let mut refused = Vec::new();
         for (key, active) in &mut self.active {
             while let Some((prompt, request)) = active.next_to_generate(self.metrics) {
                 self.next_name += 1;
                 self.names.insert(self.next_name, (*key, prompt));
-                self.generation.add(self.next_name, request)?;
+                if let Err(error) = self.generation.add(self.next_name, request) {
+                    refused.push((*key, error));
+                    break;
+                }
             }
         }
-        Ok(())
+        for (key, error) in refused {
+            self.give_up(key, Failed::Engine(error.to_string()));
+        }
+    }
+
+    fn deliver_all(&mut self, generated: Vec<Generated>) {
+        if !generated.is_empty() {
+            self.metrics.batch_size.observe(generated.len() as f64);
+        }
+        for token in generated {
+            self.deliver(token);
+        }
     }
 
     fn deliver(&mut self, generated: Generated) {
@@ -211,10 +249,16 @@ impl Worker<'_> {
 
     fn measure(&self, queued: usize) {
         let load = self.generation.load();
-        self.metrics.requests_running.set(self.active.len());
-        self.metrics.requests_waiting.set(queued);
+        let begun = self.active.values().filter(|a| a.has_begun()).count();
+        self.metrics.requests_running.set(begun);
+        self.metrics.requests_waiting.set(self.active.len() - begun + queued);
         self.metrics.sequences_running.set(load.running);
         self.metrics.sequences_waiting.set(load.waiting);
         self.metrics.kv_cache_bytes.set(load.kv_cache_bytes);
     }
+}
+
+/// Length of the common prefix.
+fn shared(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

@@ -202,7 +202,7 @@ impl EndpointClient {
                           "echo": true, "seed": 1234});
         let mut extras = vec![("return_token_ids", json!(true))];
         extras.extend(starts.map(|starts| ("logprob_start_len", json!(starts))));
-        self.completions(body, &extras, prompts.len())
+        self.completions(&body, &extras, prompts.len())
     }
 
     /// `max_tokens` greedy tokens after `prompt`.
@@ -222,37 +222,52 @@ impl EndpointClient {
         let body = json!({"model": model, "prompt": [prompt], "max_tokens": max_tokens, "temperature": 0,
                           "logprobs": 1, "seed": 1234});
         let extras = [("return_token_ids", json!(true)), ("ignore_eos", json!(true))];
-        let choices = self.completions(body, &extras, 1)?;
+        let choices = self.completions(&body, &extras, 1)?;
         choices.into_iter().next().ok_or_else(|| CallError::malformed("no choice in the answer"))
     }
 
     /// One streamed completion; `each` gets the chunks.
-    pub(crate) fn stream(&self, body: &Value, each: &mut dyn FnMut(&str)) -> Result<(), CallError> {
-        self.http.post_stream("/v1/completions", body, each)
+    pub(crate) fn stream(
+        &self,
+        body: &Value,
+        extras: &[(&str, Value)],
+        each: &mut dyn FnMut(&str),
+    ) -> Result<(), CallError> {
+        self.with_extras(body, extras, &mut |body| self.http.post_stream("/v1/completions", body, each))
     }
 
     /// Sends with `extras`; a server that refuses them is asked without from then on.
+    fn with_extras<T>(
+        &self,
+        plain: &Value,
+        extras: &[(&str, Value)],
+        send: &mut dyn FnMut(&Value) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        if !self.extras.load(Ordering::Relaxed) {
+            return send(plain);
+        }
+        let mut body = plain.clone();
+        for (name, value) in extras {
+            body[*name] = value.clone();
+        }
+        match send(&body) {
+            Err(refused) if matches!(refused.status, Some(400 | 422)) => {
+                let answer = send(plain)?;
+                self.extras.store(false, Ordering::Relaxed);
+                Ok(answer)
+            }
+            other => other,
+        }
+    }
+
+    /// The choices of `n` prompts.
     fn completions(
         &self,
-        mut body: Value,
+        body: &Value,
         extras: &[(&str, Value)],
         n: usize,
     ) -> Result<Vec<Choice>, CallError> {
-        let plain = body.clone();
-        let with_extras = self.extras.load(Ordering::Relaxed);
-        if with_extras {
-            for (name, value) in extras {
-                body[*name] = value.clone();
-            }
-        }
-        let bytes = match self.http.post("/v1/completions", &body) {
-            Err(refused) if with_extras && matches!(refused.status, Some(400 | 422)) => {
-                let bytes = self.http.post("/v1/completions", &plain)?;
-                self.extras.store(false, Ordering::Relaxed);
-                bytes
-            }
-            other => other?,
-        };
+        let bytes = self.with_extras(body, extras, &mut |body| self.http.post("/v1/completions", body))?;
         let answer: Answer = serde_json::from_slice(&bytes)
             .map_err(|e| CallError::malformed(format!("unexpected answer of /v1/completions: {e}")))?;
         answer.in_order(n).map_err(|e| CallError::malformed(e.to_string()))

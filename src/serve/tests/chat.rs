@@ -109,7 +109,7 @@ fn malformed_requests() {
         (json!({"messages": null}), "non-empty"),
         (json!({"messages": "hi"}), "request body"),
         (json!({"messages": [{"content": "x"}]}), "role"),
-        (message("user", json!(5)), "content must be"),
+        (message("user", json!(5)), "content to be a string"),
         (message("user", json!([{"type": "image_url", "image_url": {}}])), "image_url"),
         (message("system", json!("x")), "no system role"),
         (message("user", json!("x".repeat(100))), "maximum context length"),

@@ -213,7 +213,7 @@ fn malformed_requests() {
         (400, with("best_of", json!(2)), "`best_of`"),
         (400, with("echo", json!("yes")), "request body"),
         (400, with("stop", json!("")), "empty string"),
-        (400, with("stop", json!(5)), "stop must be"),
+        (400, with("stop", json!(5)), "stop to be a string"),
         (400, with("prompt_logprobs", json!(-1)), "between 0 and 20"),
         (400, with("stop", json!(vec!["x"; 65])), "at most 64"),
         (400, with("response_format", json!({"type": "json_object"})), "`response_format`"),

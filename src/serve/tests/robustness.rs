@@ -10,8 +10,8 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use super::super::ServerHandle;
-use super::super::fake::FakeEngine;
-use super::{address, call, metric, post, raw, start};
+use super::super::fake::{FakeEngine, NOT_FINITE_PROMPT};
+use super::{address, call, completion, metric, post, raw, start};
 
 /// A connection that is kept.
 struct Connection(BufReader<TcpStream>);
@@ -198,16 +198,16 @@ fn bodies_cut_short_and_too_large() {
     let mut stream = TcpStream::connect(address(&handle)).unwrap();
     stream.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").unwrap();
     drop(stream);
-    let size = 33 << 20;
+    // Just enough to be too much, so that nothing is left unread when the server closes.
+    let size = (32 << 20) + 1;
     let mut chunked = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     chunked.extend_from_slice(format!("{size:x}\r\n").as_bytes());
     chunked.resize(chunked.len() + size, b' ');
-    // The server answers and closes before it has read all of it, which a writer may see as an error.
     let mut stream = TcpStream::connect(address(&handle)).unwrap();
-    let _ = stream.write_all(&chunked);
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 413"));
+    stream.write_all(&chunked).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert_eq!(metric(&handle, "day0_num_requests_running"), 0.0);
 }
 
@@ -261,4 +261,130 @@ fn idle_connections_hold_nobody_up() {
     assert_eq!(post(&handle, &json!({"prompt": "x", "max_tokens": 1})).0, 200);
     assert_eq!(raw(&handle, b"nonsense\r\n\r\n").0, 400);
     drop(idle);
+}
+
+/// One request whose logits are not numbers fails alone.
+#[test]
+fn a_prompt_without_finite_logits_fails_alone() {
+    let engine = FakeEngine { max_len: 512, delay: Duration::from_millis(5), ..FakeEngine::default() };
+    let (handle, _) = start(engine, |_| {});
+    let good = json!({"prompt": "x", "max_tokens": 120, "temperature": 0, "ignore_eos": true});
+    let alone = completion(&handle, &good)["choices"].clone();
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| completion(&handle, &good)["choices"].clone());
+        until(&|| metric(&handle, "day0_num_requests_running") == 1.0);
+        for n in [1, 3] {
+            let (status, answer) =
+                post(&handle, &json!({"prompt": ["y", NOT_FINITE_PROMPT], "max_tokens": 9, "n": n}));
+            assert_eq!(status, 500, "{answer}");
+            assert!(answer["error"]["message"].as_str().unwrap().contains("no finite logits"), "{answer}");
+        }
+        assert_eq!(beside.join().unwrap(), alone);
+    });
+    until(&|| metric(&handle, "day0_num_sequences_running") == 0.0);
+    assert_eq!(call(&handle, "GET", "/health", "", "").0, 200);
+}
+
+/// 160 prompts of 100 tokens that share `shared` of them, to be scored.
+fn many_prompts(shared: usize) -> serde_json::Value {
+    let prompt = |i: usize| [vec![7; shared], vec![i; 100 - shared]].concat();
+    let prompts: Vec<_> = (0..160).map(prompt).collect();
+    json!({"prompt": prompts, "max_tokens": 0, "echo": true, "logprobs": 0, "logprob_start_len": 99})
+}
+
+/// Between pieces of a large scoring request others begin, and whoever waits is counted.
+#[test]
+fn large_scoring_requests_let_others_in() {
+    let engine = FakeEngine { max_len: 512, delay: Duration::from_millis(5), ..FakeEngine::default() };
+    let (handle, engine) = start(engine, |_| {});
+    let calls = || engine.calls.load(Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let large = scope.spawn(|| post(&handle, &many_prompts(0)).0);
+        until(&|| calls() > 0);
+        // Another one waits for its turn.
+        let next = scope.spawn(|| post(&handle, &many_prompts(0)).0);
+        until(&|| metric(&handle, "day0_num_requests_waiting") == 1.0);
+        assert_eq!(post(&handle, &json!({"prompt": "x", "max_tokens": 1})).0, 200);
+        assert!(calls() < 320, "it waited for all of them");
+        assert_eq!((large.join().unwrap(), next.join().unwrap()), (200, 200));
+    });
+    // 4096 rows are 40 of these prompts.
+    assert_eq!(engine.largest_batch.load(Ordering::Relaxed), 40);
+    until(&|| metric(&handle, "day0_num_requests_waiting") == 0.0);
+
+    // What prompts share is computed once: all fit one piece.
+    assert_eq!(post(&handle, &many_prompts(90)).0, 200);
+    assert_eq!(engine.largest_batch.load(Ordering::Relaxed), 160);
+}
+
+/// A client that goes away, or whose time is over, does not have all its prompts scored.
+#[test]
+fn large_scoring_requests_are_given_up() {
+    let engine = FakeEngine { max_len: 512, delay: Duration::from_millis(10), ..FakeEngine::default() };
+    let (handle, engine) = start(engine, |o| o.request_timeout = Duration::from_millis(700));
+    let calls = || engine.calls.load(Ordering::Relaxed);
+    let body = many_prompts(0).to_string();
+    let mut client = TcpStream::connect(address(&handle)).unwrap();
+    write!(
+        client,
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    until(&|| calls() > 0);
+    drop(client);
+    until(&|| metric(&handle, "day0_requests_cancelled_total") == 1.0);
+    assert!(calls() < 160, "{}", calls());
+
+    let before = calls();
+    let (status, answer) = post(&handle, &many_prompts(0));
+    assert_eq!(status, 503, "{answer}");
+    assert!(calls() - before < 160, "{}", calls() - before);
+}
+
+/// An answer of which the client takes nothing is given up in the end, and its place is free again; one that is read
+/// slowly is not.
+#[test]
+fn a_client_that_never_reads_loses_its_place() {
+    let (handle, _) = start(FakeEngine { max_len: 30_000, ..FakeEngine::default() }, |o| {
+        o.write_timeout = Duration::from_millis(500);
+        o.max_queued_requests = 1;
+    });
+    // An answer of more bytes than the kernel holds.
+    let least = 1024 * 20_000;
+    let mut body = json!({"prompt": "x".repeat(20_000), "max_tokens": 0, "echo": true, "n": 1024});
+    let status = || post(&handle, &json!({"prompt": "x", "max_tokens": 1})).0;
+    let ask = |body: &str| {
+        let before = metric(&handle, "day0_prompt_tokens_total");
+        let mut client = TcpStream::connect(address(&handle)).unwrap();
+        write!(
+            client,
+            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        until(&|| metric(&handle, "day0_prompt_tokens_total") > before);
+        assert_eq!(status(), 503, "its place is taken");
+        client
+    };
+    for stream in [false, true] {
+        body["stream"] = json!(stream);
+        let mut client = ask(&body.to_string());
+        until(&|| status() == 200);
+        let mut answer = Vec::new();
+        // Closed or reset after what the kernel had.
+        let _ = client.read_to_end(&mut answer);
+        assert!(answer.len() < least, "{} bytes", answer.len());
+
+        let mut client = ask(&body.to_string());
+        let mut answer = Vec::new();
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            if (&mut client).take(4 << 20).read_to_end(&mut answer).unwrap() == 0 {
+                break;
+            }
+        }
+        assert!(answer.len() > least, "{} bytes", answer.len());
+        until(&|| status() == 200);
+    }
 }

@@ -107,14 +107,17 @@ fn concurrent_requests_get_their_own_answers() {
 fn a_full_queue_is_503() {
     let engine = FakeEngine { delay: Duration::from_millis(300), ..FakeEngine::default() };
     let (handle, _) = start(engine, |o| o.max_queued_requests = 2);
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
+    let heads: Vec<String> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..6)
-            .map(|_| scope.spawn(|| post(&handle, &json!({"prompt": "x", "max_tokens": 1})).0))
+            .map(|_| scope.spawn(|| head(&handle, &posting(&json!({"prompt": "x", "max_tokens": 1})))))
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    assert!(statuses.iter().all(|s| [200, 503].contains(s)), "{statuses:?}");
-    assert!(statuses.contains(&200) && statuses.contains(&503), "{statuses:?}");
+    let with = |status: &str| heads.iter().filter(|h| h.starts_with(status)).count();
+    let (answered, refused) = (with("http/1.1 200"), with("http/1.1 503"));
+    assert!(answered > 0 && refused > 0 && answered + refused == 6, "{heads:?}");
+    let told = heads.iter().filter(|h| h.contains("retry-after: 1")).count();
+    assert_eq!(told, refused, "{heads:?}");
     assert_eq!(post(&handle, &json!({"prompt": "x"})).0, 200, "it recovers");
 }
 
@@ -216,7 +219,16 @@ fn requests_have_ids_and_are_counted() {
     assert_eq!(metric(&handle, "day0_time_to_first_token_seconds_count"), 1.0);
 }
 
-/// The head of the answer to a request without a body.
+/// A whole request for completions.
+fn posting(body: &serde_json::Value) -> String {
+    let body = body.to_string();
+    format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// The head of the answer to a request, in lower case.
 fn head(handle: &ServerHandle, request: &str) -> String {
     use std::io::Read;
     let mut stream = TcpStream::connect(super::address(handle)).unwrap();
@@ -251,7 +263,8 @@ fn a_client_with_too_much_in_flight_gets_429() {
     std::thread::scope(|scope| {
         let first = scope.spawn(ask);
         std::thread::sleep(Duration::from_millis(80));
-        assert_eq!(ask(), 429);
+        let refused = head(&handle, &posting(&json!({"prompt": "x", "max_tokens": 1})));
+        assert!(refused.contains(" 429 ") && refused.contains("retry-after: 1"), "{refused}");
         assert_eq!(first.join().unwrap(), 200);
     });
     assert_eq!(ask(), 200);
@@ -264,5 +277,8 @@ fn a_request_that_takes_too_long_is_503() {
     let body = json!({"prompt": "x", "max_tokens": 4000, "ignore_eos": true});
     let (status, answer) = post(&handle, &body);
     assert_eq!((status, &answer["error"]["type"]), (503, &json!("ServiceUnavailableError")), "{answer}");
-    assert_eq!(post(&handle, &json!({"prompt": "x", "max_tokens": 1})).0, 200);
+    let late = head(&handle, &posting(&body));
+    assert!(late.contains(" 503 ") && late.contains("retry-after: 1"), "{late}");
+    let in_time = head(&handle, &posting(&json!({"prompt": "x", "max_tokens": 1})));
+    assert!(in_time.contains(" 200 ") && !in_time.contains("retry-after"), "{in_time}");
 }

@@ -117,11 +117,12 @@ impl CompareOptions {
             let Margin::Absolute(margin) = self.margin_of(&subject.name, of_tasks.first()?.metric) else {
                 return None;
             };
-            let alike = !subject.pooled || (subject.weight_by_size && of_tasks.iter().all(|task| task.whole));
+            let whole = of_tasks.iter().all(|task| task.whole);
+            let alike = !subject.pooled || (subject.weight_by_size && whole);
             let bounded = of_tasks.iter().all(|task| task.metric.scale == Some(1.0) && !task.clustered);
             let tests = family(self.tier(&subject.name));
             (alike && bounded && self.policy == Policy::Certify)
-                .then(|| (subject.name.clone(), StopRule { margin, alpha: self.alpha, tests }))
+                .then(|| (subject.name.clone(), StopRule { margin, alpha: self.alpha, tests, whole }))
         };
         subjects.iter().filter(|subject| subject.decides()).filter_map(rule).collect()
     }

@@ -70,6 +70,15 @@ fn one_task(scenario: &Scenario, ends: &[usize], rng: &mut ChaCha8Rng) -> (Optio
     })
 }
 
+/// How a plan of `items` items ends if none of them changes: what is not shown then is shown by no outcome.
+pub fn without_flips(rule: &StopRule, items: usize, early_stop: bool) -> Option<Decision> {
+    let quiet = |places: Range<usize>| {
+        let n = places.len() as u64;
+        WaveCounts { n, lost: 0, gained: 0, right: n, guessed: None }
+    };
+    visit(rule, &wave_ends(items, early_stop), early_stop, quiet).0
+}
+
 /// Visits the waves of a plan until a look or the end decides: the decision, and the items visited.
 fn visit(
     rule: &StopRule,
@@ -143,7 +152,10 @@ mod tests {
                 let mut sums = vec![(0u64, 0u64)];
                 for place in 0..FULL {
                     let (draw, (lost, gained)) = (rng.random::<f64>(), sums[place]);
-                    sums.push((lost + u64::from(draw < 0.03), gained + u64::from((0.03..0.05).contains(&draw))));
+                    sums.push((
+                        lost + u64::from(draw < 0.03),
+                        gained + u64::from((0.03..0.05).contains(&draw)),
+                    ));
                 }
                 let wave = |places: Range<usize>| WaveCounts {
                     n: places.len() as u64,

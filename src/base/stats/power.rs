@@ -5,7 +5,6 @@
 //! items ψ − δ², about the flip rate ψ). E. Miller, arXiv 2411.00640, section 5; for flips R. Kübler et al., arXiv
 //! 2602.10144. With no flips the normal approximation knows nothing; the larger of Tango's bound z²/(n + z²) and the exact
 //! binomial one 1 − α^(1/n) is then the floor (`tango`).
-
 //!
 //! The betting test (`betting`) plans by the same formulas with z₁₋β + √(z₁₋β² + 2·ln(1/α)) in place of z₁₋α + z₁₋β: at
 //! Kelly's bet the log wealth after n items is about normal with mean g = n·distance²/(2σ²) and variance 2g, and g

@@ -122,7 +122,11 @@ impl PairedCounts {
 
     /// The m above the estimate with T(m) = −z; T falls monotonically.
     fn tango_upper(self, z: f64) -> f64 {
-        if self.b == self.n { 1.0 } else { first_rejected(self.drop().value, |m| self.tango_statistic(m) <= -z) }
+        if self.b == self.n {
+            1.0
+        } else {
+            first_rejected(self.drop().value, |m| self.tango_statistic(m) <= -z)
+        }
     }
 
     fn swapped(self) -> Self {
@@ -265,9 +269,8 @@ mod tests {
         let power = |count: u64, p: f64| if count == 0 { 0.0 } else { count as f64 * p.ln() };
         let mut sum = 0.0;
         for c in 0..=n {
-            let shown = (0..=n - c)
-                .map(|b| PairedCounts::new(n, b, c).unwrap())
-                .take_while(|counts| shown(*counts));
+            let shown =
+                (0..=n - c).map(|b| PairedCounts::new(n, b, c).unwrap()).take_while(|counts| shown(*counts));
             let mass: f64 = shown
                 .map(|counts| {
                     let (b, same) = (counts.b(), n - counts.b() - c);
@@ -302,7 +305,8 @@ mod tests {
         }
         assert!(worst > 0.045, "the enumeration saw no false acceptance: {worst}");
         // What Tango's test alone does, as found by an independent enumeration with scipy.
-        for (psi, expected) in [(0.01, 0.067_644), (0.011, 0.060_476), (0.012, 0.056_314), (0.02, 0.052_767)] {
+        for (psi, expected) in [(0.01, 0.067_644), (0.011, 0.060_476), (0.012, 0.056_314), (0.02, 0.052_767)]
+        {
             let alone = rate(268, psi, 0.01, |counts| counts.p_at_least(0.01) < alpha.value());
             assert!((alone - expected).abs() < 2e-6, "flip rate {psi}: {alone}");
         }

@@ -192,12 +192,18 @@ impl Terms {
 
     /// The test that can show the drop to be within the margin after the planned items.
     fn test(&self) -> Test {
-        self.path.as_ref().map_or(Test::Interval, |path| path.rule.test())
+        self.path.as_ref().map_or(Test::Interval, |path| path.rule.last_test(true).0)
     }
 
     /// Items needed to show that the drop is `distance` below the margin, where one paired difference has this
     /// `variance`; `floor` is the least number that can show anything, by a test.
-    fn needed_n(&self, variance: f64, distance: f64, full_split: u64, floor: impl Fn(Test) -> Option<u64>) -> Option<u64> {
+    fn needed_n(
+        &self,
+        variance: f64,
+        distance: f64,
+        full_split: u64,
+        floor: impl Fn(Test) -> Option<u64>,
+    ) -> Option<u64> {
         let by = |test| Some(needed_n(test, variance, distance, self.level())?.max(floor(test)?));
         let interval = by(Test::Interval);
         if self.path.is_none() {

@@ -15,7 +15,7 @@ use crate::gate::run::{Aggregation, aggregation};
 use crate::record::eval::ItemRecord;
 
 /// Documents that a metric without a scale needs: its items are few and long, and their differences skewed.
-const MIN_DOCUMENTS: usize = 300;
+pub const MIN_DOCUMENTS: usize = 300;
 
 /// Differing items that the t interval needs. With fewer, the variance of rare differences is underestimated (for
 /// 0/1 items Tango's interval takes care of that): at 300 items and 2 % flips a nominal 5 % error is 8.6 % in truth.

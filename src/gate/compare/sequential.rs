@@ -110,20 +110,23 @@ impl StopRule {
         }
     }
 
-    /// The test that shows "within" at the end of a plan that had looks.
-    pub fn test(&self) -> Test {
-        if self.whole { Test::Interval } else { Test::Betting }
+    /// The test that shows "within" at the end of a plan that had looks or none, and its level.
+    pub fn last_test(&self, looks: bool) -> (Test, Alpha) {
+        match (looks, self.whole) {
+            (false, _) => (Test::Interval, self.alpha),
+            (true, true) => (Test::Interval, self.part()),
+            (true, false) => (Test::Betting, self.part()),
+        }
     }
 
     /// The decision of all planned items without a decision before: by the last of the looks, if there were any, or by
     /// the interval; of a limited plan that had looks by them alone. (Gate `compare` decides so, too, with Holm's
     /// correction across all tasks.)
     pub fn at_the_end(&self, counts: PairedCounts, last: Option<&Look>) -> Option<Decision> {
-        let level = if last.is_some() { self.part() } else { self.alpha };
+        let (test, level) = self.last_test(last.is_some());
         let p_interval = counts.p_at_most(self.margin);
         let p = last.map_or(p_interval, |look| self.p_worse(p_interval.min((-look.ln_e_worse).exp())));
-        let by_interval = last.is_none() || self.test() == Test::Interval;
-        let within = (by_interval && counts.p_within(self.margin) < level.value())
+        let within = (test == Test::Interval && counts.p_within(self.margin) < level.value())
             || last.is_some_and(|look| self.proves_within(look.ln_e_within));
         match () {
             () if within => Some(Decision::Within),

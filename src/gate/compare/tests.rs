@@ -438,14 +438,19 @@ fn a_baseline_at_chance_shows_nothing() {
 #[test]
 fn published_scores_are_compared_with_the_baseline() {
     let (baseline, candidate) = arms(4000, 2992, 8, 6);
-    let with = |published: f64| {
+    let within = |published: f64, tolerance: f64| {
+        let published = Published { score: published, tolerance };
         let published = [("task".to_owned(), published)].into();
         compare(&baseline, &candidate, &CompareOptions { published, ..CompareOptions::default() })
     };
+    let with = |published: f64| within(published, Published::TOLERANCE);
     // The baseline is at exactly 0.75.
     assert!(with(0.70).pass && with(0.80).pass && with(0.75).pass);
     assert_eq!(with(0.6999).failure_class, Some(FailureClass::ExternalBaselineMismatch));
     assert_eq!(with(0.8001).failure_class, Some(FailureClass::ExternalBaselineMismatch));
+    // Each score has its own tolerance.
+    assert!(within(0.74, 0.01).pass && within(0.60, 0.15).pass);
+    assert_eq!(within(0.72, 0.01).failure_class, Some(FailureClass::ExternalBaselineMismatch));
     assert_eq!(with(75.0).failure_class, Some(FailureClass::UserConfigError));
     let none = compare(&baseline, &candidate, &CompareOptions::default());
     assert!(none.pass && none.findings.iter().any(|f| f.observed.contains("externally unverified")));
@@ -474,9 +479,10 @@ fn options_are_read_strictly() {
     let text = json!({
         "policy": "threshold", "alpha": 0.025, "margin": {"relative": 0.02},
         "tasks": {"a": {"margin": {"absolute": 0.005}, "tier": "advisory"}},
-        "published": {"a": 0.5},
+        "published": {"a": {"score": 0.5}},
     });
     let options: CompareOptions = serde_json::from_value(text).unwrap();
+    assert_eq!(options.published["a"], Published { score: 0.5, tolerance: 0.05 });
     assert_eq!((options.tier("a"), options.tier("b")), (Tier::Advisory, Tier::Required));
     for bad in [json!({"alpha": 0.7}), json!({"margins": 1}), json!({"tasks": {"a": {"teir": "required"}}})] {
         assert!(serde_json::from_value::<CompareOptions>(bad).is_err());

@@ -6,6 +6,7 @@ use super::plan::{Place, Planned, plan};
 use super::state::{SlurmDir, SubmissionRecord};
 use super::submit::{Resumed, resume, submit};
 use super::wait::wait;
+use crate::base::progress;
 use crate::base::threads::Threads;
 use crate::base::units::human_seconds;
 use crate::exec::Graph;
@@ -34,6 +35,9 @@ pub fn release(request: Request, profile: Option<ProfileFile>, and_wait: bool) -
         existing.run.event("start", "release", &existing.inputs.config.model);
         if let Some(failure) = existing.inputs.impossible() {
             return closeout::infeasible(&existing.run, &existing.inputs, failure);
+        }
+        for line in existing.inputs.uncertifiable() {
+            progress::note(&line);
         }
         let profile = profile.map_or_else(|| ProfileFile::default().validate(&STAGES), Ok)?;
         let submission = submit(&existing, &profile)?;

@@ -25,6 +25,7 @@ mod run_state;
 mod unit;
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -39,6 +40,7 @@ use crate::record::Failure;
 use crate::record::engine::EngineSupport;
 use crate::record::scan::TensorError;
 use crate::record::verdict::exit_code;
+use crate::release::config::ConfigFile;
 
 /// Decides whether a quantized language model may be published, and proves it.
 #[derive(Debug, Parser)]
@@ -214,6 +216,21 @@ fn print_worst(errors: &[TensorError]) {
             error.groups,
             error.module
         ));
+    }
+}
+
+/// Read without being asked for, when it is there.
+const DEFAULT_CONFIG: &str = "day0.yaml";
+
+/// The configuration file that was named, else the one in this directory, else nothing.
+fn config_file(named: Option<&Path>) -> Result<ConfigFile, Failure> {
+    match named {
+        Some(path) => ConfigFile::read(path),
+        None if Path::new(DEFAULT_CONFIG).is_file() => {
+            progress::note(&format!("using ./{DEFAULT_CONFIG}"));
+            ConfigFile::read(DEFAULT_CONFIG.as_ref())
+        }
+        None => Ok(ConfigFile::default()),
     }
 }
 

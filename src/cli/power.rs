@@ -1,29 +1,33 @@
 //! `day0 power`: what a comparison on these tasks can show, and what it will cost, before any compute.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::{Settings, output};
-use crate::base::stats::{Alpha, minimal_detectable, needed_n};
+use crate::base::progress;
+use crate::base::stats::{minimal_detectable, needed_n};
 use crate::base::units::human_seconds;
-use crate::eval;
-use crate::gate::{CompareOptions, Facts, StopRule, Subject, TaskFacts};
+use crate::gate::{Policy, Subject, Tier};
 use crate::record::Failure;
-use crate::record::eval::MetricInfo;
+use crate::release::Decided;
+use crate::release::config::{ConfigFile, ReleaseConfig};
 use crate::release::power::{Outcome, Scenario, simulate};
-use crate::suite::{self, Suite, Task};
+use crate::suite::{self, Suite};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Suites or tasks, comma-separated.
     #[arg(long, value_name = "S")]
     suite: String,
-    /// Largest drop that may be published, in points (hundredths) of the scale.
-    #[arg(long, value_name = "POINTS", default_value_t = 1.0)]
-    margin: f64,
+    /// Configuration whose margins, tiers and limit are planned; flags override it [default: ./day0.yaml if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Largest drop that may be published of tasks that the configuration sets none for, in points (hundredths) of the
+    /// scale [default: 1].
+    #[arg(long, value_name = "POINTS")]
+    margin: Option<f64>,
     /// Assumed shares of items that change either way.
     #[arg(long, value_name = "RATES", value_delimiter = ',', default_values_t = [0.02, 0.05, 0.10])]
     flip_rates: Vec<f64>,
@@ -51,11 +55,14 @@ pub(super) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Row {
     task: String,
+    tier: Tier,
     items: usize,
+    /// Largest allowed drop, as a share of the scale.
+    margin: f64,
     flip_rate: f64,
-    /// Smallest drop that all items show with power 0.8.
+    /// Smallest drop that all items show with power 0.8, by the test that decides at their end.
     detectable: f64,
-    /// Items that show "within" with power 0.8 at a fixed n, without a drop.
+    /// Items that show "within" with power 0.8 by that test, without a drop.
     needed: Option<u64>,
     /// What happens without a drop.
     no_drop: Outcome,
@@ -71,125 +78,115 @@ const SEED: u64 = 1234;
 const DAMAGE: f64 = 5.0;
 
 pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
-    let margin = arguments.margin / 100.0;
-    if !(margin > 0.0 && margin < 1.0) {
-        return Err(Failure::config(format!("--margin {}: not between 0 and 100 points", arguments.margin)));
+    if let Some(margin) = arguments.margin.filter(|margin| !(*margin > 0.0 && *margin < 100.0)) {
+        return Err(Failure::config(format!("--margin {margin}: not between 0 and 100 points")));
     }
     if let Some(bad) = arguments.flip_rates.iter().find(|rate| !(**rate > 0.0 && **rate <= 1.0)) {
         return Err(Failure::config(format!("--flip-rates {bad}: not a share between 0 and 1")));
     }
-    let suite = suite::load(&arguments.suite, arguments.data.as_deref())?;
-    let subjects = subjects(&suite, arguments);
+    let config = config(arguments)?;
+    let suite = suite::load(&config.suites.join(","), config.data.as_deref())?;
+    let decided = decided(&suite, &config);
     let measured = arguments.from.as_deref().map(super::power_from::Measured::read).transpose()?;
     let timed =
         arguments.model.as_deref().map(|m| super::power_time::Timed::of(m, &suite, settings)).transpose()?;
     let mut rows = Vec::new();
     let mut others = Vec::new();
-    for subject in &subjects {
-        if !subject.countable {
+    for subject in decided.subjects.iter().filter(|subject| subject.decides()) {
+        let Some(rule) = decided.rules.get(&subject.name) else {
             others.push(subject.name.as_str());
             continue;
-        }
+        };
         let rates = match &measured {
             Some(measured) => vec![measured.flip_rate(&subject.name)],
             None => arguments.flip_rates.clone(),
         };
-        let rule = StopRule { margin, alpha: Alpha::FIVE_PERCENT, tests: subjects.len() };
         let seconds_per_item = match (&timed, &measured) {
             (Some(timed), _) => timed.seconds_per_item(&subject.tasks),
             (None, measured) => measured.as_ref().and_then(super::power_from::Measured::seconds_per_item),
         };
+        let scenario = Scenario {
+            items: decided.items(subject),
+            flip_rate: 0.0,
+            drop: 0.0,
+            rule: *rule,
+            early_stop: config.early_stop,
+        };
         for flip_rate in rates {
-            rows.push(row(&subject.name, subject.items, flip_rate, rule, arguments, seconds_per_item));
+            let scenario = Scenario { flip_rate, ..scenario };
+            let tier = decided.options.tier(&subject.name);
+            rows.push(row(subject, tier, scenario, arguments.simulations, seconds_per_item));
         }
     }
+    let never = decided.uncertifiable();
     if settings.json {
         output::json(&rows)?;
+        for line in &never {
+            progress::note(line);
+        }
     } else {
-        show(&rows, &others, margin);
+        show(&rows, &others, &never);
     }
     Ok(0)
 }
 
-/// What is decided, and whether it can be planned.
-struct Planned {
-    name: String,
-    tasks: Vec<String>,
-    items: usize,
-    /// Whether all its items are 0/1 and count alike.
-    countable: bool,
+/// The release that is planned: that of the configuration, with what the flags say. Only certify has anything to plan.
+fn config(arguments: &Arguments) -> Result<ReleaseConfig, Failure> {
+    let flags = ConfigFile {
+        suites: Some(vec![arguments.suite.clone()]),
+        data: arguments.data.clone(),
+        margin: arguments.margin.map(|points| points / 100.0),
+        limit: arguments.limit,
+        early_stop: arguments.no_early_stop.then_some(false),
+        policy: Some(Policy::Certify),
+        ..ConfigFile::default()
+    };
+    super::config_file(arguments.config.as_deref())?.overridden_by(flags).validate()
 }
 
 /// What a release of this suite decides: each task, or a group that has a score of its own.
-fn subjects(suite: &Suite, arguments: &Arguments) -> Vec<Planned> {
-    let metric = |task: &Task| {
-        let kind = task.config.primary_metric;
-        MetricInfo {
-            name: kind.name().to_owned(),
-            higher_is_better: kind.higher_is_better(),
-            scale: kind.scale(),
-        }
-    };
-    let metrics: BTreeMap<&str, MetricInfo> =
-        suite.tasks.iter().map(|task| (task.config.task.as_str(), metric(task))).collect();
-    let planned = |task: &Task| arguments.limit.map_or(task.docs.len(), |limit| limit.min(task.docs.len()));
-    let of_name = |name: &str| suite.tasks.iter().find(|task| task.config.task == name);
-    let fact = |task: &'_ Task| TaskFacts {
-        metric: &metrics[task.config.task.as_str()],
-        clustered: task.config.cluster.is_some(),
-        whole: planned(task) == task.docs.len(),
-    };
-    let facts: Facts<'_> = suite.tasks.iter().map(|t| (t.config.task.as_str(), fact(t))).collect();
-    let options = CompareOptions::default();
-    let subjects = options.subjects(&eval::group_records(&suite.groups), &facts);
-    let countable = options.stop_rules(&subjects, &facts);
-    let plan = |subject: Subject| Planned {
-        items: subject.tasks.iter().filter_map(|name| of_name(name)).map(|task| planned(task)).sum(),
-        countable: countable.contains_key(&subject.name),
-        name: subject.name,
-        tasks: subject.tasks,
-    };
-    subjects.into_iter().filter(Subject::decides).map(plan).collect()
+fn decided(suite: &Suite, config: &ReleaseConfig) -> Decided {
+    let planned = |docs: usize| config.limit.map_or(docs, |limit| limit.min(docs));
+    let tasks: Vec<_> = suite.tasks.iter().map(|task| (task.as_ref(), planned(task.docs.len()))).collect();
+    Decided::of(config, &tasks, &suite.groups)
 }
 
 fn row(
-    task: &str,
-    items: usize,
-    flip_rate: f64,
-    rule: StopRule,
-    arguments: &Arguments,
+    subject: &Subject,
+    tier: Tier,
+    scenario: Scenario,
+    simulations: usize,
     seconds_per_item: Option<f64>,
 ) -> Row {
-    let early_stop = !arguments.no_early_stop;
-    let level = if early_stop { rule.part() } else { rule.alpha };
-    let scenario = Scenario { items, flip_rate, drop: 0.0, rule, early_stop };
-    let no_drop = simulate(&scenario, arguments.simulations, SEED);
+    let Scenario { items, flip_rate, rule, early_stop, .. } = scenario;
+    let (test, level) = rule.last_test(early_stop);
+    let no_drop = simulate(&scenario, simulations, SEED);
     let drop = (DAMAGE * rule.margin).min(flip_rate.max(rule.margin));
     let damage = Scenario { drop, flip_rate: flip_rate.max(drop), ..scenario };
     Row {
-        task: task.to_owned(),
+        task: subject.name.clone(),
+        tier,
         items,
+        margin: rule.margin,
         flip_rate,
-        detectable: minimal_detectable((flip_rate / items.max(1) as f64).sqrt(), level),
-        needed: needed_n(flip_rate, rule.margin, level),
+        detectable: minimal_detectable(test, (flip_rate / items.max(1) as f64).sqrt(), level),
+        needed: needed_n(test, flip_rate, rule.margin, level),
         no_drop,
-        damaged: simulate(&damage, arguments.simulations, SEED),
+        damaged: simulate(&damage, simulations, SEED),
         seconds: seconds_per_item.map(|s| s * no_drop.items_median as f64),
     }
 }
 
-fn show(rows: &[Row], others: &[&str], margin: f64) {
+fn show(rows: &[Row], others: &[&str], never: &[String]) {
+    output::line("certify at 5 % per side; flip rates are assumed unless --from is given");
     output::line(&format!(
-        "margin {:.2} points of the scale, certify at 5 % per side; flip rates are assumed unless --from is given",
-        100.0 * margin
-    ));
-    output::line(&format!(
-        "{:<20} {:>6} {:>6} {:>11} {:>8} {:>10} {:>8} {:>8} {:>9} {:>8} {:>10}",
+        "{:<20} {:>6} {:>8} {:>6} {:>11} {:>8} {:>10} {:>8} {:>8} {:>9} {:>8} {:>10}",
         "task",
         "items",
+        "margin",
         "flips",
         "detectable",
-        "n fixed",
+        "n needed",
         "certified",
         "median",
         "p90",
@@ -200,9 +197,10 @@ fn show(rows: &[Row], others: &[&str], margin: f64) {
     for row in rows {
         let time = row.seconds.map_or_else(|| "–".to_owned(), human_seconds);
         output::line(&format!(
-            "{:<20} {:>6} {:>5.1}% {:>8.2} pt {:>8} {:>9.0}% {:>8} {:>8} {:>8.0}% {:>8} {:>10}",
+            "{:<20} {:>6} {:>5.2} pt {:>5.1}% {:>8.2} pt {:>8} {:>9.0}% {:>8} {:>8} {:>8.0}% {:>8} {:>10}",
             row.task,
             row.items,
+            100.0 * row.margin,
             100.0 * row.flip_rate,
             100.0 * row.detectable,
             row.needed.map_or_else(|| "–".to_owned(), |n| n.to_string()),
@@ -216,8 +214,8 @@ fn show(rows: &[Row], others: &[&str], margin: f64) {
     }
     output::line("");
     output::line(&format!(
-        "detectable: smallest drop all items show with power 0.8; n fixed: items that certify without a drop at power \
-         0.8 without early stopping; certified, median, p90: share certified and items used if there is no drop; \
+        "detectable: smallest drop all items show with power 0.8; n needed: items that certify without a drop at power \
+         0.8 by the test at the plan's end (of a --limit with early stopping its looks, else the interval); certified, median, p90: share certified and items used if there is no drop; \
          damaged, median: share called and items used if the drop is {DAMAGE:.0} margins (at most the flip rate)"
     ));
     match rows.iter().map(|row| row.seconds).sum::<Option<f64>>() {
@@ -229,7 +227,11 @@ fn show(rows: &[Row], others: &[&str], margin: f64) {
     if !others.is_empty() {
         output::line(&format!("not planned (no 0/1 items that count alike): {}", others.join(", ")));
     }
-    for row in rows.iter().filter(|row| row.no_drop.within < 0.8) {
+    for line in never {
+        output::line(&format!("warning: {line}"));
+    }
+    let required = rows.iter().filter(|row| row.tier == Tier::Required);
+    for row in required.filter(|row| row.no_drop.within < 0.8) {
         output::line(&format!(
             "warning: {} at {:.1} % flips is certified in only {:.0} % of runs: widen its margin, make it advisory, or \
              add tasks",

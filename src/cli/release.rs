@@ -39,6 +39,18 @@ pub(super) struct Arguments {
     /// At most N items a task, from a seeded permutation.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// Number of examples before each question, over the tasks' own.
+    #[arg(long, value_name = "N")]
+    num_fewshot: Option<usize>,
+    /// Seed that draws the examples [default: 1234].
+    #[arg(long, value_name = "N")]
+    fewshot_seed: Option<u64>,
+    /// Put prompts into the model's chat template.
+    #[arg(long)]
+    apply_chat_template: bool,
+    /// System instruction before a task's description.
+    #[arg(long, value_name = "TEXT")]
+    system_instruction: Option<String>,
     /// Directory of local evaluation data.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -46,7 +58,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Continue a run.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "data", "dtype", "endpoint", "no_early_stop", "noise_floor", "calibration", "calibration_samples", "calibration_length"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "num_fewshot", "fewshot_seed", "apply_chat_template", "system_instruction", "data", "dtype", "endpoint", "no_early_stop", "noise_floor", "calibration", "calibration_samples", "calibration_length"])]
     resume: Option<PathBuf>,
     /// What the built-in engine's linear layers multiply; bf16 is faster [default: f32].
     #[arg(long, value_parser = super::dtype_parser())]
@@ -90,9 +102,6 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", requires = "plan")]
     scripts: Option<PathBuf>,
 }
-
-/// Read without being asked for, when it is there.
-const DEFAULT_CONFIG: &str = "day0.yaml";
 
 pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failure> {
     // Where a CI system looks for files, when they are asked for.
@@ -274,13 +283,9 @@ fn end(ending: &Ending, settings: &Settings) -> Result<u8, Failure> {
 }
 
 fn typed_config(arguments: &Arguments) -> Result<ConfigFile, Failure> {
-    let file = match &arguments.config {
-        Some(path) => ConfigFile::read(path)?,
-        None if arguments.resume.is_none() && std::path::Path::new(DEFAULT_CONFIG).is_file() => {
-            progress::note(&format!("using ./{DEFAULT_CONFIG}"));
-            ConfigFile::read(DEFAULT_CONFIG.as_ref())?
-        }
-        None => ConfigFile::default(),
+    let file = match &arguments.resume {
+        Some(_) => ConfigFile::default(),
+        None => super::config_file(arguments.config.as_deref())?,
     };
     Ok(file.overridden_by(ConfigFile {
         model: arguments.model.clone(),
@@ -289,6 +294,10 @@ fn typed_config(arguments: &Arguments) -> Result<ConfigFile, Failure> {
         data: arguments.data.clone(),
         policy: arguments.policy,
         limit: arguments.limit,
+        num_fewshot: arguments.num_fewshot,
+        fewshot_seed: arguments.fewshot_seed,
+        apply_chat_template: arguments.apply_chat_template.then_some(true),
+        system_instruction: arguments.system_instruction.clone(),
         dtype: arguments.dtype,
         noise_floor: arguments.noise_floor.then_some(true),
         calibration: Some(arguments.calibration.config()).filter(|c| *c != CalibrationConfig::default()),

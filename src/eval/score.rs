@@ -12,7 +12,7 @@ use crate::record::eval::{GroupRecord, ItemError, ItemRecord, MetricInfo, TaskRe
 use crate::record::score::{ScoreRequest, ScoreResult};
 use crate::record::serve::Confirmation;
 use crate::record::{Classified, Failure, FailureClass};
-use crate::suite::Group;
+use crate::suite::{Group, Task};
 
 /// Items scored between two looks at the journal and the engine: few enough that a kill loses seconds, enough to keep
 /// batches full.
@@ -215,8 +215,8 @@ fn checked(
 }
 
 /// The metric of a task that decides.
-pub fn primary_metric(prepared: &PreparedTask) -> MetricInfo {
-    let primary = prepared.task.config.primary_metric;
+pub fn primary_metric(task: &Task) -> MetricInfo {
+    let primary = task.config.primary_metric;
     MetricInfo {
         name: primary.name().to_owned(),
         higher_is_better: primary.higher_is_better(),
@@ -230,7 +230,7 @@ pub fn group_records(groups: &[Group]) -> BTreeMap<String, GroupRecord> {
         let metrics = group.aggregates.iter().map(|m| (m.metric.clone(), m.weight_by_size)).collect();
         let mut tasks = group.tasks.clone();
         tasks.sort();
-        (group.name.clone(), GroupRecord { tasks, metrics })
+        (group.name.clone(), GroupRecord { tasks, metrics, advisory: group.advisory.clone() })
     };
     groups.iter().filter(|group| !group.tasks.is_empty()).map(record).collect()
 }
@@ -248,7 +248,7 @@ pub fn task_record(prepared: &PreparedTask, mut items: Vec<ItemRecord>, status: 
         expected: prepared.items.len(),
         full_split: prepared.full_split,
         limited_by: prepared.limited_by.clone(),
-        primary_metric: primary_metric(prepared),
+        primary_metric: primary_metric(&prepared.task),
         metrics: metrics::aggregate(&prepared.task, &items, bootstrap_iters),
         items,
         visit: None,

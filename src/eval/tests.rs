@@ -488,6 +488,7 @@ fn groups_as_lm_eval() {
         members: vec!["a".to_owned(), "b".to_owned()],
         tasks: vec!["a".to_owned(), "b".to_owned()],
         aggregates: vec![suite::GroupMetric { metric: "acc".to_owned(), weight_by_size }],
+        advisory: Vec::new(),
         version: "N/A".to_owned(),
     };
     let check = |by_size, value: f64, stderr: f64| {

@@ -17,8 +17,8 @@ mod serve;
 pub mod upstream;
 
 pub use compare::{
-    CompareOptions, Decision, Facts, Flip, Follower, Look, Margin, Method, Policy, StopRule, Subject,
-    TaskEvidence, TaskFacts, TaskOptions, TaskVerdict, Tier, WaveCounts, compare,
+    CompareOptions, Decision, Facts, Flip, Follower, Look, MIN_DOCUMENTS, Margin, Method, Policy, Published,
+    StopRule, Subject, TaskEvidence, TaskFacts, TaskOptions, TaskVerdict, Tier, WaveCounts, compare,
 };
 pub use ptq::ptq;
 pub use run::run;

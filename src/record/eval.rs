@@ -38,6 +38,9 @@ pub struct GroupRecord {
     /// Metrics that are combined over them, and whether tasks then count by their number of items; else each counts the
     /// same. None for a mere bundle, which has no score of its own.
     pub metrics: BTreeMap<String, bool>,
+    /// Tasks and groups below it that its suite calls advisory: they decide only where somebody says so.
+    #[serde(default)]
+    pub advisory: Vec<String>,
 }
 
 /// That an endpoint was still the one it was at the start when a wave had been scored.

@@ -75,6 +75,9 @@ pub fn run(request: Request, say: &(dyn Fn(&str) + Sync)) -> Result<Ending, Fail
         Ok(plan) => plan,
         Err(failure) => return closeout::infeasible(&run, &inputs, failure),
     };
+    for line in inputs.uncertifiable() {
+        say(&format!("note: {line}"));
+    }
     let build = Build::new(&inputs, &run);
     let jobs = Jobs::new(&build, plan);
     let graph = graph::build(&build, &jobs);
@@ -108,6 +111,7 @@ pub fn plan(config: ReleaseConfig, threads: Threads, runs_here: bool) -> Result<
     let mut lines: Vec<String> =
         inputs.provenance().inputs.iter().map(|(name, digest)| format!("{name:<10} {digest}")).collect();
     lines.extend(inputs.tasks.iter().map(|task| format!("task       {}  {}", task.digest, task.name())));
+    lines.extend(inputs.uncertifiable().into_iter().map(|line| format!("note       {line}")));
     let units = |graph: &Graph<'_>| {
         let unit = |n: &Node<'_>| format!("{}  {:<9} {}", n.unit.key(), n.stage, n.name);
         let mut lines: Vec<String> = graph.nodes().iter().map(unit).collect();

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::launch::EngineCommand;
-use crate::gate::{CompareOptions, Margin, TaskOptions};
+use crate::gate::{CompareOptions, Margin, Published, TaskOptions};
 pub use crate::gate::{Policy, Tier};
 use crate::ops::kernel_path::ComputeDtype;
 use crate::quantize::calibration::CalibrationConfig;
 use crate::ready::config::QualityConfig;
 use crate::record::Failure;
 use crate::record::eval::{EvalRecord, GroupRecord, MetricInfo};
+use crate::suite::DEFAULT_FEWSHOT_SEED;
 
 pub use super::readiness::{Level, ReadinessConfig};
 
@@ -34,6 +35,8 @@ pub struct TaskConfig {
     pub tier: Option<Tier>,
     /// Published score of the original model on this task's primary metric.
     pub published: Option<f64>,
+    /// How far the measured baseline may be from it: share of the scale (relative for unbounded metrics); default 0.05.
+    pub published_tolerance: Option<f64>,
     /// Of a suite with a score of its own (mmlu): whether that score is decided, which is the default, or each task.
     pub pooled: Option<bool>,
 }
@@ -149,6 +152,14 @@ pub struct ConfigFile {
     pub noise_floor: Option<bool>,
     /// Seed of the item permutation.
     pub seed: Option<u64>,
+    /// Number of examples before each question, over the tasks' own.
+    pub num_fewshot: Option<usize>,
+    /// Seed that draws the examples.
+    pub fewshot_seed: Option<u64>,
+    /// Whether prompts are put into the model's chat template.
+    pub apply_chat_template: Option<bool>,
+    /// System instruction before a task's description.
+    pub system_instruction: Option<String>,
     /// What the built-in engine's linear layers multiply.
     pub dtype: Option<ComputeDtype>,
     /// External engines.
@@ -167,7 +178,7 @@ pub struct ConfigFile {
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 23] = [
+const FIELDS: [&str; 27] = [
     "model",
     "recipe",
     "suites",
@@ -179,6 +190,10 @@ const FIELDS: [&str; 23] = [
     "early_stop",
     "noise_floor",
     "seed",
+    "num_fewshot",
+    "fewshot_seed",
+    "apply_chat_template",
+    "system_instruction",
     "dtype",
     "engine",
     "readiness",
@@ -219,6 +234,18 @@ pub struct ReleaseConfig {
     pub noise_floor: bool,
     /// Seed of the item permutation.
     pub seed: u64,
+    /// Number of examples before each question, over the tasks' own.
+    #[serde(default)]
+    pub num_fewshot: Option<usize>,
+    /// Seed that draws the examples.
+    #[serde(default = "default_fewshot_seed")]
+    pub fewshot_seed: u64,
+    /// Whether prompts are put into the model's chat template.
+    #[serde(default)]
+    pub apply_chat_template: bool,
+    /// System instruction before a task's description.
+    #[serde(default)]
+    pub system_instruction: Option<String>,
     /// What the built-in engine's linear layers multiply.
     #[serde(default)]
     pub dtype: ComputeDtype,
@@ -280,6 +307,10 @@ impl ConfigFile {
             early_stop: over.early_stop.or(self.early_stop),
             noise_floor: over.noise_floor.or(self.noise_floor),
             seed: over.seed.or(self.seed),
+            num_fewshot: over.num_fewshot.or(self.num_fewshot),
+            fewshot_seed: over.fewshot_seed.or(self.fewshot_seed),
+            apply_chat_template: over.apply_chat_template.or(self.apply_chat_template),
+            system_instruction: over.system_instruction.or(self.system_instruction),
             dtype: over.dtype.or(self.dtype),
             engine,
             readiness: over.readiness.or(self.readiness),
@@ -306,6 +337,10 @@ impl ConfigFile {
             early_stop: self.early_stop.unwrap_or(true),
             noise_floor: self.noise_floor.unwrap_or(false),
             seed: self.seed.unwrap_or(DEFAULT_SEED),
+            num_fewshot: self.num_fewshot,
+            fewshot_seed: self.fewshot_seed.unwrap_or(DEFAULT_FEWSHOT_SEED),
+            apply_chat_template: self.apply_chat_template.unwrap_or(false),
+            system_instruction: self.system_instruction,
             dtype: self.dtype.unwrap_or_default(),
             engine: self.engine.unwrap_or_default(),
             readiness: self.readiness.unwrap_or_default().validate(&quality)?,
@@ -326,6 +361,15 @@ impl ConfigFile {
             if settings.published.is_some_and(|p| !p.is_finite()) {
                 return Err(Failure::config(format!("tasks.{task}.published: not a finite number")));
             }
+            if let Some(tolerance) = settings.published_tolerance {
+                check_margin(&format!("tasks.{task}.published_tolerance"), tolerance)?;
+                if settings.published.is_none() {
+                    return Err(Failure::config(format!(
+                        "tasks.{task}.published_tolerance: of no published score"
+                    ))
+                    .with_hint("it stands beside the published score it belongs to"));
+                }
+            }
         }
         if config.suites.is_empty() {
             return Err(Failure::config("suites: at least one suite or task is needed"));
@@ -336,6 +380,10 @@ impl ConfigFile {
         }
         Ok(config)
     }
+}
+
+fn default_fewshot_seed() -> u64 {
+    DEFAULT_FEWSHOT_SEED
 }
 
 fn check_margin(field: &str, margin: f64) -> Result<(), Failure> {
@@ -363,7 +411,7 @@ impl ReleaseConfig {
 
     /// What the compare gate is asked about tasks with these metrics: a margin is a share of the scale where the metric
     /// has one, and relative to the baseline otherwise. What a task does not set for itself it takes from the smallest
-    /// suite around it that does.
+    /// suite around it that does; a tier that nobody sets is the one that the suites state.
     pub fn options_for(
         &self,
         metrics: &BTreeMap<String, MetricInfo>,
@@ -387,12 +435,18 @@ impl ReleaseConfig {
             let relative = settings.iter().find_map(|s| s.relative).unwrap_or(false);
             let bounded = metric.is_none_or(|m| m.scale.is_some());
             let margin = if bounded && !relative { Margin::Absolute(value) } else { Margin::Relative(value) };
-            let tier = settings.iter().find_map(|s| s.tier).unwrap_or_default();
+            let advisory = || groups.values().any(|group| group.advisory.contains(name));
+            let stated = || if advisory() { Tier::Advisory } else { Tier::Required };
+            let tier = settings.iter().find_map(|s| s.tier).unwrap_or_else(stated);
             let pooled = self.tasks.get(name).and_then(|s| s.pooled).unwrap_or(true);
             (name.clone(), TaskOptions { margin: Some(margin), tier, pooled })
         };
         let names: BTreeSet<&String> = metrics.keys().chain(groups.keys()).chain(self.tasks.keys()).collect();
-        let published = self.tasks.iter().filter_map(|(name, s)| Some((name.clone(), s.published?)));
+        let published = |settings: &TaskConfig| {
+            let tolerance = settings.published_tolerance.unwrap_or(Published::TOLERANCE);
+            Some(Published { score: settings.published?, tolerance })
+        };
+        let published = self.tasks.iter().filter_map(|(name, s)| Some((name.clone(), published(s)?)));
         CompareOptions {
             policy: self.policy,
             tasks: names.into_iter().map(options).collect(),
@@ -438,6 +492,9 @@ mod tests {
             "suites: []",
             "limit: 0",
             "tasks: {a: {margin: -1}}",
+            "tasks: {a: {published: 0.5, published_tolerance: 0}}",
+            "tasks: {a: {published_tolerance: 0.02}}",
+            "num_fewshot: -1",
             "policy: maybe",
         ] {
             assert!(ConfigFile::parse(text, "x").and_then(ConfigFile::validate).is_err(), "{text}");
@@ -457,7 +514,7 @@ mod tests {
             (Some(Margin::Absolute(0.02)), Tier::Advisory)
         );
         // Only items whose outcomes count alike may be looked at early.
-        let fact = |metric| TaskFacts { metric, clustered: false, whole: true };
+        let fact = |metric| TaskFacts { metric, clustered: false, whole: true, binary: true };
         let facts: Facts<'_> = metrics.iter().map(|(name, metric)| (name.as_str(), fact(metric))).collect();
         let rules = options.stop_rules(&options.subjects(&BTreeMap::new(), &facts), &facts);
         assert_eq!(rules.into_keys().collect::<Vec<_>>(), ["b"]);
@@ -470,6 +527,7 @@ mod tests {
         let group = |tasks: &[&str]| GroupRecord {
             tasks: tasks.iter().map(|task| (*task).to_owned()).collect(),
             metrics: BTreeMap::new(),
+            advisory: tasks.iter().filter(|task| **task == "c").map(|task| (*task).to_owned()).collect(),
         };
         let groups = [("all", group(&["a", "b", "c"])), ("two", group(&["a", "b"]))];
         let groups = groups.map(|(name, group)| (name.to_owned(), group)).into();
@@ -481,6 +539,20 @@ mod tests {
         assert_eq!(found("b"), (0.03, Tier::Required));
         assert_eq!(found("c"), (0.02, Tier::Advisory));
         assert_eq!(found("two"), (0.02, Tier::Required));
+        // What the suite itself calls advisory is so where nobody sets a tier.
+        let plain = ConfigFile::default().validate().unwrap().options_for(&metrics, &groups);
+        assert_eq!((plain.tier("a"), plain.tier("c")), (Tier::Required, Tier::Advisory));
+        let strict = ConfigFile::parse("tasks: {c: {tier: critical}}", "x").unwrap().validate().unwrap();
+        assert_eq!(strict.options_for(&metrics, &groups).tier("c"), Tier::Required);
+    }
+
+    #[test]
+    fn a_published_score_has_its_own_tolerance() {
+        let text = "tasks: {a: {published: 0.5, published_tolerance: 0.02}, b: {published: 0.4}}";
+        let config = ConfigFile::parse(text, "x").unwrap().validate().unwrap();
+        let published = config.options_for(&BTreeMap::new(), &BTreeMap::new()).published;
+        assert_eq!(published["a"], Published { score: 0.5, tolerance: 0.02 });
+        assert_eq!(published["b"], Published { score: 0.4, tolerance: 0.05 });
     }
 
     #[test]
@@ -490,5 +562,11 @@ mod tests {
         let config = file.overridden_by(flags).validate().unwrap();
         assert_eq!((config.recipe.as_str(), config.limit), ("w4a16", Some(5)));
         assert_eq!(config.engine.endpoint.as_deref(), Some("a"));
+        let file =
+            ConfigFile::parse("num_fewshot: 5\napply_chat_template: true\nfewshot_seed: 7", "x").unwrap();
+        let flags = ConfigFile { num_fewshot: Some(2), ..ConfigFile::default() };
+        let config = file.overridden_by(flags).validate().unwrap();
+        assert_eq!((config.num_fewshot, config.fewshot_seed), (Some(2), 7));
+        assert!(config.apply_chat_template && config.system_instruction.is_none());
     }
 }

@@ -73,7 +73,7 @@ fn look_node<'a>(jobs: &'a [EvalJob<'a>; 2], (index, wave): WaveId) -> Option<No
     let unit = LookUnit {
         name: &sequence.name,
         tasks: tasks().map(PreparedTask::name).collect(),
-        metric: tasks().next().map(eval::primary_metric)?,
+        metric: tasks().next().map(|task| eval::primary_metric(&task.task))?,
         rule: sequence.rule?,
         wave,
         after: keys,

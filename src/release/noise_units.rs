@@ -137,7 +137,7 @@ fn scorer(build: &Build<'_>, context: &Context<'_>) -> Result<Arc<dyn Scorer>, F
 
 /// Compares `again` with the same documents as they were scored before.
 fn floor(task: &PreparedTask, before: &[ItemRecord], again: &[&ItemRecord], how: &str) -> NoiseFloor {
-    let metric = eval::primary_metric(task).name;
+    let metric = eval::primary_metric(&task.task).name;
     let by_doc: BTreeMap<usize, &ItemRecord> = before.iter().map(|item| (item.doc_id, item)).collect();
     let (mut flips, mut largest, mut sum, mut count) = (0, 0.0f64, 0.0, 0u64);
     let mut items = 0;

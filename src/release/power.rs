@@ -1,5 +1,7 @@
 //! What a comparison will probably show and cost, by simulating the very rule that judges it.
 
+use std::ops::Range;
+
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -63,20 +65,41 @@ pub fn simulate(scenario: &Scenario, tasks: usize, seed: u64) -> Outcome {
 
 fn one_task(scenario: &Scenario, ends: &[usize], rng: &mut ChaCha8Rng) -> (Option<Decision>, usize) {
     let lost = f64::midpoint(scenario.flip_rate, scenario.drop);
-    let mut follower = scenario.rule.follow();
+    visit(&scenario.rule, ends, scenario.early_stop, |places| {
+        draw(places.len(), lost, scenario.flip_rate, rng)
+    })
+}
+
+/// How a plan of `items` items ends if none of them changes: what is not shown then is shown by no outcome.
+pub fn without_flips(rule: &StopRule, items: usize, early_stop: bool) -> Option<Decision> {
+    let quiet = |places: Range<usize>| {
+        let n = places.len() as u64;
+        WaveCounts { n, lost: 0, gained: 0, right: n, guessed: None }
+    };
+    visit(rule, &wave_ends(items, early_stop), early_stop, quiet).0
+}
+
+/// Visits the waves of a plan until a look or the end decides: the decision, and the items visited.
+fn visit(
+    rule: &StopRule,
+    ends: &[usize],
+    early_stop: bool,
+    mut wave: impl FnMut(Range<usize>) -> WaveCounts,
+) -> (Option<Decision>, usize) {
+    let mut follower = rule.follow();
     let (mut last, mut start) = (None, 0);
     for end in ends {
-        let look = follower.look(&draw(end - start, lost, scenario.flip_rate, rng));
+        let look = follower.look(&wave(start..*end));
         start = *end;
-        if scenario.early_stop {
+        if early_stop {
             if look.decision.is_some() {
                 return (look.decision, *end);
             }
             last = Some(look);
         }
     }
-    let decision = follower.counts().and_then(|counts| scenario.rule.at_the_end(counts, last.as_ref()));
-    (decision, scenario.items)
+    let decision = follower.counts().and_then(|counts| rule.at_the_end(counts, last.as_ref()));
+    (decision, start)
 }
 
 fn draw(n: usize, lost: f64, flips: f64, rng: &mut ChaCha8Rng) -> WaveCounts {
@@ -99,7 +122,7 @@ mod tests {
     const TASKS: usize = 2000;
 
     fn scenario(items: usize, flip_rate: f64, drop: f64) -> Scenario {
-        let rule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1 };
+        let rule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1, whole: true };
         Scenario { items, flip_rate, drop, rule, early_stop: true }
     }
 
@@ -114,11 +137,62 @@ mod tests {
         assert!(long.within <= 0.05, "{long:?}");
     }
 
+    /// A plan that was not enough is extended again and again on the same permutation, up to the full split: a drop of the
+    /// margin is accepted at some time in at most five percent all the same, because of a limited plan the looks alone
+    /// show "within". The intervals of all those plans together would accept far more.
+    #[test]
+    fn extending_a_plan_does_not_spend_the_level_again() {
+        const FULL: usize = 10_042;
+        const RUNS: u64 = 1000;
+        let plans: Vec<usize> = (300..FULL).step_by(300).chain([FULL]).collect();
+        let accepted = |always_whole: bool| {
+            let runs = (0..RUNS).into_par_iter().filter(|run| {
+                let mut rng = ChaCha8Rng::seed_from_u64(*run);
+                // Lost and gained items among the first i.
+                let mut sums = vec![(0u64, 0u64)];
+                for place in 0..FULL {
+                    let (draw, (lost, gained)) = (rng.random::<f64>(), sums[place]);
+                    sums.push((
+                        lost + u64::from(draw < 0.03),
+                        gained + u64::from((0.03..0.05).contains(&draw)),
+                    ));
+                }
+                let wave = |places: Range<usize>| WaveCounts {
+                    n: places.len() as u64,
+                    lost: sums[places.end].0 - sums[places.start].0,
+                    gained: sums[places.end].1 - sums[places.start].1,
+                    right: 0,
+                    guessed: None,
+                };
+                let decided = plans.iter().find_map(|items| {
+                    let whole = always_whole || *items == FULL;
+                    let rule = StopRule { whole, ..scenario(*items, 0.05, 0.01).rule };
+                    visit(&rule, &wave_ends(*items, true), true, wave).0
+                });
+                decided == Some(Decision::Within)
+            });
+            runs.count() as f64 / RUNS as f64
+        };
+        let (share, without) = (accepted(false), accepted(true));
+        let noise = 2.0 * (0.05 * 0.95 / RUNS as f64).sqrt();
+        assert!(share <= 0.05 + noise, "{share}");
+        assert!(without > 0.07, "as if every plan were the last: {without}");
+    }
+
+    /// A plan of a part of the split needs more items than the interval would.
+    #[test]
+    fn a_limited_plan_is_decided_by_its_looks() {
+        let whole = scenario(1000, 0.02, 0.0);
+        let part = Scenario { rule: StopRule { whole: false, ..whole.rule }, ..whole };
+        let (whole, part) = (simulate(&whole, 500, 7), simulate(&part, 500, 7));
+        assert!(part.within < whole.within, "{part:?} {whole:?}");
+    }
+
     /// A group whose tasks differ in size, flip rate and drop, and whose score drops by exactly the margin: visited as a
     /// permutation of all items, it is not accepted more often than one task.
     #[test]
     fn a_group_that_drops_by_the_margin_is_accepted_in_at_most_five_percent() {
-        let rule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1 };
+        let rule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1, whole: true };
         // (items, lost, gained): 8 + 24 − 16 + 4 = 20 of 2,000 items net.
         let tasks = [(200usize, 10, 2), (600, 30, 6), (800, 4, 20), (400, 8, 4)];
         let sizes: Vec<(usize, usize)> = tasks.iter().enumerate().map(|(i, (n, ..))| (i, *n)).collect();

@@ -1,13 +1,13 @@
 //! Everything that can be decided before work starts: the model is there, the recipe applies, the engine knows the
 //! architecture, the tasks load and their requests can be made.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::arm::ArmEngine;
 use super::calibrate_units::{self, CalibrateJob};
 use super::config::ReleaseConfig;
+use super::decided::{Decided, PlannedTask};
 use super::waves::Sequence;
 use crate::base::closest::suggestion;
 use crate::base::digest::{Digest, DigestBuilder};
@@ -18,11 +18,9 @@ use crate::checkpoint::source::{self, ResolvedModel};
 use crate::engine;
 use crate::eval::endpoint::ApiKey;
 use crate::eval::{self, EvalError, EvalOptions, ItemOrder, OutputInfo, PreparedTask};
-use crate::gate::{Facts, Margin, StopRule, Subject, TaskFacts};
 use crate::model::tokenizer::Tokenizer;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
-use crate::record::eval::MetricInfo;
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::suite::{self, Group, Suite};
 
@@ -94,6 +92,10 @@ impl Inputs {
         let options = EvalOptions {
             limit: config.limit,
             order: ItemOrder::Permuted { seed: config.seed },
+            num_fewshot: config.num_fewshot,
+            fewshot_seed: config.fewshot_seed,
+            apply_chat_template: config.apply_chat_template,
+            system_instruction: config.system_instruction.clone(),
             ..EvalOptions::new(max_len(&source, &engines))
         };
         let tasks = prepare(&suite, &tokenizer, &options)?;
@@ -162,7 +164,7 @@ impl Inputs {
     /// What is scored in which waves: each task by itself, or those of a group together where looks at the group may stop
     /// them early.
     pub fn sequences(&self) -> Vec<Sequence> {
-        let (subjects, rules) = decided(&self.config, &self.tasks, &self.groups);
+        let Decided { subjects, rules, .. } = decided(&self.config, &self.tasks, &self.groups);
         let rule = |name: &str| rules.get(name).copied().filter(|_| self.config.early_stop);
         let mut taken: Vec<&str> = Vec::new();
         let mut sequences = Vec::new();
@@ -179,6 +181,11 @@ impl Inputs {
             sequences.push(Sequence::of_task(task.name(), index, task.items.len(), rule(task.name())));
         }
         sequences
+    }
+
+    /// What this plan cannot accept whatever is scored, in words: known before any work.
+    pub fn uncertifiable(&self) -> Vec<String> {
+        decided(&self.config, &self.tasks, &self.groups).uncertifiable()
     }
 
     /// Digest over everything that decides the outcome.
@@ -208,28 +215,15 @@ pub fn prepare(
 }
 
 /// What the gate will decide, and which of it may stop early.
-fn decided(
-    config: &ReleaseConfig,
-    tasks: &[PreparedTask],
-    groups: &[Group],
-) -> (Vec<Subject>, BTreeMap<String, StopRule>) {
-    let metrics = metrics(tasks);
-    let fact = |task: &'_ PreparedTask| TaskFacts {
-        metric: &metrics[task.name()],
-        clustered: task.task.config.cluster.is_some(),
-        whole: task.items.len() == task.full_split,
-    };
-    let facts: Facts<'_> = tasks.iter().map(|task| (task.name(), fact(task))).collect();
-    let groups = eval::group_records(groups);
-    let options = config.options_for(&metrics, &groups);
-    let subjects = options.subjects(&groups, &facts);
-    let rules = options.stop_rules(&subjects, &facts);
-    (subjects, rules)
+fn decided(config: &ReleaseConfig, tasks: &[PreparedTask], groups: &[Group]) -> Decided {
+    let planned: Vec<PlannedTask<'_>> =
+        tasks.iter().map(|task| (task.task.as_ref(), task.items.len())).collect();
+    Decided::of(config, &planned, groups)
 }
 
 /// The metric of each task that decides.
 fn metrics(tasks: &[PreparedTask]) -> BTreeMap<String, MetricInfo> {
-    tasks.iter().map(|task| (task.name().to_owned(), eval::primary_metric(task))).collect()
+    tasks.iter().map(|task| (task.name().to_owned(), eval::primary_metric(&task.task))).collect()
 }
 
 /// A release compares all items: one that cannot be scored is found before hours of work.
@@ -252,7 +246,7 @@ fn check_task_names(config: &ReleaseConfig, tasks: &[PreparedTask], groups: &[Gr
         return Err(Failure::config(format!("tasks.{name}: the suites hold no such task or suite"))
             .with_hint(suggestion(name, &known)));
     }
-    let (subjects, _) = decided(config, tasks, groups);
+    let Decided { subjects, .. } = decided(config, tasks, groups);
     let part = |name: &String| subjects.iter().find(|subject| subject.name == *name)?.part_of.clone();
     for (name, settings) in &config.tasks {
         let decides = settings.margin.is_some() || settings.tier.is_some() || settings.published.is_some();

@@ -149,7 +149,8 @@ pub struct LookUnit<'a> {
 impl<'a> LookUnit<'a> {
     /// The key: everything that the look depends on.
     pub fn key(&self) -> UnitKey {
-        let StopRule { margin, alpha, tests } = self.rule;
+        // Whether the plan is whole changes no look, only what is made of the last one.
+        let StopRule { margin, alpha, tests, whole: _ } = self.rule;
         let builder = KeyBuilder::new("look/2")
             .part("margin", margin)
             .part("alpha", alpha.value())
@@ -211,7 +212,7 @@ mod tests {
     use super::*;
     use crate::base::stats::Alpha;
 
-    const RULE: StopRule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1 };
+    const RULE: StopRule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1, whole: true };
 
     #[test]
     fn every_item_is_in_one_wave() {

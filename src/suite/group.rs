@@ -27,6 +27,9 @@ pub struct Group {
     pub tasks: Vec<String>,
     /// Metrics combined over the tasks.
     pub aggregates: Vec<GroupMetric>,
+    /// Members, or tasks and groups below them, that decide nothing of a release unless its configuration says so:
+    /// `metadata.advisory`, an extension that lm-eval passes over.
+    pub advisory: Vec<String>,
     /// `metadata.version`, `N/A` where there is none.
     pub version: String,
 }
@@ -64,6 +67,7 @@ impl Group {
             members,
             tasks,
             aggregates: aggregates(definition)?,
+            advisory: advisory(definition, suite)?,
             version: version.map_or_else(|| "N/A".to_owned(), python::str),
         })
     }
@@ -72,6 +76,22 @@ impl Group {
 fn wrong(definition: &Definition, key: &str, expected: &str, found: &Value) -> SuiteError {
     let detail = format!("expected {expected}, found {found}");
     SuiteError::Value { place: definition.place(key), key: key.to_owned(), detail }
+}
+
+/// Names under `metadata.advisory`; each is a task or a group of the suite, so that a misspelt one does not decide.
+fn advisory(definition: &Definition, suite: &Suite) -> Result<Vec<String>, SuiteError> {
+    let Some(value) = definition.get("metadata").and_then(|metadata| metadata.get("advisory")) else {
+        return Ok(Vec::new());
+    };
+    let known = |name: &str| {
+        suite.tasks.iter().any(|t| t.config.task == name) || suite.groups.iter().any(|g| g.name == name)
+    };
+    let names: Option<Option<Vec<String>>> = value.as_array().map(|list| {
+        list.iter().map(|name| name.as_str().filter(|name| known(name)).map(str::to_owned)).collect()
+    });
+    names
+        .flatten()
+        .ok_or_else(|| wrong(definition, "metadata", "advisory: a list of its tasks or groups", value))
 }
 
 fn aggregates(definition: &Definition) -> Result<Vec<GroupMetric>, SuiteError> {

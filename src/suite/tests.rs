@@ -344,6 +344,7 @@ fn bundles_hold_their_tasks() {
     assert_eq!(core.tasks.len(), 10 + 57);
     assert!(core.groups.iter().any(|g| g.name == "mmlu" && g.tasks.len() == 57));
     assert!(core.groups.last().unwrap().aggregates.is_empty());
+    assert_eq!(core.groups.last().unwrap().advisory, ["wikitext"]);
     let sizes: Vec<usize> = ["mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]
         .iter()
         .map(|name| core.groups.iter().find(|g| g.name == *name).unwrap().tasks.len())

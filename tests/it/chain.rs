@@ -85,6 +85,48 @@ fn plan_prints_the_graph_and_runs_nothing() {
 }
 
 #[test]
+fn a_plan_names_what_no_outcome_could_certify() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    let plan = |args: &[&str]| {
+        let all = ["release", "--plan", "--suite", "tiny_colours"].iter().chain(args);
+        day0(dir.path(), all.copied()).expect(10).stdout
+    };
+    assert!(!plan(&[]).contains("cannot be certified"));
+    // Enough for the interval of the whole split at 2.5 %, but a part is certified by its looks alone.
+    let few = plan(&["--limit", "400"]);
+    assert!(few.contains("note       tiny_colours cannot be certified: 400 items"), "{few}");
+    assert!(!plan(&["--limit", "400", "--no-early-stop"]).contains("cannot be certified"));
+}
+
+/// The prompts of a release are set as those of `day0 eval`, by flags or `day0.yaml`, and are part of what a run is.
+#[test]
+fn prompts_of_a_release_have_examples_and_an_instruction() {
+    let _turn = serial();
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = |args: &[&str]| {
+        let all = ["release", "--plan", "--suite", "tiny_colours", "--limit", "8"].iter().chain(args);
+        let text = day0(dir.path(), all.copied()).expect(10).stdout;
+        text.lines().find(|line| line.starts_with("task ")).unwrap().to_owned()
+    };
+    let plain = tasks(&[]);
+    let shots = tasks(&["--num-fewshot", "2"]);
+    let seeded = tasks(&["--num-fewshot", "2", "--fewshot-seed", "7"]);
+    let told = tasks(&["--system-instruction", "Answer."]);
+    let all = [&plain, &shots, &seeded, &told];
+    for (place, one) in all.iter().enumerate() {
+        assert!(all[..place].iter().all(|other| other != one), "{all:?}");
+    }
+    std::fs::write(dir.path().join("day0.yaml"), "num_fewshot: 2\nfewshot_seed: 7\n").unwrap();
+    assert_eq!(tasks(&[]), seeded);
+    assert_eq!(tasks(&["--fewshot-seed", "1234"]), shots);
+    let (_, record) = release(dir.path(), &["--suite", "tiny_colours", "--limit", "8"]);
+    assert_eq!(record["failure_class"], json!("INSUFFICIENT_EVIDENCE"), "{record:#}");
+    let results = read_json(dir.path().join("run/eval/candidate/results.json"));
+    assert_eq!(results["n-shot"]["tiny_colours"], json!(2), "{}", results["n-shot"]);
+}
+
+#[test]
 fn endpoint_that_serves_the_baseline_as_the_candidate_is_caught() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();

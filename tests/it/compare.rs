@@ -245,8 +245,25 @@ fn a_plan_says_what_a_suite_can_show() {
     assert_eq!((first["items"].as_u64(), first["flip_rate"].as_f64()), (Some(4096), Some(0.02)));
     assert!(first["no_drop"]["items_median"].as_u64().unwrap() < 2000, "{first}");
     let small = day0(dir.path(), args.iter().copied().chain(["--limit", "200"])).expect(0);
-    small.says("warning: tiny_colours");
+    let small = small.says("warning: tiny_colours");
     day0(dir.path(), ["power", "--suite", "day0-tiny", "--margin", "0"]).expect(2);
+    // 320 documents are enough for a metric without a scale, 200 are not, and the flags see no outcome that is.
+    small.says("warning: tiny_stories cannot be certified: 200 documents, fewer than 300");
+    // The margins and tiers of the release that is planned.
+    let text = "margin: 0.03\ntasks: {tiny_homes: {margin: 0.02}, tiny_pets: {tier: advisory}}\n";
+    std::fs::write(dir.path().join("day0.yaml"), text).unwrap();
+    let args = ["power", "--suite", "day0-tiny", "--simulations", "20", "--flip-rates", "0.02", "--json"];
+    let rows = day0(dir.path(), args).expect(0).json();
+    let of = |task: &str| rows.as_array().unwrap().iter().find(|row| row["task"] == task).unwrap().clone();
+    assert_eq!((&of("tiny_colours")["margin"], &of("tiny_homes")["margin"]), (&json!(0.03), &json!(0.02)));
+    assert_eq!(
+        (&of("tiny_colours")["tier"], &of("tiny_pets")["tier"]),
+        (&json!("required"), &json!("advisory"))
+    );
+    let args: Vec<&str> = args.into_iter().chain(["--margin", "5"]).collect();
+    let rows = day0(dir.path(), args).expect(0).json();
+    assert_eq!(rows[0]["margin"], json!(0.05));
+    std::fs::remove_file(dir.path().join("day0.yaml")).unwrap();
     // From a finished run: its own flip rates, and how long it took.
     day0(dir.path(), ["release", "--limit", "40", "--out", "run"]).expect(3);
     let from = ["power", "--suite", "day0-tiny", "--from", "run", "--simulations", "50", "--json"];

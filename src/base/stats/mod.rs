@@ -19,7 +19,7 @@ pub use level::{
     Alpha, AlphaError, Bounds, Estimate, normal_cdf, normal_quantile, student_quantile, student_sf,
 };
 pub use mcnemar::{McNemar, mcnemar};
-pub use power::{POWER, minimal_detectable, needed_n, zero_flip_bound, zero_flip_n};
+pub use power::{POWER, Test, minimal_detectable, needed_n, zero_flip_bound, zero_flip_n};
 pub use proportion::wilson;
 pub use ratio::Ratio;
 pub use tango::PairedCounts;

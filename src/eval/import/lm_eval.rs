@@ -77,7 +77,7 @@ fn groups(results: &Value, tasks: &BTreeMap<String, TaskRecord>) -> BTreeMap<Str
             }
         };
         let metrics = stated.into_iter().filter_map(how).collect();
-        (name.clone(), GroupRecord { tasks: members, metrics })
+        (name.clone(), GroupRecord { tasks: members, metrics, advisory: Vec::new() })
     };
     let names = subtasks.as_object().into_iter().flatten().map(|(name, _)| name);
     names.map(record).filter(|(_, group)| !group.tasks.is_empty()).collect()

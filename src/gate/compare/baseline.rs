@@ -1,7 +1,7 @@
 //! Checks of the baseline alone: whether the task can show damage at all, and whether its score is the known one.
 
 use super::evidence::TaskEvidence;
-use super::options::CompareOptions;
+use super::options::{CompareOptions, Published};
 use super::pairs::Pairs;
 use super::policy::is_limited;
 use super::sample::choices;
@@ -9,10 +9,6 @@ use crate::base::stats::{Alpha, wilson};
 use crate::gate::decimal::{Decimal, exceeds};
 use crate::gate::findings::Collector;
 use crate::record::{FailureClass, Finding, GateName};
-
-/// Largest difference between measured and published score, as a fraction of the scale (of the published score for
-/// metrics without one): the 5 points of the upstream run validation.
-const PUBLISHED_TOLERANCE: f64 = 0.05;
 
 /// The share of right answers that guessing gives: the mean of 1/choices. `None` unless the metric counts right
 /// answers among at least two choices.
@@ -52,28 +48,26 @@ pub(super) fn above_chance(
 }
 
 /// Whether a share measured on a part of the split is shown to be off: its Wilson interval, too, is out of tolerance.
-fn shown_off(evidence: &TaskEvidence, published: f64) -> bool {
+fn shown_off(evidence: &TaskEvidence, Published { score, tolerance }: Published) -> bool {
     let whole = !is_limited(evidence) && evidence.not_needed == 0;
     let n = evidence.n as u64;
     let is_share = evidence.psi.is_some();
     whole
         || is_share && {
             let bounds = wilson(evidence.baseline * evidence.n as f64, n, Alpha::FIVE_PERCENT);
-            bounds.lower > published + PUBLISHED_TOLERANCE || bounds.upper < published - PUBLISHED_TOLERANCE
+            bounds.lower > score + tolerance || bounds.upper < score - tolerance
         }
 }
 
 /// Compares the baseline with its published score. On a part of the split the sampling error must be exceeded, too;
 /// otherwise it is a note.
-pub(super) fn published(name: &str, evidence: &TaskEvidence, published: f64) -> Option<Finding> {
-    let (high, low) = if evidence.baseline > published {
-        (evidence.baseline, published)
-    } else {
-        (published, evidence.baseline)
-    };
-    let unit = evidence.scale.unwrap_or(published);
+pub(super) fn published(name: &str, evidence: &TaskEvidence, published: Published) -> Option<Finding> {
+    let Published { score, tolerance } = published;
+    let (high, low) =
+        if evidence.baseline > score { (evidence.baseline, score) } else { (score, evidence.baseline) };
+    let unit = evidence.scale.unwrap_or(score);
     let [high, low, unit] = [high, low, unit].map(Decimal::of);
-    exceeds(high, low, Decimal::of(PUBLISHED_TOLERANCE), unit).then(|| {
+    exceeds(high, low, Decimal::of(tolerance), unit).then(|| {
         let finding = Finding::new(
             GateName::Compare,
             "baseline.published",
@@ -81,7 +75,7 @@ pub(super) fn published(name: &str, evidence: &TaskEvidence, published: f64) -> 
             name,
         )
         .observed(format!("{} {:.4} measured on the baseline", evidence.metric, evidence.baseline))
-        .expected(format!("{published} ± {PUBLISHED_TOLERANCE} as published"));
+        .expected(format!("{score} ± {tolerance} as published"));
         if shown_off(evidence, published) { finding } else { finding.as_note() }
     })
 }

@@ -7,8 +7,8 @@ use super::pairs::Pairs;
 use super::sample::{Interval, Sample, choices};
 use super::sequential::{Decision, Look, StopRule, waves};
 use crate::base::stats::{
-    Alpha, Estimate, PairedCounts, Ratio, WaveFlips, betting_bounds, mcnemar, minimal_detectable, needed_n,
-    zero_flip_bound, zero_flip_n,
+    Alpha, Estimate, PairedCounts, Ratio, Test, WaveFlips, betting_bounds, mcnemar, minimal_detectable,
+    needed_n, zero_flip_bound, zero_flip_n,
 };
 use crate::record::eval::{ItemRecord, MetricInfo, NoiseFloor};
 
@@ -33,7 +33,7 @@ pub enum TaskVerdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Tango's score interval for paired 0/1 items.
+    /// Tango's score interval for paired 0/1 items, its upper bound not below the exact binomial one.
     Tango,
     /// The wider of Tango's and the cluster-robust interval.
     TangoOrCluster,
@@ -125,13 +125,14 @@ pub struct TaskEvidence {
     pub psi: Option<f64>,
     /// McNemar's mid-p against "the candidate is worse", with no margin.
     pub mcnemar_p: Option<f64>,
-    /// Smallest true drop these items show with power 0.8.
+    /// Smallest true drop these items show with power 0.8, by the test that decides.
     pub mde: Option<f64>,
-    /// Items that would decide with power 0.8 if the observed drop is the true one.
+    /// Items that would decide with power 0.8 if the observed drop is the true one, by the test that decides a plan of
+    /// that many: of a task that had looks the betting test, or the interval where all items of the split are needed.
     pub n_needed: Option<u64>,
-    /// Items that would show "within the margin" with power 0.8 if there is no drop.
+    /// Items that would show "within the margin" with power 0.8 if there is no drop, by the same test.
     pub n_needed_no_drop: Option<u64>,
-    /// Upper bound of the fixed-n interval, below which a gain is implausible.
+    /// Upper bound of the fixed-n interval without the exact test, below which a gain is implausible.
     pub gain_upper: Option<f64>,
     /// p-value of "the drop is at most the margin"; where a task had looks, of the betting test and the interval
     /// together.
@@ -189,6 +190,30 @@ impl Terms {
         self.path.as_ref().map_or(self.alpha, |path| path.rule.part())
     }
 
+    /// The test that can show the drop to be within the margin after the planned items.
+    fn test(&self) -> Test {
+        self.path.as_ref().map_or(Test::Interval, |path| path.rule.last_test(true).0)
+    }
+
+    /// Items needed to show that the drop is `distance` below the margin, where one paired difference has this
+    /// `variance`; `floor` is the least number that can show anything, by a test.
+    fn needed_n(
+        &self,
+        variance: f64,
+        distance: f64,
+        full_split: u64,
+        floor: impl Fn(Test) -> Option<u64>,
+    ) -> Option<u64> {
+        let by = |test| Some(needed_n(test, variance, distance, self.level())?.max(floor(test)?));
+        let interval = by(Test::Interval);
+        if self.path.is_none() {
+            return interval;
+        }
+        // The interval decides at the last item of the split alone, the betting test before it.
+        let at_the_end = interval.map(|n| n.max(full_split));
+        at_the_end.into_iter().chain(by(Test::Betting)).min()
+    }
+
     /// Bounds of the drop fraction.
     fn interval(&self, sample: &Sample, stopped: bool) -> Interval {
         match &self.path {
@@ -227,8 +252,9 @@ impl TaskEvidence {
         let shift = gold_margin_shift(pairs);
         let plan = |distance: f64| {
             let variance = stderr?.powi(2) * sample.n as f64;
-            let floor = if counts.is_some() { zero_flip_n(margin.value(), level)? } else { 2 };
-            Some(needed_n(variance, distance, level)?.max(floor))
+            let floor =
+                |test| if counts.is_some() { zero_flip_n(test, margin.value(), level) } else { Some(2) };
+            terms.needed_n(variance, distance, pairs.full_split() as u64, floor)
         };
         Self {
             metric: metric.name.clone(),
@@ -259,12 +285,13 @@ impl TaskEvidence {
             psi: counts.map(PairedCounts::flip_rate),
             mcnemar_p: counts.map(|c| mcnemar(c.b(), c.c()).mid_p_worse),
             mde: stderr.map(|stderr| {
-                let floor = if counts.is_some() { zero_flip_bound(sample.n, level) } else { 0.0 };
-                minimal_detectable(stderr, level).max(floor)
+                let test = terms.test();
+                let floor = if counts.is_some() { zero_flip_bound(test, sample.n, level) } else { 0.0 };
+                minimal_detectable(test, stderr, level).max(floor)
             }),
             n_needed: drop_fraction.and_then(|drop| plan(margin.value() - drop)),
             n_needed_no_drop: plan(margin.value()),
-            gain_upper: finite(sample.interval(level).bounds.upper),
+            gain_upper: finite(sample.gain_upper(level)),
             p_value: terms.p_at_most(sample, stopped),
             p_adjusted: None,
             choice_kl: choice_kl(pairs),

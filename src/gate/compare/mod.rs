@@ -24,6 +24,7 @@ mod wording;
 
 pub use evidence::{Flip, Method, TaskEvidence, TaskVerdict};
 pub use judge::compare;
-pub use options::{CompareOptions, Margin, Policy, TaskOptions, Tier};
+pub use options::{CompareOptions, Margin, Policy, Published, TaskOptions, Tier};
+pub use sample::MIN_DOCUMENTS;
 pub use sequential::{Decision, Follower, Look, StopRule, WaveCounts};
 pub use subject::{Facts, Subject, TaskFacts};

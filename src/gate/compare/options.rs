@@ -83,6 +83,27 @@ impl Default for TaskOptions {
     }
 }
 
+/// A score of the original model that others published.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// The score, in the unit of the task's primary metric (0.57, not 57, of 1).
+    pub score: f64,
+    /// Largest difference between the measured baseline and it, as a fraction of the scale (of the score itself for
+    /// metrics without one).
+    #[serde(default = "Published::tolerance")]
+    pub tolerance: f64,
+}
+
+impl Published {
+    /// The 5 points of the upstream run validation.
+    pub const TOLERANCE: f64 = 0.05;
+
+    fn tolerance() -> f64 {
+        Self::TOLERANCE
+    }
+}
+
 /// What a comparison is asked to decide.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -101,8 +122,8 @@ pub struct CompareOptions {
     pub across_engines: bool,
     /// What rescoring the baseline on other kernels changed, by task.
     pub noise: BTreeMap<String, NoiseFloor>,
-    /// Published scores of the baseline by task, in the unit of the task's primary metric (0.57, not 57, of 1).
-    pub published: BTreeMap<String, f64>,
+    /// Published scores of the baseline by task.
+    pub published: BTreeMap<String, Published>,
 }
 
 impl Default for CompareOptions {
@@ -184,9 +205,9 @@ fn check_subject(out: &mut Collector, options: &CompareOptions, name: &str, metr
     }
     if let Some(published) = options.published.get(name) {
         let highest = metric.scale.unwrap_or(f64::MAX);
-        if !(0.0..=highest).contains(published) {
+        if !(0.0..=highest).contains(&published.score) {
             bad(
-                format!("published score {published}"),
+                format!("published score {}", published.score),
                 &format!("0 to {highest}, as {} is", metric.name),
                 out,
             );

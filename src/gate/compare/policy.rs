@@ -21,7 +21,8 @@ fn gain_limit(task: &TaskEvidence) -> f64 {
 /// Certify: only what is shown.
 ///
 /// A task that had looks is within or a regression as soon as one of them shows it; the fixed-n interval decides at the
-/// last planned item, at half the level. Upper bound of the drop < margin: within. Lower bound > margin, also after Holm's correction across the tasks of
+/// last item of the split, at half the level. A limited plan that had looks is within by them alone, because a longer
+/// plan would look at the same items again. Upper bound of the drop < margin: within. Lower bound > margin, also after Holm's correction across the tasks of
 /// the same tier: regression. Gain shown to be above [`IMPLAUSIBLE_GAIN`]: implausible. Else undecided. ACCEPT needs
 /// every required task within, each at level α: an intersection-union test, which needs no correction.
 pub(super) fn certify<'a>(tasks: impl IntoIterator<Item = &'a mut TaskEvidence>, alpha: Alpha) {
@@ -45,11 +46,12 @@ fn certified(task: &TaskEvidence, p_adjusted: f64, alpha: Alpha) -> TaskVerdict 
     };
     let margin = task.margin.value();
     let stopped = task.not_needed > 0;
+    let interval_may = task.looks.is_empty() || !is_limited(task);
     // p-values of tasks with looks join two tests; the interval alone need not show what the betting does.
     let shown_worse = lower > margin || !task.looks.is_empty();
     match () {
         () if task.gain_upper.is_some_and(|upper| upper < -gain_limit(task)) => TaskVerdict::ImplausibleGain,
-        () if task.within_by_betting() || (!stopped && upper < margin) => TaskVerdict::Within,
+        () if task.within_by_betting() || (!stopped && interval_may && upper < margin) => TaskVerdict::Within,
         () if shown_worse && p_adjusted <= alpha.value() => TaskVerdict::Regression,
         () => TaskVerdict::Undecided,
     }

@@ -15,7 +15,7 @@ use crate::gate::run::{Aggregation, aggregation};
 use crate::record::eval::ItemRecord;
 
 /// Documents that a metric without a scale needs: its items are few and long, and their differences skewed.
-const MIN_DOCUMENTS: usize = 300;
+pub const MIN_DOCUMENTS: usize = 300;
 
 /// Differing items that the t interval needs. With fewer, the variance of rare differences is underestimated (for
 /// 0/1 items Tango's interval takes care of that): at 300 items and 2 % flips a nominal 5 % error is 8.6 % in truth.
@@ -140,17 +140,26 @@ impl Sample {
         if self.pooled { ratio().or_else(by_counts) } else { by_counts().or_else(ratio) }
     }
 
-    /// Bounds of the drop fraction: of each applicable method the wider one.
+    /// Bounds of the drop fraction that decide: of each applicable method the wider one.
     pub fn interval(&self, alpha: Alpha) -> Interval {
+        self.interval_by(alpha, PairedCounts::bounds)
+    }
+
+    /// The upper bound below which a gain shows: without the exact test of [`PairedCounts::bounds`], which knows no gains.
+    pub fn gain_upper(&self, alpha: Alpha) -> f64 {
+        self.interval_by(alpha, PairedCounts::tango_bounds).bounds.upper
+    }
+
+    fn interval_by(&self, alpha: Alpha, of_counts: fn(PairedCounts, Alpha) -> Bounds) -> Interval {
         let of = |ratio: Ratio| {
             let Bounds { lower, upper } = ratio.bounds(alpha);
             Bounds { lower: self.fraction(lower), upper: self.fraction(upper) }
         };
         let clustered = self.clustered.map(of);
         let (bounds, method) = match (self.counts, self.independent, clustered) {
-            (Some(counts), _, None) => (counts.tango_bounds(alpha), Method::Tango),
+            (Some(counts), _, None) => (of_counts(counts, alpha), Method::Tango),
             (Some(counts), _, Some(other)) => {
-                (counts.tango_bounds(alpha).envelope(other), Method::TangoOrCluster)
+                (of_counts(counts, alpha).envelope(other), Method::TangoOrCluster)
             }
             (None, Some(ratio), None) if self.pooled => (of(ratio), Method::Stratified),
             (None, Some(ratio), None) => (of(ratio), Method::PairedT),

@@ -3,8 +3,10 @@
 //!
 //! Items are visited in waves along a permutation fixed before the run; after each wave the counts of both arms are
 //! looked at. Each side of the test spends half of α on the betting test (`base::stats::betting`), which may be looked
-//! at after every wave, and half on the fixed-n interval of the last planned item: the false acceptances of both add
-//! up to α at most. A regression stops a task at the level that Holm's correction demands of the first of all tasks,
+//! at after every wave, and half on the fixed-n interval of the last item of the split: the false acceptances of both
+//! add up to α at most. A plan of fewer items has no such last item: a longer plan visits the same permutation, so an
+//! interval at the end of each would spend its half again every time, while the betting test stays valid however often
+//! and however far the plan is extended. So of a limited plan only the betting test shows "within". A regression stops a task at the level that Holm's correction demands of the first of all tasks,
 //! so it stands whatever the other tasks turn out to be.
 //!
 //! A look that shows "within" stops the task only if nothing else would need more items: the gain is not an
@@ -16,7 +18,7 @@ use super::pairs::{Pair, Pairs};
 use super::policy::IMPLAUSIBLE_GAIN;
 use super::sample::choices;
 use super::subject::Subject;
-use crate::base::stats::{Alpha, Betting, Claim, PairedCounts, WaveFlips};
+use crate::base::stats::{Alpha, Betting, Claim, PairedCounts, Test, WaveFlips};
 use crate::record::eval::{ItemRecord, MetricInfo, TaskRecord};
 
 /// Parts of α: the betting test and the interval of the last look.
@@ -33,6 +35,8 @@ pub struct StopRule {
     pub alpha: Alpha,
     /// Subjects among which Holm's correction is made.
     pub tests: usize,
+    /// Whether all items of the split are planned: only then the interval of the last look may show "within".
+    pub whole: bool,
 }
 
 /// What a look shows.
@@ -106,13 +110,23 @@ impl StopRule {
         }
     }
 
+    /// The test that shows "within" at the end of a plan that had looks or none, and its level.
+    pub fn last_test(&self, looks: bool) -> (Test, Alpha) {
+        match (looks, self.whole) {
+            (false, _) => (Test::Interval, self.alpha),
+            (true, true) => (Test::Interval, self.part()),
+            (true, false) => (Test::Betting, self.part()),
+        }
+    }
+
     /// The decision of all planned items without a decision before: by the last of the looks, if there were any, or by
-    /// the interval. (Gate `compare` decides so, too, with Holm's correction across all tasks.)
+    /// the interval; of a limited plan that had looks by them alone. (Gate `compare` decides so, too, with Holm's
+    /// correction across all tasks.)
     pub fn at_the_end(&self, counts: PairedCounts, last: Option<&Look>) -> Option<Decision> {
-        let level = if last.is_some() { self.part() } else { self.alpha };
+        let (test, level) = self.last_test(last.is_some());
         let p_interval = counts.p_at_most(self.margin);
         let p = last.map_or(p_interval, |look| self.p_worse(p_interval.min((-look.ln_e_worse).exp())));
-        let within = counts.tango_bounds(level).upper < self.margin
+        let within = (test == Test::Interval && counts.p_within(self.margin) < level.value())
             || last.is_some_and(|look| self.proves_within(look.ln_e_within));
         match () {
             () if within => Some(Decision::Within),

@@ -9,7 +9,7 @@ use crate::gate::fixtures::accuracy_arm;
 use crate::record::eval::{EvalRecord, TaskRecord, Visit};
 use crate::record::{FailureClass, GateReport, Verdict};
 
-const RULE: StopRule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1 };
+const RULE: StopRule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1, whole: true };
 
 fn wave(n: u64, lost: u64, gained: u64) -> WaveCounts {
     WaveCounts { n, lost, gained, right: n * 3 / 4, guessed: Some(n as f64 / 4.0) }
@@ -53,9 +53,15 @@ fn a_gain_or_a_baseline_at_chance_does_not_stop_as_within() {
 
 /// Both arms of a task that was planned with `full` items and stopped after `n`, in waves of 64.
 fn stopped(n: usize, full: usize, lost: impl Fn(usize) -> bool) -> (EvalRecord, EvalRecord) {
-    let right = |i: usize| f64::from(u8::from(!i.is_multiple_of(4)));
-    let base: Vec<f64> = (0..n).map(right).collect();
-    let cand: Vec<f64> = (0..n).map(|i| if lost(i) { 0.0 } else { right(i) }).collect();
+    changed(n, full, |i, right| right && !lost(i))
+}
+
+/// The same, where `still` says of an item and whether the baseline is right whether the candidate is.
+fn changed(n: usize, full: usize, still: impl Fn(usize, bool) -> bool) -> (EvalRecord, EvalRecord) {
+    let right = |i: usize| !i.is_multiple_of(4);
+    let value = |on: bool| f64::from(u8::from(on));
+    let base: Vec<f64> = (0..n).map(|i| value(right(i))).collect();
+    let cand: Vec<f64> = (0..n).map(|i| value(still(i, right(i)))).collect();
     let visit = |mut record: EvalRecord| {
         let task = task_of(&mut record);
         task.expected = full;
@@ -140,6 +146,41 @@ fn at_the_last_item_the_interval_decides_at_half_the_level() {
         record
     };
     assert!(decide(&(fixed(arms.0), fixed(arms.1))).pass);
+}
+
+/// 800 items with 5 lost and 5 gained: the interval shows the drop to be within the margin, the looks do not. It may
+/// decide at the last item of the split, and of a limited plan that had no looks; a limited plan with looks could be
+/// extended on the same items, and its interval would be spent again.
+#[test]
+fn the_interval_of_a_limited_plan_with_looks_decides_nothing() {
+    let limited = |(mut a, mut b): (EvalRecord, EvalRecord), looks: bool| {
+        for record in [&mut a, &mut b] {
+            let task = task_of(record);
+            "--limit 800".clone_into(&mut task.limited_by);
+            task.full_split = 4096;
+            task.visit = task.visit.take().filter(|_| looks);
+        }
+        (a, b)
+    };
+    let arms = || changed(800, 800, |i, right| (right && i % 160 != 1) || i % 160 == 0);
+    let whole = decide(&arms());
+    let of_whole = evidence(&whole);
+    assert_eq!((of_whole.flips_b, of_whole.flips_c), (Some(5), Some(5)));
+    assert!(of_whole.looks.iter().all(|look| look.decision.is_none()), "{:?}", of_whole.looks.last());
+    assert!(whole.pass, "{}", whole.detail);
+    assert!(decide(&limited(arms(), false)).pass);
+    let report = decide(&limited(arms(), true));
+    assert_eq!(report.failure_class, Some(FailureClass::InsufficientEvidence), "{}", report.detail);
+    let task = evidence(&report);
+    assert!(task.upper.unwrap() < 0.01 && task.upper == of_whole.upper, "the interval alone would accept");
+    // What is needed is planned by the test that decides.
+    assert!(of_whole.n_needed_no_drop < Some(1200), "{:?}", of_whole.n_needed_no_drop);
+    assert!((1200..4096).contains(&task.n_needed_no_drop.unwrap()), "{:?}", task.n_needed_no_drop);
+    assert!(task.mde > of_whole.mde, "{:?} {:?}", task.mde, of_whole.mde);
+    // Looks show it of a limited plan, too.
+    let n = decision(RULE, &[wave(64, 0, 0); 40]).unwrap().0 as usize;
+    let report = decide(&limited(stopped(n, 800, |_| false), true));
+    assert!(report.pass, "{}", report.detail);
 }
 
 /// The simulator and the gate judge the last look alike.

@@ -34,15 +34,24 @@ pub struct TaskFacts<'a> {
     pub clustered: bool,
     /// Whether all items of the split are planned.
     pub whole: bool,
+    /// Whether every item is right or wrong: a scale of 1 alone says only that no item has more.
+    pub binary: bool,
 }
 
 /// Facts of tasks by name.
 pub type Facts<'a> = BTreeMap<&'a str, TaskFacts<'a>>;
 
 impl<'a> TaskFacts<'a> {
-    /// What a record says of its task. Clusters show in the items.
+    /// What a record says of its task. Clusters show in the items, and so does whether they are right or wrong.
     pub fn of(task: &'a TaskRecord) -> Self {
-        Self { metric: &task.primary_metric, clustered: false, whole: task.expected == task.full_split }
+        let metric = &task.primary_metric;
+        let values = task.items.iter().filter_map(|item| item.values.get(&metric.name));
+        Self {
+            metric,
+            clustered: false,
+            whole: task.expected == task.full_split,
+            binary: values.into_iter().all(|value| *value == 0.0 || *value == 1.0),
+        }
     }
 }
 
@@ -105,8 +114,8 @@ impl CompareOptions {
             && self.tasks.get(name).is_none_or(|options| options.pooled)
     }
 
-    /// How each deciding subject may stop early; subjects that cannot are left out: those whose metric is not of scale
-    /// 1, whose margin is relative, whose items are not exchangeable, and groups whose items do not count alike.
+    /// How each deciding subject may stop early; subjects that cannot are left out: those whose items are not right or
+    /// wrong on a scale of 1, whose margin is relative, whose items are not exchangeable, and groups whose items do not count alike.
     pub fn stop_rules(&self, subjects: &[Subject], facts: &Facts<'_>) -> BTreeMap<String, StopRule> {
         let family =
             |tier: Tier| subjects.iter().filter(|s| s.decides() && self.tier(&s.name) == tier).count();
@@ -117,11 +126,13 @@ impl CompareOptions {
             let Margin::Absolute(margin) = self.margin_of(&subject.name, of_tasks.first()?.metric) else {
                 return None;
             };
-            let alike = !subject.pooled || (subject.weight_by_size && of_tasks.iter().all(|task| task.whole));
-            let bounded = of_tasks.iter().all(|task| task.metric.scale == Some(1.0) && !task.clustered);
+            let whole = of_tasks.iter().all(|task| task.whole);
+            let alike = !subject.pooled || (subject.weight_by_size && whole);
+            let bounded =
+                of_tasks.iter().all(|task| task.metric.scale == Some(1.0) && task.binary && !task.clustered);
             let tests = family(self.tier(&subject.name));
             (alike && bounded && self.policy == Policy::Certify)
-                .then(|| (subject.name.clone(), StopRule { margin, alpha: self.alpha, tests }))
+                .then(|| (subject.name.clone(), StopRule { margin, alpha: self.alpha, tests, whole }))
         };
         subjects.iter().filter(|subject| subject.decides()).filter_map(rule).collect()
     }
@@ -140,14 +151,15 @@ mod tests {
 
     fn group(tasks: &[&str], metric: Option<&str>) -> GroupRecord {
         let tasks = tasks.iter().map(|task| (*task).to_owned()).collect();
-        GroupRecord { tasks, metrics: metric.map(|metric| (metric.to_owned(), true)).into_iter().collect() }
+        let metrics = metric.map(|metric| (metric.to_owned(), true)).into_iter().collect();
+        GroupRecord { tasks, metrics, advisory: Vec::new() }
     }
 
     #[test]
     fn the_outermost_group_with_a_score_decides() {
         let acc = MetricInfo { name: "acc".into(), higher_is_better: true, scale: Some(1.0) };
         let bits = MetricInfo { name: "bits_per_byte".into(), higher_is_better: false, scale: None };
-        let fact = |metric| TaskFacts { metric, clustered: false, whole: true };
+        let fact = |metric| TaskFacts { metric, clustered: false, whole: true, binary: true };
         let facts: Facts<'_> = [("a", &acc), ("b", &acc), ("c", &acc), ("d", &acc), ("t", &bits)]
             .map(|(name, metric)| (name, fact(metric)))
             .into();
@@ -179,6 +191,11 @@ mod tests {
         limited.get_mut("b").unwrap().whole = false;
         let rules = options.stop_rules(&options.subjects(&groups, &limited), &limited);
         assert_eq!(rules.keys().collect::<Vec<_>>(), ["d"]);
+        // Scores between right and wrong have no looks, whatever their scale.
+        let mut shares = facts.clone();
+        shares.get_mut("d").unwrap().binary = false;
+        let rules = options.stop_rules(&options.subjects(&groups, &shares), &shares);
+        assert_eq!(rules.keys().collect::<Vec<_>>(), ["all"]);
         options.tasks.insert("all".into(), TaskOptions { pooled: false, ..TaskOptions::default() });
         assert_eq!(shown(&options), ["across", "a", "b", "c in across", "d in across", "t"]);
     }

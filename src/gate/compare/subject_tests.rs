@@ -24,7 +24,7 @@ fn arms(parts: &[Part], by_size: bool) -> (EvalRecord, EvalRecord) {
         let mut record = arm(name, parts.iter().enumerate().map(task).collect());
         let tasks = record.tasks.keys().cloned().collect();
         let metrics = [("acc".to_owned(), by_size)].into();
-        record.groups.insert("all".to_owned(), GroupRecord { tasks, metrics });
+        record.groups.insert("all".to_owned(), GroupRecord { tasks, metrics, advisory: Vec::new() });
         record
     };
     (
@@ -84,8 +84,9 @@ fn a_group_has_its_own_margin_tier_and_published_score() {
         Some(FailureClass::InsufficientEvidence),
         "nothing is left to accept on"
     );
+    let published = Published { score: 0.9, tolerance: Published::TOLERANCE };
     let published =
-        CompareOptions { published: [("all".to_owned(), 0.9)].into(), ..CompareOptions::default() };
+        CompareOptions { published: [("all".to_owned(), published)].into(), ..CompareOptions::default() };
     assert_eq!(with(published).failure_class, Some(FailureClass::ExternalBaselineMismatch));
     // A part that got much worse is a note where the group is within.
     let mut parts = [Part { right: 600, lost: 2, gained: 2, wrong: 396 }; 40];

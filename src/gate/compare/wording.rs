@@ -45,14 +45,7 @@ pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> 
                 .expected(margin),
         ),
     }
-    if task.not_needed > 0 {
-        let observed = format!("decided after {} of {} items", task.n, task.n + task.not_needed);
-        findings.push(finding("evidence", FailureClass::InsufficientEvidence).observed(observed).as_note());
-    }
-    if is_limited(task) && task.verdict == TaskVerdict::Within {
-        let observed = format!("judged on {} of {} items ({})", task.n, task.full_split, task.limited_by);
-        findings.push(finding("evidence", FailureClass::InsufficientEvidence).observed(observed).as_note());
-    }
+    findings.extend(notes_on_items(name, task, policy));
     let alarms = [("flip rate", task.psi, FLIP_ALARM), ("choice KL", task.choice_kl, CHOICE_KL_ALARM)];
     for (what, value, ceiling) in alarms {
         if let Some(value) = value.filter(|value| *value > ceiling) {
@@ -81,6 +74,27 @@ pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> 
         findings.push(finding("noise", FailureClass::AccuracyRegression).observed(observed).as_note());
     }
     findings
+}
+
+/// Notes on which of the items were judged, and by what.
+fn notes_on_items(name: &str, task: &TaskEvidence, policy: Policy) -> Vec<Finding> {
+    let TaskEvidence { n, not_needed, full_split, limited_by, .. } = task;
+    let limited = is_limited(task);
+    let parts = [
+        (*not_needed > 0).then(|| format!("decided after {n} of {} items", n + not_needed)),
+        (limited && task.verdict == TaskVerdict::Within)
+            .then(|| format!("judged on {n} of {full_split} items ({limited_by})")),
+        (limited && task.looks.is_empty() && policy == Policy::Certify).then(|| {
+            "judged by the interval of a part of the items: a longer plan on the same items is no independent test, and \
+             its 5 % add to those of this one"
+                .to_owned()
+        }),
+    ];
+    let note = |observed| {
+        let class = FailureClass::InsufficientEvidence;
+        Finding::new(GateName::Compare, "evidence", class, name).observed(observed).as_note()
+    };
+    parts.into_iter().flatten().map(note).collect()
 }
 
 /// `acc 0.8210 to 0.8158, drop 0.52 % (0.11 % to 0.93 %), n 4000, 30 items lost, 9 gained`.

@@ -36,6 +36,9 @@ pub fn release(request: Request, profile: Option<ProfileFile>, and_wait: bool) -
         if let Some(failure) = existing.inputs.impossible() {
             return closeout::infeasible(&existing.run, &existing.inputs, failure);
         }
+        for line in existing.inputs.uncertifiable() {
+            progress::note(&line);
+        }
         let profile = profile.map_or_else(|| valid(ProfileFile::default()), Ok)?;
         let submission = submit(&existing, &profile)?;
         (existing, submission)

@@ -17,12 +17,12 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{self, ResolvedModel};
 use crate::engine;
 use crate::eval::endpoint::ApiKey;
-use crate::eval::{self, EvalError, EvalOptions, ItemOrder, OutputInfo, PreparedTask};
+use crate::eval::{self, EvalError, EvalOptions, OutputInfo, PreparedTask};
 use crate::gate::{Facts, StopRule, Subject, TaskFacts};
 use crate::model::tokenizer::Tokenizer;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
-use crate::record::eval::MetricInfo;
+use crate::record::eval::{ItemOrder, MetricInfo};
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::suite::{self, Group, Suite};
 

@@ -78,7 +78,7 @@ pub(super) fn served() -> ServeRecord {
         launched: true,
         attempts: 1,
         health: ok.clone(),
-        expected_digest: Digest::of(b"candidate"),
+        expected_digest: Some(Digest::of(b"candidate")),
         identity: Some(identity("candidate")),
         canary: Some(Canary { text: "the cat".into(), tokens: 16, finite: true, repeatable: true }),
         self_test: Some(SelfTest {

@@ -21,8 +21,8 @@ pub struct ServeRecord {
     pub attempts: u32,
     /// Status of `/health`, or the error.
     pub health: ProbeResult,
-    /// Digest of the checkpoint this arm must serve.
-    pub expected_digest: Digest,
+    /// Digest of the checkpoint this arm must serve; `None` where nobody says which.
+    pub expected_digest: Option<Digest>,
     /// What the engine says it is.
     pub identity: Option<EngineIdentity>,
     /// Mechanical canary: 16 greedy tokens, twice.

@@ -1,7 +1,7 @@
 //! `day0 eval`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +22,15 @@ use crate::gate;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::record::eval::{EvalRecord, Metric};
+use crate::record::serve::FingerprintReading;
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::release::score_units::{EvalJob, OpenJournal};
 use crate::release::{ArmEngine, keys, prepare, program_digest};
 use crate::suite::{self, Group};
+
+/// Nats by which the fixed prompts may differ when an evaluation is resumed: no two models are that near. An engine that
+/// repeats itself less exactly is asked everything again.
+const SAME_READING_NATS: f64 = 1e-3;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -126,7 +131,8 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     let checkpoint = declared.as_ref().map_or("not declared", Digest::as_str);
     let key = keys::arm(checkpoint, tokenizer.digest(), &program_digest()?, &engine);
     // An address says nothing about what answers there: scores of another model behind it are never taken over.
-    let key = fingerprint.map_or(key.clone(), |f| keys::derived(&format!("served/{f}"), &key));
+    let served = fingerprint.map(|now| reading_of(&arguments.out, now)).transpose()?;
+    let key = served.map_or(key.clone(), |served| keys::derived(&format!("served/{served}"), &key));
     let job = EvalJob {
         arm: "eval".to_owned(),
         stage: "eval",
@@ -189,7 +195,7 @@ fn endpoint(
     declared: Option<&Digest>,
     tokenizer: &Arc<Tokenizer>,
     provenance: &Provenance,
-) -> Result<(Arc<dyn Scorer>, Option<Digest>), Failure> {
+) -> Result<(Arc<dyn Scorer>, Option<FingerprintReading>), Failure> {
     let options = endpoint_options(arguments, url)?;
     let record = probe::probe(&ProbeTarget {
         arm: "eval",
@@ -214,9 +220,23 @@ fn endpoint(
     }
     let scorer = EndpointScorer::connect(&options, record.identity.clone())?;
     let Some(fingerprint) = record.fingerprint else { return Ok((Arc::new(scorer), None)) };
-    let digest = fingerprint.start.digest.clone();
+    let start = fingerprint.start.clone();
     let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), Some(fingerprint))?;
-    Ok((Arc::new(scorer), Some(digest)))
+    Ok((Arc::new(scorer), Some(start)))
+}
+
+/// Identifies the reading of the fixed prompts that the outcomes in `out` belong to: the one stored there if `now` is the
+/// same, else `now`, which is stored.
+fn reading_of(out: &Path, now: FingerprintReading) -> Result<Digest, Failure> {
+    let path = out.join("fingerprint.json");
+    let stored = json::read::<FingerprintReading>(&path).ok();
+    let same = stored.filter(|stored| stored.distance(&now) <= SAME_READING_NATS);
+    if same.is_none() {
+        std::fs::create_dir_all(out).map_err(|e| Failure::io(out.display(), &e))?;
+        json::write(&path, &now)?;
+    }
+    let reading = same.unwrap_or(now);
+    Digest::of_json(&reading.loglikelihoods).map_err(|e| Failure::new(FailureClass::Unknown, e.to_string()))
 }
 
 fn endpoint_options(arguments: &Arguments, url: &str) -> Result<EndpointOptions, Failure> {
@@ -274,5 +294,29 @@ fn report_metrics(name: &str, items: usize, metrics: &BTreeMap<String, Metric>) 
     for (metric, value) in metrics {
         let stderr = value.stderr.map_or_else(|| "N/A".to_owned(), |s| format!("{s:.4}"));
         output::line(&format!("{name:<24} {items:>7}  {metric:<18} {:>10.4}  {stderr:>8}", value.value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_belong_to_the_reading_they_were_made_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let reading = |value: f64| FingerprintReading {
+            digest: Digest::of(b"the same, rounded"),
+            loglikelihoods: vec![-10.0, value],
+        };
+        let first = reading_of(&out, reading(-20.05)).unwrap();
+        // On either side of a rounding it is the same model, ...
+        assert_eq!(reading_of(&out, reading(-20.0500001)).unwrap(), first);
+        // ... and within one rounding another.
+        let second = reading_of(&out, reading(-20.08)).unwrap();
+        assert_ne!(second, first);
+        assert_eq!(reading_of(&out, reading(-20.08)).unwrap(), second);
+        std::fs::write(out.join("fingerprint.json"), "torn").unwrap();
+        assert_eq!(reading_of(&out, reading(-20.08)).unwrap(), second);
     }
 }

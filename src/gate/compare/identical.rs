@@ -4,6 +4,7 @@
 //! only sign: the arms must differ by more than what the same model differs from itself.
 
 use crate::record::eval::{EvalRecord, ItemRecord, NoiseFloor, TaskRecord};
+use crate::record::serve::FingerprintReading;
 use crate::record::{FailureClass, Finding, GateName};
 
 /// Nats by which at least one of the eight fixed prompts changes between two models. Of all recipes w8a16 changes least:
@@ -24,9 +25,9 @@ fn finding(check: &str, subject: &str) -> Finding {
 /// by more than an arm's own readings spread.
 pub(super) fn fixed_prompts(baseline: &EvalRecord, candidate: &EvalRecord) -> Option<Finding> {
     let (a, b) = (readings(baseline), readings(candidate));
-    let nearest = a.iter().flat_map(|a| b.iter().map(|b| distance(a, b))).reduce(f64::min)?;
-    let spread = |readings: &[&[f64]]| {
-        readings.iter().map(|reading| distance(readings[0], reading)).fold(0.0, f64::max)
+    let nearest = a.iter().flat_map(|a| b.iter().map(|b| a.distance(b))).reduce(f64::min)?;
+    let spread = |readings: &[&FingerprintReading]| {
+        readings.iter().map(|reading| readings[0].distance(reading)).fold(0.0, f64::max)
     };
     let same = SAME_MODEL_NATS.max(NOISE_FACTOR * spread(&a).max(spread(&b)));
     (nearest <= same).then(|| {
@@ -35,16 +36,8 @@ pub(super) fn fixed_prompts(baseline: &EvalRecord, candidate: &EvalRecord) -> Op
     })
 }
 
-fn readings(record: &EvalRecord) -> Vec<&[f64]> {
-    record.confirmations.iter().map(|c| c.confirmation.reading.loglikelihoods.as_slice()).collect()
-}
-
-/// Largest difference of a prompt; infinite where the prompts are others.
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    if a.len() != b.len() {
-        return f64::INFINITY;
-    }
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+fn readings(record: &EvalRecord) -> Vec<&FingerprintReading> {
+    record.confirmations.iter().map(|c| &c.confirmation.reading).collect()
 }
 
 /// Both arms score a task alike: more than half of its items to the bit, or all of them within the noise floor.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Settings, output};
-use crate::eval::{self, Run};
+use crate::base::progress;
+use crate::eval::{self, Run, Side};
 use crate::gate::{self, Policy};
 use crate::record::{Failure, FailureClass, GateReport};
 use crate::release::config::ConfigFile;
@@ -14,10 +15,11 @@ use crate::report;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Run of the original model: a directory of day0 eval, lm-eval (with samples) or NeMo Evaluator (results.jsonl).
+    /// Run of the original model: a directory of day0 eval, lm-eval (with samples) or NeMo Evaluator (results.jsonl); of
+    /// a release directory its baseline.
     #[arg(value_name = "RUN_A")]
     baseline: PathBuf,
-    /// Run of the other model; of a release directory the candidate's.
+    /// Run of the other model; of a release directory its candidate.
     #[arg(value_name = "RUN_B")]
     candidate: PathBuf,
     /// Largest drop allowed: share of the scale, relative for perplexities.
@@ -35,6 +37,9 @@ pub(super) struct Arguments {
     /// Engines, devices and kernel paths may differ: say so instead of refusing.
     #[arg(long)]
     across_engines: bool,
+    /// Runs that do not tell their prompts or right answers (NeMo Evaluator) were asked the same: on your word.
+    #[arg(long)]
+    trust_prompts: bool,
     /// Flipped items to show of each task.
     #[arg(long, value_name = "N", default_value_t = 3)]
     flips: usize,
@@ -42,19 +47,23 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
     let (baseline, candidate) = read(arguments)?;
-    let foreign = baseline.foreign || candidate.foreign;
+    for note in baseline.notes.iter().chain(&candidate.notes) {
+        progress::note(note);
+    }
     let file =
         arguments.config.as_ref().map_or_else(|| Ok(ConfigFile::default()), |p| ConfigFile::read(p))?;
     let margin = arguments.margin.or(file.margin);
     let config = ConfigFile { policy: Some(arguments.policy), margin, ..file }.validate()?;
     let mut options = config.compare_options(&baseline.record);
-    options.imported = foreign;
-    options.across_engines = foreign || arguments.across_engines;
+    options.imported = baseline.foreign || candidate.foreign;
+    // Only runs of two harnesses differ in their engines by necessity.
+    options.across_engines = arguments.across_engines || baseline.foreign != candidate.foreign;
+    options.trust_prompts = arguments.trust_prompts;
     let report = gate::compare(&baseline.record, &candidate.record, &options);
     if settings.json {
         output::json(&report)?;
     } else {
-        show(&report, &baseline, arguments.flips)?;
+        show(&report, &baseline, &candidate, arguments.flips)?;
     }
     // The work is a comparison: it is done when there is one, whatever it says.
     match report.failure_class {
@@ -66,7 +75,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
 /// Both runs, on the metric of the one that day0 made.
 fn read(arguments: &Arguments) -> Result<(Run, Run), Failure> {
     let named = |_: &str| arguments.metric.clone();
-    let baseline = eval::read_run(&arguments.baseline, &named)?;
+    let baseline = eval::read_run(&arguments.baseline, Side::Baseline, &named)?;
     let of = |run: &Run| -> BTreeMap<String, String> {
         let metric = |(name, t): (&String, &crate::record::eval::TaskRecord)| {
             (name.clone(), t.primary_metric.name.clone())
@@ -74,13 +83,14 @@ fn read(arguments: &Arguments) -> Result<(Run, Run), Failure> {
         run.record.tasks.iter().map(metric).collect()
     };
     let theirs = of(&baseline);
-    let candidate =
-        eval::read_run(&arguments.candidate, &|task| named(task).or_else(|| theirs.get(task).cloned()))?;
+    let metric_of = |task: &str| named(task).or_else(|| theirs.get(task).cloned());
+    let candidate = eval::read_run(&arguments.candidate, Side::Candidate, &metric_of)?;
     if !baseline.foreign || candidate.foreign {
         return Ok(blanked(baseline, candidate));
     }
     let ours = of(&candidate);
-    let again = eval::read_run(&arguments.baseline, &|task| named(task).or_else(|| ours.get(task).cloned()))?;
+    let metric_of = |task: &str| named(task).or_else(|| ours.get(task).cloned());
+    let again = eval::read_run(&arguments.baseline, Side::Baseline, &metric_of)?;
     Ok(blanked(again, candidate))
 }
 
@@ -97,9 +107,9 @@ fn has_evidence(report: &GateReport) -> bool {
     report::evidence(report).next().is_some()
 }
 
-fn show(report: &GateReport, baseline: &Run, flips: usize) -> Result<(), Failure> {
+fn show(report: &GateReport, baseline: &Run, candidate: &Run, flips: usize) -> Result<(), Failure> {
     let verdict = report.verdict.map_or_else(|| "no verdict".to_owned(), |v| v.to_string());
-    output::line(&format!("# {verdict}"));
+    output::line(&format!("# {verdict}: {} against {}", candidate.title, baseline.title));
     output::line("");
     if has_evidence(report) {
         output::line(&report::table(report));

@@ -1,7 +1,7 @@
 //! `day0 eval`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,18 +22,23 @@ use crate::gate;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::record::eval::{EvalRecord, Metric};
+use crate::record::serve::FingerprintReading;
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::release::score_units::{EvalJob, OpenJournal};
 use crate::release::{ArmEngine, keys, prepare, program_digest};
 use crate::suite::{self, Group};
 
+/// Nats by which the fixed prompts may differ when an evaluation is resumed: no two models are that near. An engine that
+/// repeats itself less exactly is asked everything again.
+const SAME_READING_NATS: f64 = 1e-3;
+
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Directory, .gguf file, hub id org/name[@revision], or day0-tiny.
+    /// Directory, .gguf file, hub id org/name[@revision], or day0-tiny; of an endpoint the checkpoint that it serves.
     #[arg(long, value_name = "MODEL", required_unless_present = "endpoint")]
     model: Option<String>,
     /// OpenAI-compatible endpoint with echoed log-probs.
-    #[arg(long, value_name = "URL", requires = "tokenizer", conflicts_with = "model")]
+    #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
     /// Model to ask the endpoint for; the first one it lists by default.
     #[arg(long, value_name = "NAME", requires = "endpoint")]
@@ -47,8 +52,9 @@ pub(super) struct Arguments {
     /// Longest time one request to the endpoint may take.
     #[arg(long, value_name = "SECONDS", requires = "endpoint", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
-    /// Model directory whose tokenizer the endpoint's model uses.
-    #[arg(long, value_name = "MODEL")]
+    /// Model directory whose tokenizer the endpoint's model uses [default: --model's]. Without --model the checkpoint is
+    /// what the endpoint says, and unknown if it says nothing.
+    #[arg(long, value_name = "MODEL", requires = "endpoint")]
     tokenizer: Option<String>,
     /// File holding the endpoint's API key.
     #[arg(long, value_name = "FILE")]
@@ -88,12 +94,25 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Failure> {
     let cache = env_vars::cache_dir();
     let suite = suite::load(&arguments.suite, arguments.data.as_deref())?;
+    let resolve = |name: &String| source::resolve(name, &cache);
+    let model = arguments.model.as_ref().map(resolve).transpose()?;
+    let checkpoint = model.as_ref().map(|model| Checkpoint::open(&model.dir)).transpose()?;
+    let declared = checkpoint.as_ref().map(Checkpoint::digest).transpose()?;
+    let of_tokenizer = arguments.tokenizer.as_ref().map(resolve).transpose()?;
+    let dir = of_tokenizer.as_ref().or(model.as_ref()).map(|model| &model.dir);
+    let dir = dir.ok_or_else(|| {
+        Failure::config(
+            "--endpoint needs --model, the checkpoint that it serves, or at least its --tokenizer",
+        )
+    })?;
     let named = arguments.model.as_deref().or(arguments.tokenizer.as_deref()).unwrap_or_default();
-    let model = source::resolve(named, &cache)?;
-    let checkpoint = Checkpoint::open(&model.dir)?;
-    let tokenizer = Arc::new(Tokenizer::load(&model.dir)?);
+    let tokenizer = Arc::new(Tokenizer::load(dir)?);
     let provenance = Provenance::new(settings.threads.clone());
-    let (scorer, fingerprint) = scorer(arguments, &checkpoint, &tokenizer, settings, &provenance)?;
+    let (scorer, fingerprint) = match (&arguments.endpoint, &checkpoint) {
+        (Some(url), _) => endpoint(arguments, url, declared.as_ref(), &tokenizer, &provenance)?,
+        (None, Some(checkpoint)) => (built_in(arguments, checkpoint, &tokenizer, settings)?, None),
+        (None, None) => return Err(Failure::config("--model is missing")),
+    };
     let options = EvalOptions {
         limit: arguments.limit.map(|n| n as usize),
         num_fewshot: arguments.num_fewshot,
@@ -109,10 +128,11 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         None => ArmEngine::Local { dtype: arguments.dtype },
         Some(url) => ArmEngine::Endpoint { url: url.clone(), api_key: None },
     };
-    let digest = checkpoint.digest()?;
-    let key = keys::arm(digest.as_str(), tokenizer.digest(), &program_digest()?, &engine);
+    let checkpoint = declared.as_ref().map_or("not declared", Digest::as_str);
+    let key = keys::arm(checkpoint, tokenizer.digest(), &program_digest()?, &engine);
     // An address says nothing about what answers there: scores of another model behind it are never taken over.
-    let key = fingerprint.map_or(key.clone(), |f| keys::derived(&format!("served/{f}"), &key));
+    let served = fingerprint.map(|now| reading_of(&arguments.out, now)).transpose()?;
+    let key = served.map_or(key.clone(), |served| keys::derived(&format!("served/{served}"), &key));
     let job = EvalJob {
         arm: "eval".to_owned(),
         stage: "eval",
@@ -154,22 +174,28 @@ fn execute(job: &EvalJob<'_>) -> Result<(), Failure> {
     super::run_graph(&executor, &graph).map(|_| ())
 }
 
-/// The built-in engine, or an endpoint that passed the log-prob self-test, with its fingerprint.
-fn scorer(
+fn built_in(
     arguments: &Arguments,
     checkpoint: &Checkpoint,
-    tokenizer: &Arc<Tokenizer>,
+    tokenizer: &Tokenizer,
     settings: &Settings,
+) -> Result<Arc<dyn Scorer>, Failure> {
+    let mut options =
+        EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
+    options.max_batched_tokens = arguments.batch_tokens.map_or(options.max_batched_tokens, |n| n as usize);
+    let engine = Engine::load(checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
+    Ok(Arc::new(LocalScorer::new(Arc::new(engine))))
+}
+
+/// An endpoint that passed the log-prob self-test, with its fingerprint. It must not say that it serves another checkpoint
+/// than the declared one.
+fn endpoint(
+    arguments: &Arguments,
+    url: &str,
+    declared: Option<&Digest>,
+    tokenizer: &Arc<Tokenizer>,
     provenance: &Provenance,
-) -> Result<(Arc<dyn Scorer>, Option<Digest>), Failure> {
-    let Some(url) = &arguments.endpoint else {
-        let mut options =
-            EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
-        options.max_batched_tokens =
-            arguments.batch_tokens.map_or(options.max_batched_tokens, |n| n as usize);
-        let engine = Engine::load(checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
-        return Ok((Arc::new(LocalScorer::new(Arc::new(engine))), None));
-    };
+) -> Result<(Arc<dyn Scorer>, Option<FingerprintReading>), Failure> {
     let options = endpoint_options(arguments, url)?;
     let record = probe::probe(&ProbeTarget {
         arm: "eval",
@@ -179,24 +205,38 @@ fn scorer(
         attempts: 1,
         command: String::new(),
         startup_timeout: Duration::from_secs(5),
-        expected_digest: &checkpoint.digest()?,
+        expected_digest: declared,
         text: &**tokenizer,
         tokenizer_digest: Some(tokenizer.digest()),
         provenance,
     });
     let report = gate::serve(&record);
-    // The served model may be any other than the tokenizer's: only health and log-probs matter here.
-    let blocking =
-        report.findings.iter().find(|f| f.decides() && f.failure_class != FailureClass::ComparabilityFailed);
-    if let Some(finding) = blocking {
+    // What keeps an endpoint from answering says more than that it therefore does not name its checkpoint.
+    let deciding = || report.findings.iter().filter(|f| f.decides());
+    let blocking = deciding().find(|f| f.failure_class != FailureClass::ComparabilityFailed);
+    if let Some(finding) = blocking.or_else(|| deciding().next()) {
         let failure = Failure::new(finding.failure_class, format!("{url}: {finding}"));
         return Err(failure.with_hint(finding.hint.clone()));
     }
     let scorer = EndpointScorer::connect(&options, record.identity.clone())?;
     let Some(fingerprint) = record.fingerprint else { return Ok((Arc::new(scorer), None)) };
-    let digest = fingerprint.start.digest.clone();
+    let start = fingerprint.start.clone();
     let scorer = scorer.watching(probe::fingerprint_prompts(&**tokenizer), Some(fingerprint))?;
-    Ok((Arc::new(scorer), Some(digest)))
+    Ok((Arc::new(scorer), Some(start)))
+}
+
+/// Identifies the reading of the fixed prompts that the outcomes in `out` belong to: the one stored there if `now` is the
+/// same, else `now`, which is stored.
+fn reading_of(out: &Path, now: FingerprintReading) -> Result<Digest, Failure> {
+    let path = out.join("fingerprint.json");
+    let stored = json::read::<FingerprintReading>(&path).ok();
+    let same = stored.filter(|stored| stored.distance(&now) <= SAME_READING_NATS);
+    if same.is_none() {
+        std::fs::create_dir_all(out).map_err(|e| Failure::io(out.display(), &e))?;
+        json::write(&path, &now)?;
+    }
+    let reading = same.unwrap_or(now);
+    Digest::of_json(&reading.loglikelihoods).map_err(|e| Failure::new(FailureClass::Unknown, e.to_string()))
 }
 
 fn endpoint_options(arguments: &Arguments, url: &str) -> Result<EndpointOptions, Failure> {
@@ -254,5 +294,29 @@ fn report_metrics(name: &str, items: usize, metrics: &BTreeMap<String, Metric>) 
     for (metric, value) in metrics {
         let stderr = value.stderr.map_or_else(|| "N/A".to_owned(), |s| format!("{s:.4}"));
         output::line(&format!("{name:<24} {items:>7}  {metric:<18} {:>10.4}  {stderr:>8}", value.value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_belong_to_the_reading_they_were_made_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let reading = |value: f64| FingerprintReading {
+            digest: Digest::of(b"the same, rounded"),
+            loglikelihoods: vec![-10.0, value],
+        };
+        let first = reading_of(&out, reading(-20.05)).unwrap();
+        // On either side of a rounding it is the same model, ...
+        assert_eq!(reading_of(&out, reading(-20.0500001)).unwrap(), first);
+        // ... and within one rounding another.
+        let second = reading_of(&out, reading(-20.08)).unwrap();
+        assert_ne!(second, first);
+        assert_eq!(reading_of(&out, reading(-20.08)).unwrap(), second);
+        std::fs::write(out.join("fingerprint.json"), "torn").unwrap();
+        assert_eq!(reading_of(&out, reading(-20.08)).unwrap(), second);
     }
 }

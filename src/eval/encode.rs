@@ -29,13 +29,16 @@ impl From<RequestProblem> for EncodeError {
     }
 }
 
+/// A request, and the number of tokens that were cut off the left of its context.
+pub(super) type Cut = (ScoreRequest, usize);
+
 /// Tokens of a context and a continuation, cut to the `max_len + 1` that a request may hold.
 pub(super) fn encode(
     tokenizer: &Tokenizer,
     context: &str,
     continuation: &str,
     max_len: usize,
-) -> Result<ScoreRequest, EncodeError> {
+) -> Result<Cut, EncodeError> {
     let (context, continuation) = if context.is_empty() {
         encode_alone(tokenizer, continuation)?
     } else {
@@ -70,7 +73,7 @@ fn encode_pair(
 
 /// Joins both parts and drops tokens from the left; the last token is predicted and never an input, so one more than
 /// `max_len` fits.
-fn join(mut context: Vec<u32>, continuation: &[u32], max_len: usize) -> Result<ScoreRequest, RequestProblem> {
+fn join(mut context: Vec<u32>, continuation: &[u32], max_len: usize) -> Result<Cut, RequestProblem> {
     if context.is_empty() {
         return Err(RequestProblem::EmptyContext);
     }
@@ -84,7 +87,7 @@ fn join(mut context: Vec<u32>, continuation: &[u32], max_len: usize) -> Result<S
     let excess = context.len().saturating_sub(max_len + 1);
     context.drain(..excess);
     let context_len = context.len() - continuation.len();
-    Ok(ScoreRequest { tokens: context, context_len })
+    Ok((ScoreRequest { tokens: context, context_len }, excess))
 }
 
 #[cfg(test)]
@@ -93,10 +96,12 @@ mod tests {
 
     #[test]
     fn left_truncation_keeps_one_token_more_than_fits() {
-        let request = join(vec![1, 2, 3, 4], &[5, 6], 4).unwrap();
-        assert_eq!(request, ScoreRequest { tokens: vec![2, 3, 4, 5, 6], context_len: 3 });
-        let request = join(vec![1, 2], &[5, 6, 7], 3).unwrap();
-        assert_eq!(request, ScoreRequest { tokens: vec![2, 5, 6, 7], context_len: 1 });
+        let cut = join(vec![1, 2, 3, 4], &[5, 6], 4).unwrap();
+        assert_eq!(cut, (ScoreRequest { tokens: vec![2, 3, 4, 5, 6], context_len: 3 }, 1));
+        let cut = join(vec![1, 2], &[5, 6, 7], 3).unwrap();
+        assert_eq!(cut, (ScoreRequest { tokens: vec![2, 5, 6, 7], context_len: 1 }, 1));
+        let whole = join(vec![1, 2], &[5, 6], 3).unwrap();
+        assert_eq!(whole, (ScoreRequest { tokens: vec![1, 2, 5, 6], context_len: 2 }, 0));
         assert_eq!(join(vec![1], &[1, 2, 3], 2), Err(RequestProblem::TooLong { tokens: 3, max_len: 2 }));
         assert_eq!(join(vec![], &[1], 2), Err(RequestProblem::EmptyContext));
         assert_eq!(join(vec![1], &[], 2), Err(RequestProblem::EmptyContinuation));

@@ -18,6 +18,7 @@ use crate::record::score::EngineIdentity;
 use crate::record::{Classified, Failure, FailureClass, Provenance, SCHEMA_VERSION};
 
 mod lm_eval;
+mod metrics;
 mod nemo;
 
 pub use lm_eval::{ItemText, blank_what_others_lack, item_texts};
@@ -49,6 +50,18 @@ pub enum ImportError {
         /// What is wrong, with the field.
         what: String,
     },
+    /// Nobody says which way a metric is better.
+    #[error("{}: {field}: whether more of {metric} is better is {found}", path.display())]
+    Direction {
+        /// The results file.
+        path: PathBuf,
+        /// The field that should say it.
+        field: String,
+        /// The metric.
+        metric: String,
+        /// What is wrong.
+        found: String,
+    },
     /// A JSON file cannot be read.
     #[error(transparent)]
     Json(#[from] json::JsonError),
@@ -73,6 +86,10 @@ impl Classified for ImportError {
             Self::NoItems(_) => {
                 Some("`day0 gate compare` compares score files {task: score}; a proof needs the items".to_owned())
             }
+            Self::Direction { .. } => Some(
+                "declare it in the task's metric_list (higher_is_better), or judge by another metric: --metric NAME"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -86,30 +103,63 @@ pub struct Run {
     pub foreign: bool,
     /// Directory of its sample files.
     pub dir: PathBuf,
+    /// The path it was read from; of a release with the arm.
+    pub title: String,
+    /// What the files do not say and was inferred.
+    pub notes: Vec<String>,
 }
 
-/// Reads the run at `path`: a record, a directory of one, a release's run directory (its candidate arm), or a directory
+/// Which run of a comparison is read, and so which arm of a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The original model.
+    Baseline,
+    /// The model that is compared with it.
+    Candidate,
+}
+
+impl Side {
+    fn arm(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Candidate => "candidate",
+        }
+    }
+}
+
+/// Reads the run at `path`: a record, a directory of one, a release's run directory (the arm of `side`), or a directory
 /// that another harness wrote. `metric_of` names the metric that decides a task, where the caller knows it.
-pub fn read_run(path: &Path, metric_of: &dyn Fn(&str) -> Option<String>) -> Result<Run, ImportError> {
-    let own = [path.join("record.json"), path.join("eval/candidate/record.json")];
-    let own = std::iter::once(path.to_path_buf()).filter(|p| p.is_file()).chain(own);
-    if let Some(file) = own.into_iter().find(|p| p.is_file()) {
+pub fn read_run(
+    path: &Path,
+    side: Side,
+    metric_of: &dyn Fn(&str) -> Option<String>,
+) -> Result<Run, ImportError> {
+    let title = path.display().to_string();
+    let of_release =
+        (path.join("eval").join(side.arm()).join("record.json"), format!("{title} ({} arm)", side.arm()));
+    let own = [(path.to_path_buf(), title.clone()), (path.join("record.json"), title.clone()), of_release];
+    if let Some((file, title)) = own.into_iter().find(|(file, _)| file.is_file()) {
         let dir = file.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        return Ok(Run { record: json::read(&file)?, foreign: false, dir });
+        return Ok(Run { record: json::read(&file)?, foreign: false, dir, title, notes: Vec::new() });
     }
     for dir in candidates(path)? {
-        if let Some(results) = newest(&dir, "results", ".json")? {
-            return Ok(Run { record: lm_eval::read(&dir, &results, metric_of)?, foreign: true, dir });
-        }
-        if dir.join("results.jsonl").is_file() {
-            return Ok(Run { record: nemo::read(&dir)?, foreign: true, dir });
-        }
-        if ["results.yml", "results.yaml"].iter().any(|name| dir.join(name).is_file()) {
+        let imported = if let Some(results) = newest(&dir, "results", ".json")? {
+            lm_eval::read(&dir, &results, metric_of)?
+        } else if dir.join("results.jsonl").is_file() {
+            nemo::read(&dir)?
+        } else if ["results.yml", "results.yaml"].iter().any(|name| dir.join(name).is_file()) {
             return Err(ImportError::NoItems(dir));
-        }
+        } else {
+            continue;
+        };
+        let (record, notes) = imported;
+        return Ok(Run { record, foreign: true, dir, title, notes });
     }
     Err(ImportError::NoRun(path.to_path_buf()))
 }
+
+/// A record, and what was inferred for it.
+type Imported = (EvalRecord, Vec<String>);
 
 /// The directory and those in it: lm-eval writes into one named after the model.
 fn candidates(path: &Path) -> Result<Vec<PathBuf>, ImportError> {

@@ -10,12 +10,12 @@ use serde_json::{Map, Value, json};
 
 use super::error::EvalError;
 use super::metrics;
-use super::prepare::{EvalOptions, ItemOrder};
+use super::prepare::EvalOptions;
 use super::prepared::{PreparedItem, PreparedTask};
 use crate::base::atomic::AtomicFile;
 use crate::base::digest::sha256_hex;
 use crate::base::{json as json_file, python};
-use crate::record::eval::{EvalRecord, ItemRecord, Metric, TaskRecord};
+use crate::record::eval::{EvalRecord, ItemOrder, ItemRecord, Metric, TaskRecord};
 use crate::suite::{Doc, Group, MetricKind, OutputType};
 
 /// What a results file says beside the records.

@@ -11,22 +11,9 @@ use super::prepared::{PreparedItem, PreparedRequest, PreparedTask};
 use super::rolling;
 use crate::base::digest::{Digest, DigestBuilder};
 use crate::model::tokenizer::Tokenizer;
+use crate::record::eval::ItemOrder;
 use crate::suite::python_random::PythonRandom;
 use crate::suite::{DEFAULT_FEWSHOT_SEED, OutputType, PromptOptions, Prompts, RequestText, Task};
-
-/// In which order items are visited, and so which ones a limit keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ItemOrder {
-    /// As in the data set: a limit keeps the first items, as lm-eval's `--limit`.
-    Dataset,
-    /// By Python's `random.Random(seed).shuffle` of the split: a limit keeps a random sample that depends on the seed
-    /// alone.
-    Permuted {
-        /// Seed.
-        seed: u64,
-    },
-}
 
 /// How items are made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,15 +62,24 @@ pub fn prepare(
         .zip(texts)
         .map(|(doc_id, texts)| prepare_item(task, tokenizer, options.max_len, *doc_id, texts))
         .collect::<Result<Vec<_>, _>>()?;
-    let limited = items.len() < task.docs.len();
     Ok(PreparedTask {
         task: Arc::clone(task),
         full_split: task.docs.len(),
-        limited_by: if limited { format!("--limit {}", items.len()) } else { String::new() },
+        limited_by: limited_by(options.order, items.len(), task.docs.len()),
+        order: options.order,
         num_fewshot,
         digest: prepared_digest(task, tokenizer, options, num_fewshot),
         items,
     })
+}
+
+/// Why there are fewer items than documents; empty where there are as many.
+fn limited_by(order: ItemOrder, items: usize, docs: usize) -> String {
+    match order {
+        _ if items >= docs => String::new(),
+        ItemOrder::Dataset => format!("--limit {items}, first items"),
+        ItemOrder::Permuted { .. } => format!("--limit {items}"),
+    }
 }
 
 /// Documents to visit, in order.
@@ -145,22 +141,25 @@ fn prepare_item(
     let mut requests = Vec::with_capacity(texts.len());
     let mut problem = None;
     for (index, RequestText { context, continuation }) in texts.into_iter().enumerate() {
-        let windows = match task.config.output_type {
-            OutputType::LoglikelihoodRolling => roll(tokenizer, &continuation, max_len),
-            _ => encode::encode(tokenizer, &context, &continuation, max_len).map(|request| vec![request]),
+        let encoded = match task.config.output_type {
+            OutputType::LoglikelihoodRolling => {
+                roll(tokenizer, &continuation, max_len).map(|windows| (windows, 0))
+            }
+            _ => encode::encode(tokenizer, &context, &continuation, max_len)
+                .map(|(request, cut)| (vec![request], cut)),
         };
-        let windows = match windows {
-            Ok(windows) => windows,
+        let (windows, cut_tokens) = match encoded {
+            Ok(encoded) => encoded,
             Err(EncodeError::Tokenizer(source)) => {
                 let task = task.config.task.clone();
                 return Err(EvalError::Tokenizer { task, doc_id, source });
             }
             Err(EncodeError::Problem(found)) => {
                 problem.get_or_insert_with(|| format!("request {index}: {found}"));
-                Vec::new()
+                (Vec::new(), 0)
             }
         };
-        requests.push(PreparedRequest { context, continuation, windows });
+        requests.push(PreparedRequest { context, continuation, windows, cut_tokens });
     }
     if problem.is_some() {
         // A part of an item's requests is worth nothing.
@@ -214,4 +213,16 @@ fn prepared_digest(task: &Task, tokenizer: &Tokenizer, options: &EvalOptions, nu
     let template = tokenizer.chat_template().filter(|_| options.apply_chat_template);
     digest.field(template.map_or("", |t| t.source()).as_bytes());
     digest.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_says_which_items_it_leaves() {
+        assert_eq!(limited_by(ItemOrder::Dataset, 9, 9), "");
+        assert_eq!(limited_by(ItemOrder::Dataset, 5, 9), "--limit 5, first items");
+        assert_eq!(limited_by(ItemOrder::Permuted { seed: 7 }, 5, 9), "--limit 5");
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::base::digest::Digest;
+use crate::record::eval::ItemOrder;
 use crate::record::score::ScoreRequest;
 use crate::suite::{Doc, Task};
 
@@ -15,6 +16,8 @@ pub struct PreparedRequest {
     pub continuation: String,
     /// What is sent to the engine: one request, or one per window of a rolling text; their log-likelihoods add up.
     pub windows: Vec<ScoreRequest>,
+    /// Tokens of the context that were cut on the left because the model's input is shorter.
+    pub cut_tokens: usize,
 }
 
 /// One document with its requests.
@@ -33,6 +36,11 @@ pub struct PreparedItem {
 }
 
 impl PreparedItem {
+    /// Whether a context was cut.
+    pub fn is_truncated(&self) -> bool {
+        self.requests.iter().any(|r| r.cut_tokens > 0)
+    }
+
     /// Number of requests to the engine that the item stands for.
     pub fn num_windows(&self) -> usize {
         self.requests.iter().map(|r| r.windows.len()).sum()
@@ -55,6 +63,8 @@ pub struct PreparedTask {
     pub full_split: usize,
     /// Why there are fewer items than the split has, e.g. `--limit 40`; empty for the full split.
     pub limited_by: String,
+    /// In which order items were chosen.
+    pub order: ItemOrder,
     /// Examples before each question.
     pub num_fewshot: usize,
     /// Digest of the task's definition, its rows and the options that shape its prompts.

@@ -43,9 +43,9 @@ pub struct ProbeTarget<'a> {
     pub command: String,
     /// How long the engine may take to become healthy.
     pub startup_timeout: Duration,
-    /// Digest of the checkpoint this arm must serve.
-    pub expected_digest: &'a Digest,
-    /// Tokenizer of that checkpoint.
+    /// Digest of the checkpoint this arm must serve; `None` where nobody says which.
+    pub expected_digest: Option<&'a Digest>,
+    /// Its tokenizer.
     pub text: &'a dyn TextCodec,
     /// Digest of that tokenizer.
     pub tokenizer_digest: Option<&'a Digest>,
@@ -182,7 +182,7 @@ fn empty_record(target: &ProbeTarget<'_>) -> ServeRecord {
         launched: target.launched,
         attempts: target.attempts,
         health: down(None, "not asked".to_owned()),
-        expected_digest: target.expected_digest.clone(),
+        expected_digest: target.expected_digest.cloned(),
         identity: None,
         canary: None,
         self_test: None,

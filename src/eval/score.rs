@@ -1,12 +1,13 @@
 //! One wave: items to the scorer, results back to the items; and the record of a task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::journal::Journal;
 use super::metrics;
 use super::prepared::{PreparedItem, PreparedTask};
 use super::scorer::{OnDone, Scorer};
+use crate::base::digest::Digest;
 use crate::base::{interrupt, python};
 use crate::record::eval::{GroupRecord, ItemError, ItemRecord, MetricInfo, TaskRecord, TaskStatus};
 use crate::record::score::{ScoreRequest, ScoreResult};
@@ -145,6 +146,7 @@ fn empty_item(prepared: &PreparedTask, item: &PreparedItem) -> ItemRecord {
             [one] if !doc.choices.is_empty() => Some(one),
             _ => None,
         }),
+        target_digest: Some(Digest::of(python::str(&doc.target).as_bytes())),
         cluster: config.cluster.as_ref().and_then(|c| doc.fields.get(c)).map(python::str),
         error: None,
     }
@@ -239,6 +241,9 @@ pub fn group_records(groups: &[Group]) -> BTreeMap<String, GroupRecord> {
 pub fn task_record(prepared: &PreparedTask, mut items: Vec<ItemRecord>, status: TaskStatus) -> TaskRecord {
     items.sort_by_key(|i| i.doc_id);
     let config = &prepared.task.config;
+    let visited: BTreeSet<usize> = items.iter().map(|i| i.doc_id).collect();
+    let cut = prepared.items.iter().filter(|i| i.is_truncated());
+    let truncated = cut.filter(|i| visited.contains(&i.doc_id)).count();
     let bootstrap_iters = if status == TaskStatus::Success { metrics::BOOTSTRAP_ITERS } else { 0 };
     TaskRecord {
         task: config.task.clone(),
@@ -248,6 +253,8 @@ pub fn task_record(prepared: &PreparedTask, mut items: Vec<ItemRecord>, status: 
         expected: prepared.items.len(),
         full_split: prepared.full_split,
         limited_by: prepared.limited_by.clone(),
+        order: Some(prepared.order),
+        truncated,
         primary_metric: primary_metric(&prepared.task),
         metrics: metrics::aggregate(&prepared.task, &items, bootstrap_iters),
         items,

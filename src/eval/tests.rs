@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::base::{env_vars, python};
 use crate::model::tokenizer::Tokenizer;
-use crate::record::eval::{EvalRecord, ItemError, TaskStatus};
+use crate::record::eval::{EvalRecord, ItemError, ItemOrder, TaskStatus};
 use crate::record::provenance::Provenance;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
 use crate::record::serve::Confirmation;
@@ -459,6 +459,7 @@ fn groups_as_lm_eval() {
             values: BTreeMap::new(),
             weight: 1.0,
             gold: None,
+            target_digest: None,
             cluster: None,
             error: None,
         };
@@ -470,6 +471,8 @@ fn groups_as_lm_eval() {
             expected: n,
             full_split: n,
             limited_by: String::new(),
+            order: None,
+            truncated: 0,
             items: (0..n).map(item).collect(),
             primary_metric: crate::record::eval::MetricInfo {
                 name: "acc".to_owned(),

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::base::digest::Digest;
 use crate::base::threads::Threads;
-use crate::record::eval::{EvalRecord, ItemError, ItemRecord, Metric, MetricInfo, TaskRecord, TaskStatus};
+use crate::record::eval::{
+    EvalRecord, ItemError, ItemOrder, ItemRecord, Metric, MetricInfo, TaskRecord, TaskStatus,
+};
 use crate::record::scan::{CoverageScan, ScanRecord, SizeScan};
 use crate::record::score::EngineIdentity;
 use crate::record::serve::{Canary, ProbeResult, SelfTest, ServeRecord};
@@ -76,7 +78,7 @@ pub(super) fn served() -> ServeRecord {
         launched: true,
         attempts: 1,
         health: ok.clone(),
-        expected_digest: Digest::of(b"candidate"),
+        expected_digest: Some(Digest::of(b"candidate")),
         identity: Some(identity("candidate")),
         canary: Some(Canary { text: "the cat".into(), tokens: 16, finite: true, repeatable: true }),
         self_test: Some(SelfTest {
@@ -107,6 +109,7 @@ fn item(doc_id: usize, metric: &str, value: f64, loglikelihoods: Vec<f64>) -> It
         values: BTreeMap::from([(metric.to_owned(), value)]),
         weight: 1.0,
         gold: None,
+        target_digest: Some(Digest::of(format!("target {doc_id}").as_bytes())),
         cluster: None,
         error: None,
     }
@@ -133,6 +136,8 @@ pub(super) fn task(name: &str, metric: MetricInfo, items: Vec<ItemRecord>) -> Ta
         expected: items.len(),
         full_split: items.len(),
         limited_by: String::new(),
+        order: Some(ItemOrder::Dataset),
+        truncated: 0,
         items,
         metrics: BTreeMap::from([(metric.name.clone(), Metric { value, stderr: None, higher_is_better })]),
         primary_metric: metric,

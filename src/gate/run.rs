@@ -144,6 +144,16 @@ fn accounting(out: &mut Collector, name: &str, task: &TaskRecord) {
                 .expected(format!("the {} items of the split", task.full_split)),
         );
     }
+    if task.truncated > 0 {
+        out.add(
+            failure()
+                .observed(format!(
+                    "{} of {visited} items have a context that was cut on the left to fit the model's input",
+                    task.truncated
+                ))
+                .as_note(),
+        );
+    }
     let failed = task.items.iter().filter_map(|item| Some((item, item.error.as_ref()?)));
     let findings = failed.map(|(item, error)| {
         let class = match error {
@@ -316,6 +326,20 @@ mod tests {
         let mut record = accuracy_arm("baseline", &[1.0]);
         record.tasks.clear();
         assert_eq!(run(&record).failure_class, Some(FailureClass::UserConfigError));
+    }
+
+    #[test]
+    fn contexts_that_were_cut_are_noted() {
+        let mut record = accuracy_arm("baseline", &[1.0, 0.0, 1.0]);
+        record.tasks.get_mut("task").unwrap().truncated = 2;
+        let report = run(&record);
+        assert!(report.pass, "{}", report.detail);
+        assert!(
+            report
+                .findings
+                .iter()
+                .any(|f| !f.decides() && f.observed.starts_with("2 of 3 items have a context"))
+        );
     }
 
     #[test]

@@ -79,17 +79,17 @@ fn health(out: &mut Collector, record: &ServeRecord) {
 fn identity(out: &mut Collector, record: &ServeRecord) {
     let failure =
         |subject: &str| Finding::new(GateName::Serve, "identity", FailureClass::ComparabilityFailed, subject);
-    let expected = &record.expected_digest;
+    let expected = record.expected_digest.as_ref();
     if let Some(contradiction) = &record.contradiction {
         out.add(failure("engine").observed(contradiction));
     }
     match &record.identity {
         None => out.add(failure("engine").observed("does not say what it serves")),
-        Some(identity) => match &identity.checkpoint_digest {
-            Some(digest) if digest != expected => {
+        Some(identity) => match (&identity.checkpoint_digest, expected) {
+            (Some(digest), Some(expected)) if digest != expected => {
                 out.add(failure("checkpoint digest").observed(digest.short(16)).expected(expected.short(16)));
             }
-            Some(_) if identity.identity_proven => {}
+            (Some(_), _) if identity.identity_proven => {}
             _ => out.add(failure("checkpoint digest").observed("identity declared, not proven").as_note()),
         },
     }
@@ -205,7 +205,7 @@ mod tests {
     fn identity_must_be_the_expected_one() {
         let comparability = Some(FailureClass::ComparabilityFailed);
         assert_eq!(class(|r| r.identity = None), comparability);
-        assert_eq!(class(|r| r.expected_digest = Digest::of(b"another")), comparability);
+        assert_eq!(class(|r| r.expected_digest = Some(Digest::of(b"another"))), comparability);
         assert_eq!(class(|r| r.contradiction = Some("it serves /other".to_owned())), comparability);
         assert_eq!(class(|r| r.identity.as_mut().unwrap().identity_proven = false), None);
         assert_eq!(class(|r| r.identity.as_mut().unwrap().checkpoint_digest = None), None);

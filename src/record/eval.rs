@@ -52,6 +52,21 @@ pub struct WaveConfirmation {
     pub confirmation: Confirmation,
 }
 
+/// In which order items are chosen, and so which ones a limit keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ItemOrder {
+    /// As in the data set: a limit keeps the first items, as lm-eval's `--limit`. Data sets are often sorted by subject
+    /// or source, so the first items are no sample of all.
+    Dataset,
+    /// By Python's `random.Random(seed).shuffle` of the split: a limit keeps a random sample that depends on the seed
+    /// alone.
+    Permuted {
+        /// Seed.
+        seed: u64,
+    },
+}
+
 /// State of a task's run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -81,6 +96,12 @@ pub struct TaskRecord {
     pub full_split: usize,
     /// Why the number of items is what it is, e.g. `--limit 40`; empty for the full split.
     pub limited_by: String,
+    /// In which order items were chosen, and so what a limit left; `None` where nobody says.
+    #[serde(default)]
+    pub order: Option<ItemOrder>,
+    /// Items with a context that was cut on the left because it is longer than the model's input.
+    #[serde(default)]
+    pub truncated: usize,
     /// Items in ascending `doc_id`.
     pub items: Vec<ItemRecord>,
     /// The one metric that decides.
@@ -116,6 +137,12 @@ impl TaskRecord {
     /// Items that failed with a reason.
     pub fn failed(&self) -> usize {
         self.items.len() - self.scored()
+    }
+
+    /// Whether the items are all of the split or a random sample of it. A visit follows a permutation.
+    pub fn is_sample(&self) -> bool {
+        let whole = self.limited_by.is_empty() && self.expected == self.full_split;
+        whole || self.visit.is_some() || matches!(self.order, Some(ItemOrder::Permuted { .. }))
     }
 
     /// Items left out because the task was decided before they were visited.
@@ -166,10 +193,18 @@ pub struct ItemRecord {
     /// Index of the right choice, where there is exactly one.
     #[serde(default)]
     pub gold: Option<usize>,
+    /// Digest of the right answer as lm-eval writes it, Python's `str(target)`; `None` in records that do not tell.
+    #[serde(default)]
+    pub target_digest: Option<Digest>,
     /// Cluster the item belongs to (subject), if the task declares one.
     pub cluster: Option<String>,
     /// Why the item has no score.
     pub error: Option<ItemError>,
+}
+
+/// Stands for texts or tokens of which a run does not tell.
+pub fn unknown_digest() -> Digest {
+    Digest::of(b"unknown")
 }
 
 /// What changes when the baseline is scored again in another way.

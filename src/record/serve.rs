@@ -21,8 +21,8 @@ pub struct ServeRecord {
     pub attempts: u32,
     /// Status of `/health`, or the error.
     pub health: ProbeResult,
-    /// Digest of the checkpoint this arm must serve.
-    pub expected_digest: Digest,
+    /// Digest of the checkpoint this arm must serve; `None` where nobody says which.
+    pub expected_digest: Option<Digest>,
     /// What the engine says it is.
     pub identity: Option<EngineIdentity>,
     /// Mechanical canary: 16 greedy tokens, twice.
@@ -156,9 +156,18 @@ impl FingerprintReading {
 
     /// Whether both readings can come from the same model.
     pub fn agrees_with(&self, other: &Self) -> bool {
-        let close = |(a, b): (&f64, &f64)| (a - b).abs() <= Self::TOLERANCE_NATS;
-        self.loglikelihoods.len() == other.loglikelihoods.len()
-            && self.loglikelihoods.iter().zip(&other.loglikelihoods).all(close)
+        self.distance(other) <= Self::TOLERANCE_NATS
+    }
+
+    /// Largest difference of a prompt in nats; infinite where the prompts are others.
+    pub fn distance(&self, other: &Self) -> f64 {
+        if self.loglikelihoods.len() != other.loglikelihoods.len() {
+            return f64::INFINITY;
+        }
+        // A difference that is no number is not small.
+        let distance = |(a, b): (&f64, &f64)| Some((a - b).abs()).filter(|d| d.is_finite());
+        let pairs = self.loglikelihoods.iter().zip(&other.loglikelihoods);
+        pairs.map(|pair| distance(pair).unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Everything that can be decided before work starts: the model is there, the recipe applies, the engine knows the
 //! architecture, the tasks load and their requests can be made.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,10 +18,12 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{self, ResolvedModel};
 use crate::engine;
 use crate::eval::endpoint::ApiKey;
-use crate::eval::{self, EvalError, EvalOptions, ItemOrder, OutputInfo, PreparedTask};
+use crate::eval::{self, EvalError, EvalOptions, OutputInfo, PreparedTask};
+use crate::gate::Margin;
 use crate::model::tokenizer::Tokenizer;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
+use crate::record::eval::{ItemOrder, MetricInfo};
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::suite::{self, Group, Suite};
 

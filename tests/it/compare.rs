@@ -61,6 +61,25 @@ fn two_runs_are_compared_and_flips_explained() {
             assert_eq!(ours, theirs, "{a} against {b}: {key}");
         }
     }
+    // Two runs of another harness are held to one engine, and to one answer key.
+    let results = dir.path().join("lb/org__model/results_2026-11-21T10-00-00.000001.json");
+    let honest = std::fs::read_to_string(&results).unwrap();
+    let mut other = read_json(&results);
+    other["config"]["model"] = json!("vllm");
+    std::fs::write(&results, other.to_string()).unwrap();
+    day0(dir.path(), ["compare", "la", "lb"]).expect(3).says("comparability.engine").says("--across-engines");
+    day0(dir.path(), ["compare", "la", "lb", "--across-engines"]).expect(0);
+    std::fs::write(&results, honest).unwrap();
+    let samples = dir.path().join("lb/org__model/samples_tiny_colours_2026-11-21T10-00-00.000001.jsonl");
+    let text = std::fs::read_to_string(&samples).unwrap();
+    let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines[5]["target"] = json!(if lines[5]["target"] == "0" { "1" } else { "0" });
+    let swapped: Vec<String> = lines.iter().map(Value::to_string).collect();
+    std::fs::write(&samples, swapped.join("\n")).unwrap();
+    for baseline in ["la", "a"] {
+        let ran = day0(dir.path(), ["compare", baseline, "lb"]).expect(3);
+        ran.says("comparability.targets").says("tiny_colours item 5");
+    }
     // One run against itself is no comparison.
     day0(dir.path(), ["compare", "a", "a"]).expect(3).says("COMPARABILITY_FAILED");
     day0(dir.path(), ["compare", "a", "nowhere"]).expect(2);
@@ -88,6 +107,30 @@ fn nemo_evaluator_rewards_are_compared() {
     let report = day0(dir.path(), ["compare", "a", "b", "--json"]).expect(0).json();
     assert_eq!(report["verdict"], json!("REGRESSION"), "{report:#}");
     assert_eq!(report["per_task"]["gsm8k"]["flips_b"], json!(30));
+    // Nothing tells the prompts: no drop is accepted only on the user's word, and never on a part of the problems.
+    let rewards = std::fs::read_to_string(dir.path().join("a/results.jsonl")).unwrap();
+    std::fs::create_dir(dir.path().join("c")).unwrap();
+    std::fs::write(dir.path().join("c/results.jsonl"), rewards).unwrap();
+    let card = |config: Value| {
+        let card = json!({"run_id": "c", "config": config, "benchmark": {"name": "gsm8k"}});
+        std::fs::write(dir.path().join("c/eval-1.json"), card.to_string()).unwrap();
+    };
+    let verdict = |more: &[&str]| {
+        let args = ["compare", "a", "c", "--json"];
+        day0(dir.path(), args.iter().chain(more)).expect(0).json()["verdict"].clone()
+    };
+    card(json!({"model": "c"}));
+    assert_eq!(verdict(&[]), json!("ANOMALOUS"));
+    day0(dir.path(), ["compare", "a", "c"]).expect(0).says("prompts unknown").says("--trust-prompts");
+    assert_eq!(verdict(&["--trust-prompts"]), json!("ACCEPT"));
+    let path = dir.path().join("a/eval-1.json");
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let limited = |model: &str| json!({"model": model, "limit_samples": 400});
+    card(limited("c"));
+    let card = json!({"run_id": "a", "config": limited("a"), "benchmark": {"name": "gsm8k"}});
+    std::fs::write(&path, card.to_string()).unwrap();
+    assert_eq!(verdict(&["--trust-prompts"]), json!("ANOMALOUS"));
+    std::fs::write(&path, whole).unwrap();
     // Another answer key is another item.
     let path = dir.path().join("b/results.jsonl");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -97,36 +140,77 @@ fn nemo_evaluator_rewards_are_compared() {
     day0(dir.path(), ["compare", "a", "b"]).expect(2).says("line 8").says("problem_idx");
 }
 
+/// A directory with a task of 40 documents: `edit` makes another one of its YAML and rows.
+fn task_dir(dir: &Path, name: &str, edit: impl Fn(&mut String, &mut Vec<Value>)) {
+    let target = dir.join(name);
+    std::fs::create_dir(&target).unwrap();
+    let mut yaml = "task: t\ndataset_path: org/none\noutput_type: multiple_choice\ntest_split: test\n\
+                    doc_to_text: q\ndoc_to_target: gold\ndoc_to_choice: choices\nmetadata:\n  version: 1.0\n"
+        .to_owned();
+    let row = |i: usize| {
+        let (name, animal) = (["Tom", "Anna", "Ben", "Mia"][i % 4], ["cat", "dog"][i / 4 % 2]);
+        json!({"q": format!("{name} has {i} pets. {name} keeps a"), "choices": [animal, "red ball"], "gold": 0})
+    };
+    let mut rows: Vec<Value> = (0..40).map(row).collect();
+    edit(&mut yaml, &mut rows);
+    std::fs::write(target.join("t.yaml"), yaml).unwrap();
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    std::fs::write(target.join("t.test.jsonl"), lines.join("\n")).unwrap();
+}
+
+/// Exchanges the ids of two pieces of a checkpoint's vocabulary.
+fn exchange_ids(checkpoint: &Path, a: &str, b: &str) {
+    let path = checkpoint.join("tokenizer.json");
+    let mut tokenizer = read_json(&path);
+    let vocab = &mut tokenizer["model"]["vocab"];
+    let (of_a, of_b) = (vocab[a].clone(), vocab[b].clone());
+    assert!(of_a.is_u64() && of_b.is_u64(), "{of_a} {of_b}");
+    vocab[a] = of_b;
+    vocab[b] = of_a;
+    std::fs::write(path, tokenizer.to_string()).unwrap();
+}
+
+/// Each swap is made where it would happen: in the data, the tokenizer, the model, the task.
 #[test]
 fn whatever_is_swapped_in_one_arm_is_named() {
     let _turn = serial();
     let dir = tempfile::tempdir().unwrap();
-    two_runs(dir.path());
-    let honest = read_json(dir.path().join("b/record.json"));
-    let baseline = read_json(dir.path().join("a/record.json"));
-    let path = dir.path().join("swapped.json");
-    let other = &honest["identity"]["tokenizer_digest"];
-    let item = |place: usize, field: &str| format!("/tasks/tiny_colours/items/{place}/{field}");
-    let swaps = [
-        ("tiny_colours item 17", item(17, "prompt_digest"), other.clone()),
-        ("tiny_colours item 23", item(23, "token_digest"), other.clone()),
-        (
-            "comparability.checkpoint",
-            "/identity/checkpoint_digest".to_owned(),
-            baseline["identity"]["checkpoint_digest"].clone(),
-        ),
-        ("comparability.version", "/tasks/tiny_colours/version".to_owned(), json!("9.0")),
-    ];
-    for (named, field, value) in swaps {
-        let mut record = honest.clone();
-        *record.pointer_mut(&field).unwrap() = value;
-        std::fs::write(&path, record.to_string()).unwrap();
-        for command in [
-            vec!["compare", "a", "swapped.json"],
-            vec!["gate", "compare", "--baseline", "a", "--candidate", "swapped.json"],
-        ] {
-            day0(dir.path(), command).expect(3).says("COMPARABILITY_FAILED").says(named);
+    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "w4a16", "--out", "q"]).expect(0);
+    std::fs::create_dir(dir.path().join("q2")).unwrap();
+    for entry in std::fs::read_dir(dir.path().join("q")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, dir.path().join("q2").join(path.file_name().unwrap())).unwrap();
         }
+    }
+    exchange_ids(&dir.path().join("q2"), "2", "3");
+    task_dir(dir.path(), "honest", |_, _| ());
+    task_dir(dir.path(), "word", |_, rows| rows[17]["q"] = json!("Anna has 17 pets. Anna sees a"));
+    task_dir(dir.path(), "answer", |_, rows| rows[9]["gold"] = json!(1));
+    task_dir(dir.path(), "version", |yaml, _| *yaml = yaml.replace("version: 1.0", "version: 2.0"));
+    let eval = |model: &str, task: &str, out: &str| {
+        let suite = format!("{task}/t.yaml");
+        day0(dir.path(), ["eval", "--model", model, "--suite", &suite, "--data", task, "--out", out])
+            .expect(0);
+    };
+    eval("day0-tiny", "honest", "a");
+    eval("q", "honest", "b");
+    day0(dir.path(), ["compare", "a", "b"]).expect(0);
+    for (out, model, task, named) in [
+        ("prompt", "q", "word", vec!["comparability.prompts: t item 17", "comparability.task_digest: t"]),
+        ("target", "q", "answer", vec!["comparability.targets: t item 9"]),
+        ("token", "q2", "honest", vec!["comparability.tokens: t item 2", "comparability.tokenizer"]),
+        ("checkpoint", "day0-tiny", "honest", vec!["comparability.checkpoint", "bit-identical"]),
+        ("version", "q", "version", vec!["comparability.version: t: 2.0 on the candidate"]),
+    ] {
+        eval(model, task, out);
+        let mut compared = day0(dir.path(), ["compare", "a", out]).expect(3).says("COMPARABILITY_FAILED");
+        for words in named {
+            compared = compared.says(words);
+        }
+        day0(dir.path(), ["gate", "compare", "--baseline", "a", "--candidate", out])
+            .expect(3)
+            .says("COMPARABILITY_FAILED");
     }
 }
 
@@ -159,6 +243,9 @@ fn a_decided_task_stops_and_its_path_is_kept() {
         day0(dir.path(), ["gate", "compare", "--baseline", baseline, "--candidate", path])
     };
     decide("run").expect(0).says("ACCEPT");
+    // Of a release directory each side reads its own arm.
+    let both = day0(dir.path(), ["compare", "run", "run"]).expect(0);
+    both.says("# ACCEPT: run (candidate arm) against run (baseline arm)");
     std::fs::create_dir(dir.path().join("cut")).unwrap();
     for (name, record) in ["baseline", "candidate"].into_iter().zip(&records) {
         let mut record = record.clone();

@@ -203,6 +203,13 @@ fn evaluates_an_endpoint_like_the_built_in_engine() {
     let local = eval("local", &["--model", "day0-tiny"]);
     let remote = eval("remote", &["--endpoint", &server.url, "--tokenizer", "day0-tiny"]);
     assert_eq!(local, remote);
+    assert_eq!(eval("declared", &["--endpoint", &server.url, "--model", "day0-tiny"]), remote);
+    // It says what it serves: another checkpoint than the declared one is refused.
+    day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "w8a8", "--out", "q"]).expect(0);
+    let args = ["eval", "--suite", "day0-tiny", "--limit", "20", "--out", "other", "--endpoint", &server.url];
+    let refused = ran(command(dir.path(), args.iter().chain(&["--model", "q"])).output().unwrap());
+    refused.expect(3).says("checkpoint digest");
+    ran(command(dir.path(), args).output().unwrap()).expect(2).says("--tokenizer");
 }
 
 #[test]

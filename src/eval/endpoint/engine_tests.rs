@@ -48,7 +48,7 @@ fn scores_over_http_are_the_engines_bit_for_bit() {
         attempts: 1,
         command: String::new(),
         startup_timeout: std::time::Duration::ZERO,
-        expected_digest: &digest,
+        expected_digest: Some(&digest),
         text: &*tokenizer,
         tokenizer_digest: Some(tokenizer.digest()),
         provenance: &Provenance::new(threads::detect(Some(2))),

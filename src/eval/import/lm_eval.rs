@@ -1,5 +1,6 @@
 //! lm-eval's results and samples, and the samples that day0 writes in the same format.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::f64::consts::LN_2;
 use std::path::{Path, PathBuf};
@@ -7,10 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ImportError, entries, lines};
+use super::metrics::{Inferred, Results, Score, directed, metric_info, scores};
+use super::{ImportError, Imported, entries, lines};
 use crate::base::digest::{Digest, DigestBuilder};
 use crate::base::{json, python};
-use crate::record::eval::{EvalRecord, GroupRecord, ItemRecord, Metric, MetricInfo, TaskRecord, TaskStatus};
+use crate::record::eval::{
+    EvalRecord, GroupRecord, ItemOrder, ItemRecord, TaskRecord, TaskStatus, unknown_digest,
+};
 
 /// Metrics that decide where nobody names one, in order of preference.
 const PREFERRED: [&str; 4] = ["acc", "exact_match", "bits_per_byte", "word_perplexity"];
@@ -31,12 +35,13 @@ pub(super) fn read(
     dir: &Path,
     results: &Path,
     metric_of: &dyn Fn(&str) -> Option<String>,
-) -> Result<EvalRecord, ImportError> {
+) -> Result<Imported, ImportError> {
     let value: Value = json::read(results)?;
-    let mut tasks = BTreeMap::new();
+    let (mut tasks, mut inferred) = (BTreeMap::new(), Inferred::new());
     for name in value["configs"].as_object().into_iter().flatten().map(|(name, _)| name) {
         let Some(samples) = samples_of(dir, name)? else { continue };
-        tasks.insert(name.clone(), task(name, &value, &samples, metric_of(name))?);
+        let file = Results { path: results, value: &value };
+        tasks.insert(name.clone(), task(name, file, &samples, metric_of(name), &mut inferred)?);
     }
     if tasks.is_empty() {
         return Err(ImportError::NoItems(dir.to_path_buf()));
@@ -49,7 +54,9 @@ pub(super) fn read(
     let config = &value["config"];
     let model = serde_json::json!([config["model_args"], config["model_sha"], value["model_name"]]);
     let groups = groups(&value, &tasks);
-    Ok(EvalRecord { groups, ..super::record(engine, &text(&config["device"]), &model, tasks) })
+    let note = |(what, tasks): (String, Vec<String>)| format!("inferred for {}: {what}", tasks.join(", "));
+    let record = EvalRecord { groups, ..super::record(engine, &text(&config["device"]), &model, tasks) };
+    Ok((record, inferred.into_iter().map(note).collect()))
 }
 
 /// Groups with the metrics that their scores combine. Results do not say how tasks count in them: by size if that gives
@@ -59,8 +66,7 @@ fn groups(results: &Value, tasks: &BTreeMap<String, TaskRecord>) -> BTreeMap<Str
     let record = |name: &String| {
         let mut members = tasks_below(subtasks, name, tasks, &mut BTreeSet::new());
         members.sort();
-        let stated = metrics(&results["groups"][name], &Value::Null);
-        let how = |(metric, stated): (String, Metric)| {
+        let how = |(metric, (stated, _)): (String, Score)| {
             let parts: Option<Vec<(f64, f64)>> = members
                 .iter()
                 .map(|task| Some((tasks[task].metrics.get(&metric)?.value, tasks[task].scored() as f64)))
@@ -69,14 +75,14 @@ fn groups(results: &Value, tasks: &BTreeMap<String, TaskRecord>) -> BTreeMap<Str
             let total: f64 = parts.iter().map(|(_, n)| n).sum();
             let by_size = parts.iter().map(|(value, n)| value * n).sum::<f64>() / total;
             let alike = parts.iter().map(|(value, _)| value).sum::<f64>() / parts.len() as f64;
-            let is_stated = |value: f64| (value - stated.value).abs() <= 1e-9;
+            let is_stated = |value: f64| (value - stated).abs() <= 1e-9;
             match (is_stated(by_size), is_stated(alike)) {
                 (true, _) => Some((metric, true)),
                 (_, true) => Some((metric, false)),
                 _ => None,
             }
         };
-        let metrics = stated.into_iter().filter_map(how).collect();
+        let metrics = scores(&results["groups"][name]).into_iter().filter_map(how).collect();
         (name.clone(), GroupRecord { tasks: members, metrics, advisory: Vec::new() })
     };
     let names = subtasks.as_object().into_iter().flatten().map(|(name, _)| name);
@@ -114,67 +120,91 @@ fn samples_of(dir: &Path, task: &str) -> Result<Option<PathBuf>, ImportError> {
 
 fn task(
     name: &str,
-    results: &Value,
+    file: Results<'_>,
     samples: &Path,
     metric: Option<String>,
+    inferred: &mut Inferred,
 ) -> Result<TaskRecord, ImportError> {
-    let metrics = metrics(&results["results"][name], &results["higher_is_better"][name]);
-    let known = |wanted: &str| metrics.contains_key(wanted).then(|| wanted.to_owned());
+    let results = file.value;
+    let scores = scores(&results["results"][name]);
+    let stated = |wanted: &str| scores.contains_key(wanted).then(|| wanted.to_owned());
     let primary = metric
-        .and_then(|m| known(&m))
-        .or_else(|| PREFERRED.iter().find_map(|m| known(m)))
-        .or_else(|| metrics.keys().next().cloned())
+        .and_then(|m| stated(&m))
+        .or_else(|| PREFERRED.iter().find_map(|m| stated(m)))
+        .or_else(|| scores.keys().next().cloned())
         .unwrap_or_default();
-    let mut items = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (line, sample) in lines(samples)? {
-        let wrong = |what: String| ImportError::Line { path: samples.to_path_buf(), line, what };
-        let item = item(&sample, &primary).map_err(wrong)?;
-        // One line for each filter of a document; the first is the one that results name without a suffix.
-        if seen.insert(item.doc_id) {
-            items.push(item);
-        }
-    }
-    items.sort_by_key(|item| item.doc_id);
-    let counts = &results["n-samples"][name];
-    let count = |key: &str| counts[key].as_u64().map_or(items.len(), |n| n as usize);
-    let (full_split, expected) = (count("original"), count("effective"));
+    let (items, doc_hashes) = read_items(samples, &primary)?;
+    let mut digest = DigestBuilder::default();
     let version = python::str(&results["versions"][name]);
-    let higher = metrics.get(&primary).is_none_or(|m| m.higher_is_better);
+    digest.field(format!("{name} {version} {}", results["n-shot"][name]).as_bytes());
+    for hash in doc_hashes.values() {
+        digest.field(hash.as_bytes());
+    }
+    let Planned { expected, full_split, limited_by, order } = planned(name, results, &items);
     Ok(TaskRecord {
         task: name.to_owned(),
-        task_digest: Digest::of(format!("{name} {version} {}", results["n-shot"][name]).as_bytes()),
+        task_digest: digest.finish(),
         version,
         status: TaskStatus::Success,
         expected,
         full_split,
-        limited_by: if expected < full_split { format!("--limit {expected}") } else { String::new() },
+        limited_by,
+        order,
+        truncated: 0,
+        primary_metric: metric_info(name, primary, file, &items, inferred)?,
         items,
-        primary_metric: MetricInfo {
-            higher_is_better: higher,
-            scale: (higher && !primary.contains("perplexity")).then_some(1.0),
-            name: primary,
-        },
-        metrics,
+        metrics: directed(scores, &results["higher_is_better"][name]),
         visit: None,
     })
 }
 
-/// `{"acc,none": value, "acc_stderr,none": value or "N/A"}`.
-fn metrics(results: &Value, higher: &Value) -> BTreeMap<String, Metric> {
-    let entries = results.as_object().into_iter().flatten();
-    let metric = |(key, value): (&String, &Value)| {
-        let (name, filter) = key.split_once(',')?;
-        let value = value.as_f64().filter(|_| !name.ends_with("_stderr"))?;
-        let stderr = results[format!("{name}_stderr,{filter}")].as_f64();
-        let higher_is_better = higher[name].as_bool().unwrap_or(true);
-        Some((name.to_owned(), Metric { value, stderr, higher_is_better }))
+/// The items of a samples file in ascending `doc_id`, and lm-eval's hash of each document.
+fn read_items(
+    samples: &Path,
+    primary: &str,
+) -> Result<(Vec<ItemRecord>, BTreeMap<usize, String>), ImportError> {
+    let (mut items, mut doc_hashes) = (Vec::new(), BTreeMap::new());
+    for (line, sample) in lines(samples)? {
+        let wrong = |what: String| ImportError::Line { path: samples.to_path_buf(), line, what };
+        let item = item(&sample, primary).map_err(wrong)?;
+        // One line for each filter of a document; the first is the one that results name without a suffix.
+        if let Entry::Vacant(place) = doc_hashes.entry(item.doc_id) {
+            place.insert(python::str(&sample["doc_hash"]));
+            items.push(item);
+        }
+    }
+    items.sort_by_key(|item| item.doc_id);
+    Ok((items, doc_hashes))
+}
+
+/// How many items were planned, and which.
+struct Planned {
+    expected: usize,
+    full_split: usize,
+    limited_by: String,
+    order: Option<ItemOrder>,
+}
+
+/// `--limit` keeps the first items, `--samples` those that somebody chose. Versions that do not count the split say at
+/// least whether there was a limit.
+fn planned(name: &str, results: &Value, items: &[ItemRecord]) -> Planned {
+    let counts = &results["n-samples"][name];
+    let count = |key: &str| counts[key].as_u64().map(|n| n as usize);
+    let (full_split, expected) =
+        (count("original").unwrap_or(items.len()), count("effective").unwrap_or(items.len()));
+    let first = items.iter().enumerate().all(|(place, item)| item.doc_id == place);
+    let uncounted = count("original").is_none() && !(first && results["config"]["limit"].is_null());
+    let limited_by = match first {
+        _ if expected >= full_split && !uncounted => String::new(),
+        true => format!("--limit {expected}, first items"),
+        false => format!("{expected} chosen items"),
     };
-    entries.filter_map(metric).collect()
+    Planned { expected, full_split, limited_by, order: first.then_some(ItemOrder::Dataset) }
 }
 
 fn item(sample: &Value, primary: &str) -> Result<ItemRecord, String> {
     let doc_id = sample["doc_id"].as_u64().ok_or("doc_id is not a number")? as usize;
+    let target = python::str(sample.get("target").ok_or("no target, so no right answer")?);
     let requests = requests(sample);
     let mut prompts = DigestBuilder::default();
     for (context, continuation) in &requests {
@@ -196,13 +226,14 @@ fn item(sample: &Value, primary: &str) -> Result<ItemRecord, String> {
     }
     Ok(ItemRecord {
         doc_id,
-        prompt_digest: prompts.finish(),
-        token_digest: Digest::of(b"unknown"),
+        prompt_digest: if requests.is_empty() { unknown_digest() } else { prompts.finish() },
+        token_digest: unknown_digest(),
         loglikelihoods,
         is_greedy,
         values,
         weight,
-        gold: sample["target"].as_str().and_then(|t| t.parse().ok()).filter(|i| *i < requests.len()),
+        gold: target.parse().ok().filter(|i| *i < requests.len()),
+        target_digest: Some(Digest::of(target.as_bytes())),
         cluster: None,
         error: None,
     })
@@ -266,7 +297,7 @@ pub fn blank_what_others_lack(record: &mut EvalRecord) {
     "unknown".clone_into(&mut record.identity.kernel_path);
     for task in record.tasks.values_mut() {
         task.task_digest = Digest::of(task.task.as_bytes());
-        task.items.iter_mut().for_each(|item| item.token_digest = Digest::of(b"unknown"));
+        task.items.iter_mut().for_each(|item| item.token_digest = unknown_digest());
     }
 }
 
@@ -301,6 +332,100 @@ mod tests {
 
     use super::*;
 
+    fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+        let path = dir.join(name);
+        crate::base::atomic::write(&path, text.as_bytes()).unwrap();
+        path
+    }
+
+    /// A task of `values` of one metric, whose results are completed by `more`.
+    fn task_of(metric: &str, values: &[f64], more: &Value) -> Result<(TaskRecord, Vec<String>), ImportError> {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |(doc_id, value): (usize, &f64)| {
+            let mut line = json!({"doc_id": doc_id, "doc_hash": "d", "target": "0", "metrics": [metric],
+                "arguments": {"gen_args_0": {"arg_0": "q", "arg_1": " c"}}, "filtered_resps": [["-1.5", "False"]]});
+            line[metric] = json!(value);
+            line.to_string()
+        };
+        let lines: Vec<String> = values.iter().enumerate().map(line).collect();
+        write(dir.path(), "samples_t.jsonl", &lines.join("\n"));
+        let mut results = json!({"results": {"t": {}}, "configs": {"t": {}}});
+        results["results"]["t"][format!("{metric},none")] =
+            json!(values.iter().sum::<f64>() / values.len() as f64);
+        results.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let path = write(dir.path(), "results.json", &results.to_string());
+        let (mut record, notes) = read(dir.path(), &path, &|_| None)?;
+        Ok((record.tasks.remove("t").unwrap(), notes))
+    }
+
+    #[test]
+    fn a_direction_is_declared_or_known_and_never_assumed() {
+        for (metric, higher, scale) in [
+            ("acc", true, Some(1.0)),
+            ("exact_match", true, Some(1.0)),
+            ("bits_per_byte", false, None),
+            ("word_perplexity", false, None),
+            ("perplexity", false, None),
+            ("brier_score", false, None),
+        ] {
+            let (task, notes) = task_of(metric, &[0.5, 0.25], &json!({})).unwrap();
+            let info = &task.primary_metric;
+            assert_eq!((info.higher_is_better, info.scale), (higher, scale), "{metric}");
+            assert_eq!(task.metrics[metric].higher_is_better, higher);
+            assert_eq!(
+                notes,
+                [format!("inferred for t: {} {metric} is better", if higher { "more" } else { "less" })]
+            );
+            let declared = json!({"higher_is_better": {"t": {metric: higher}}});
+            assert!(task_of(metric, &[0.5, 0.25], &declared).unwrap().1.is_empty(), "nothing is inferred");
+        }
+        let refused = |metric: &str, more: &Value| task_of(metric, &[0.5], more).unwrap_err().to_string();
+        let error = refused("loss", &json!({}));
+        assert!(
+            error.ends_with(
+                "results.json: higher_is_better.t.loss: whether more of loss is better is not said"
+            )
+        );
+        let wrong = json!({"higher_is_better": {"t": {"bits_per_byte": true}}});
+        assert!(refused("bits_per_byte", &wrong).ends_with("is said to be true, which is not so"));
+    }
+
+    #[test]
+    fn a_scale_is_known_or_seen() {
+        let scale = |values: &[f64], higher: bool| {
+            let declared = json!({"higher_is_better": {"t": {"quality": higher}}});
+            let (task, notes) = task_of("quality", values, &declared).unwrap();
+            (task.primary_metric.scale, notes.len())
+        };
+        assert_eq!(scale(&[0.0, 0.5, 1.0], true), (Some(1.0), 1));
+        assert_eq!(scale(&[0.0, 0.5, 1.5], true), (None, 0));
+        assert_eq!(scale(&[0.0, 0.5, 1.0], false), (None, 0));
+    }
+
+    #[test]
+    fn right_answers_and_documents_are_told() {
+        let more = |hash: &str| json!({"versions": {"t": hash}});
+        let (task, _) = task_of("acc", &[1.0, 0.0], &more("1.0")).unwrap();
+        assert_eq!(task.items[0].target_digest, Some(Digest::of(b"0")));
+        assert_eq!(task.items[0].gold, Some(0));
+        assert_ne!(task.task_digest, task_of("acc", &[1.0, 0.0], &more("2.0")).unwrap().0.task_digest);
+        let sample =
+            json!({"doc_id": 0, "metrics": ["acc"], "acc": 1.0, "filtered_resps": [["-1.5", "False"]]});
+        assert!(item(&sample, "acc").unwrap_err().contains("no target"));
+    }
+
+    #[test]
+    fn a_prefix_says_so() {
+        let counts = json!({"n-samples": {"t": {"original": 9, "effective": 2}}});
+        let (task, _) = task_of("acc", &[1.0, 0.0], &counts).unwrap();
+        assert_eq!((task.limited_by.as_str(), task.full_split), ("--limit 2, first items", 9));
+        assert_eq!(task.order, Some(ItemOrder::Dataset));
+        assert!(!task.is_sample());
+        let (task, _) = task_of("acc", &[1.0, 0.0], &json!({"config": {"limit": 2.0}})).unwrap();
+        assert!(!task.is_sample(), "a version that does not count the split");
+        assert!(task_of("acc", &[1.0, 0.0], &json!({})).unwrap().0.is_sample());
+    }
+
     /// Two tasks of four and two items, and groups whose scores count them by size, alike, and in no way that is known.
     #[test]
     fn groups_count_their_tasks_as_their_scores_say() {
@@ -313,8 +438,8 @@ mod tests {
                 .to_string()
             };
             let lines: Vec<String> = values.iter().enumerate().map(line).collect();
-            let path = dir.path().join(format!("samples_{task}_2026-11-29T10-00-00.000001.jsonl"));
-            crate::base::atomic::write(&path, lines.join("\n").as_bytes()).unwrap();
+            let name = format!("samples_{task}_2026-11-29T10-00-00.000001.jsonl");
+            write(dir.path(), &name, &lines.join("\n"));
         }
         let results = json!({
             "results": {"a": {"acc,none": 0.75}, "b": {"acc,none": 0.5}},
@@ -323,9 +448,8 @@ mod tests {
             "group_subtasks": {"by_size": ["inner", "b"], "inner": ["a", "inner"], "alike": ["a", "b"], "other": ["a", "b"],
                                "gone": ["c"]},
         });
-        let path = dir.path().join("results_2026-11-29T10-00-00.000001.json");
-        crate::base::atomic::write(&path, results.to_string().as_bytes()).unwrap();
-        let record = read(dir.path(), &path, &|_| None).unwrap();
+        let path = write(dir.path(), "results_2026-11-29T10-00-00.000001.json", &results.to_string());
+        let (record, _) = read(dir.path(), &path, &|_| None).unwrap();
         let found =
             |name: &str| (record.groups[name].tasks.clone(), record.groups[name].metrics.get("acc").copied());
         let both = vec!["a".to_owned(), "b".to_owned()];

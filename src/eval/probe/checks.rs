@@ -23,7 +23,7 @@ pub(super) fn identity(target: &ProbeTarget<'_>, model: &ServedModel) -> EngineI
     let said = model.identity();
     EngineIdentity {
         identity_proven: target.launched,
-        checkpoint_digest: said.checkpoint_digest.or_else(|| Some(target.expected_digest.clone())),
+        checkpoint_digest: said.checkpoint_digest.or_else(|| target.expected_digest.cloned()),
         tokenizer_digest: said.tokenizer_digest.or_else(|| target.tokenizer_digest.cloned()),
         ..said
     }

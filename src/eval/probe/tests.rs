@@ -35,9 +35,9 @@ fn options(url: &str) -> EndpointOptions {
 }
 
 /// Runs `work` with the target of a probe.
-fn with_target<T>(
+fn with_target<'a, T>(
     options: &EndpointOptions,
-    digest: &Digest,
+    digest: impl Into<Option<&'a Digest>>,
     launched: bool,
     work: impl FnOnce(&ProbeTarget<'_>) -> T,
 ) -> T {
@@ -49,7 +49,7 @@ fn with_target<T>(
         attempts: 1,
         command: "day0 serve x".to_owned(),
         startup_timeout: Duration::from_millis(300),
-        expected_digest: digest,
+        expected_digest: digest.into(),
         text: &ByteCodec,
         tokenizer_digest: Some(&Digest::of(b"bytes")),
         provenance: &Provenance::new(threads::detect(Some(1))),
@@ -129,6 +129,21 @@ fn another_tokenizer_is_refused() {
     let record = probe_url(&server.url);
     let error = require_usable(&record).unwrap_err().to_string();
     assert!(error.contains("tokenizer"), "{error}");
+}
+
+/// A server that does not tell its checkpoint serves what the user declares, and nothing known otherwise.
+#[test]
+fn a_checkpoint_is_declared_or_unknown() {
+    let server = StandIn::start(|call| match call.path.as_str() {
+        "/health" => Reply::Json(200, json!({})),
+        "/v1/models" => Reply::Json(200, json!({"data": [{"id": "m"}]})),
+        _ => Reply::Json(404, json!({})),
+    });
+    let declared = Digest::of(b"declared");
+    for expected in [Some(&declared), None] {
+        let record = with_target(&options(&server.url), expected, false, probe);
+        assert_eq!(record.identity.unwrap().checkpoint_digest.as_ref(), expected);
+    }
 }
 
 #[test]

@@ -113,6 +113,10 @@ pub struct TaskEvidence {
     pub full_split: usize,
     /// Why fewer were planned; empty for the full split.
     pub limited_by: String,
+    /// Whether the items are all of the split or a random sample of it; a prefix of a data set shows nothing about the
+    /// rest.
+    #[serde(default)]
+    pub is_sample: bool,
     /// Planned items that were not visited because the task was decided before.
     pub not_needed: usize,
     /// The path: one entry a look; empty for a fixed set of items.
@@ -274,10 +278,11 @@ impl TaskEvidence {
             lower: finite(interval.bounds.lower),
             upper: finite(interval.bounds.upper),
             method: interval.method,
-            unreliable: interval.unreliable,
+            unreliable: if pairs.is_sample() { interval.unreliable } else { no_sample(&interval.unreliable) },
             n: sample.n,
             full_split: pairs.full_split(),
             limited_by: pairs.limited_by(),
+            is_sample: pairs.is_sample(),
             not_needed: pairs.not_needed(),
             looks: terms.path.as_ref().map_or_else(Vec::new, |path| path.looks.clone()),
             flips_b: counts.map(PairedCounts::b),
@@ -318,6 +323,12 @@ impl TaskEvidence {
         self.verdict = verdict;
         self.within_threshold = verdict == TaskVerdict::Within;
     }
+}
+
+/// Bounds describe what the items are drawn from; a data set in its own order is often sorted by subject or source.
+fn no_sample(also: &str) -> String {
+    let why = "these items are no random sample of the split";
+    if also.is_empty() { why.to_owned() } else { format!("{why}, {also}") }
 }
 
 fn flips(pairs: &Pairs<'_>) -> Vec<Flip> {

@@ -25,7 +25,7 @@ pub fn compare(baseline: &EvalRecord, candidate: &EvalRecord, options: &CompareO
     run::collect(&mut out, baseline, "baseline.run.", options.imported);
     run::collect(&mut out, candidate, "candidate.run.", options.imported);
     let first = out.findings.len();
-    proof::collect(&mut out, baseline, candidate);
+    proof::collect(&mut out, baseline, candidate, options);
     if options.across_engines {
         proof::excuse_engines(&mut out.findings[first..]);
     }

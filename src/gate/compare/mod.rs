@@ -6,11 +6,14 @@
 
 mod baseline;
 mod evidence;
+mod identical;
 mod judge;
 mod options;
 mod pairs;
 mod policy;
 mod proof;
+#[cfg(test)]
+mod proof_tests;
 mod sample;
 mod sequential;
 #[cfg(test)]

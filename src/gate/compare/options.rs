@@ -120,6 +120,8 @@ pub struct CompareOptions {
     pub imported: bool,
     /// Whether engines, devices, kernel paths and tokenizers may differ: a note then, not a fault.
     pub across_engines: bool,
+    /// Whether prompts and right answers that a run does not tell are taken to be the same: a note then.
+    pub trust_prompts: bool,
     /// What rescoring the baseline on other kernels changed, by task.
     pub noise: BTreeMap<String, NoiseFloor>,
     /// Published scores of the baseline by task.
@@ -135,6 +137,7 @@ impl Default for CompareOptions {
             tasks: BTreeMap::new(),
             imported: false,
             across_engines: false,
+            trust_prompts: false,
             noise: BTreeMap::new(),
             published: BTreeMap::new(),
         }

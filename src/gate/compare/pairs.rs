@@ -52,6 +52,11 @@ impl<'a> Pairs<'a> {
         self.tasks.iter().map(|p| &p.baseline.limited_by).find(|l| !l.is_empty()).cloned().unwrap_or_default()
     }
 
+    /// Whether the items are all of the splits or random samples of them.
+    pub fn is_sample(&self) -> bool {
+        self.tasks.iter().all(|pair| pair.baseline.is_sample() && pair.candidate.is_sample())
+    }
+
     /// Items left out because a look decided.
     pub fn not_needed(&self) -> usize {
         self.tasks.iter().map(|pair| pair.baseline.not_needed()).sum()

@@ -1,22 +1,31 @@
 //! The comparability proof: both arms answered the same requests under the same conditions, and are two models.
 //!
-//! Same tasks and item sets (else SAMPLE_ACCOUNTING_FAILED); same task versions and digests, prompts and tokens item
-//! by item, metric, weights, engine, device, kernel path and tokenizer; another checkpoint digest on each arm; and
-//! log-likelihoods that are not bit-identical, which would mean that the candidate is not what is served (else
-//! COMPARABILITY_FAILED). Each check names its first difference.
+//! Same tasks and item sets (else SAMPLE_ACCOUNTING_FAILED); same task versions and digests, prompts, tokens and right
+//! answers item by item, metric, weights, engine, device, kernel path and tokenizer; another checkpoint digest on each
+//! arm; and scores that differ as those of two models do, which the baseline served twice does not give (`identical`;
+//! else COMPARABILITY_FAILED). Prompts or right answers that a run does not tell are not proven: INSUFFICIENT_EVIDENCE.
+//! Each check names its first difference.
 
 use super::super::findings::Collector;
-use crate::record::eval::{EvalRecord, ItemRecord, TaskRecord};
+use super::identical;
+use super::options::CompareOptions;
+use crate::record::eval::{EvalRecord, ItemRecord, TaskRecord, unknown_digest};
 use crate::record::score::EngineIdentity;
 use crate::record::{FailureClass, Finding, GateName};
 
 /// Adds the first difference of each kind.
-pub(super) fn collect(out: &mut Collector, baseline: &EvalRecord, candidate: &EvalRecord) {
+pub(super) fn collect(
+    out: &mut Collector,
+    baseline: &EvalRecord,
+    candidate: &EvalRecord,
+    options: &CompareOptions,
+) {
     identity(out, &baseline.identity, &candidate.identity);
+    out.findings.extend(identical::fixed_prompts(baseline, candidate));
     for (name, task) in &baseline.tasks {
         match candidate.tasks.get(name) {
             None => out.add(missing(name, "candidate")),
-            Some(other) => tasks(out, name, task, other),
+            Some(other) => tasks(out, name, task, other, options),
         }
     }
     for name in candidate.tasks.keys().filter(|name| !baseline.tasks.contains_key(*name)) {
@@ -53,7 +62,8 @@ fn identity(out: &mut Collector, baseline: &EngineIdentity, candidate: &EngineId
         ("kernel_path", &baseline.kernel_path, &candidate.kernel_path),
     ] {
         if a != b {
-            out.add(differs(check, "engine", a, b));
+            let hint = "score both arms with one engine; `day0 compare --across-engines` makes this a note";
+            out.add(differs(check, "engine", a, b).hint(hint));
         }
     }
     let short = |digest: &Option<crate::base::digest::Digest>| {
@@ -86,7 +96,13 @@ fn identity(out: &mut Collector, baseline: &EngineIdentity, candidate: &EngineId
     }
 }
 
-fn tasks(out: &mut Collector, name: &str, baseline: &TaskRecord, candidate: &TaskRecord) {
+fn tasks(
+    out: &mut Collector,
+    name: &str,
+    baseline: &TaskRecord,
+    candidate: &TaskRecord,
+    options: &CompareOptions,
+) {
     if baseline.version != candidate.version {
         out.add(differs("version", name, &baseline.version, &candidate.version));
     }
@@ -106,35 +122,31 @@ fn tasks(out: &mut Collector, name: &str, baseline: &TaskRecord, candidate: &Tas
         out.add(finding);
         return;
     }
-    let pairs = || baseline.items.iter().zip(&candidate.items);
-    if let Some(finding) = pairs().find_map(|(a, b)| items(name, a, b)) {
+    let mut pairs = baseline.items.iter().zip(&candidate.items);
+    if let Some(finding) = pairs.clone().find_map(|(a, b)| items(name, a, b)) {
         out.add(finding);
     }
-    let identical = pairs().filter(|(a, b)| same_bits(a, b)).count();
-    if identical > 0 && identical == baseline.items.len() {
-        out.add(
-            Finding::new(
-                GateName::Compare,
-                "comparability.identical",
-                FailureClass::ComparabilityFailed,
-                name,
-            )
-            .observed(format!("all log-likelihoods of {identical} items are bit-identical on both arms"))
-            .expected("a quantized model answers a little differently")
-            .hint("the candidate is not what is served, or its scores came from the baseline's cache"),
-        );
-    } else if 2 * identical > baseline.items.len() {
-        out.add(
-            Finding::new(
-                GateName::Compare,
-                "comparability.identical",
-                FailureClass::ComparabilityFailed,
-                name,
-            )
-            .observed(format!("{identical} of {} items are bit-identical on both arms", baseline.items.len()))
-            .as_note(),
-        );
+    if let Some(finding) = pairs.find_map(|(a, b)| unproven(name, a, b)) {
+        out.add(if options.trust_prompts { finding.as_note() } else { finding });
     }
+    out.findings.extend(identical::task(name, baseline, candidate, options.noise.get(name)));
+}
+
+/// What the two runs do not tell of an item, and what therefore may differ unseen.
+fn unproven(task: &str, a: &ItemRecord, b: &ItemRecord) -> Option<Finding> {
+    let unknown = unknown_digest();
+    let untold = |digest: &ItemRecord| digest.target_digest.is_none();
+    let what = match () {
+        () if a.prompt_digest == unknown && b.prompt_digest == unknown => "prompts",
+        () if untold(a) != untold(b) && (a.gold.is_none() || b.gold.is_none()) => "right answers",
+        () => return None,
+    };
+    let class = FailureClass::InsufficientEvidence;
+    let finding = Finding::new(GateName::Compare, "comparability.unknown", class, task)
+        .observed(format!("{what} unknown: not proven to be the same"))
+        .expected("runs that tell the prompt and the right answer of every item")
+        .hint("compare runs that log them; `day0 compare --trust-prompts` takes your word for it");
+    Some(finding)
 }
 
 /// Item sets that differ, by the first item that only one arm has.
@@ -155,6 +167,11 @@ fn item_sets(name: &str, baseline: &TaskRecord, candidate: &TaskRecord) -> Optio
     Some(finding)
 }
 
+/// Whether both arms tell it, and not the same.
+fn told_apart<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> bool {
+    a.is_some() && b.is_some() && a != b
+}
+
 /// What differs first between one item's requests on the two arms.
 fn items(task: &str, a: &ItemRecord, b: &ItemRecord) -> Option<Finding> {
     let subject = format!("{task} item {}", a.doc_id);
@@ -164,6 +181,13 @@ fn items(task: &str, a: &ItemRecord, b: &ItemRecord) -> Option<Finding> {
             ("prompts", show(&a.prompt_digest), show(&b.prompt_digest))
         }
         () if a.token_digest != b.token_digest => ("tokens", show(&a.token_digest), show(&b.token_digest)),
+        () if told_apart(a.target_digest.as_ref(), b.target_digest.as_ref()) => {
+            let target = |item: &ItemRecord| item.target_digest.as_ref().map(show).unwrap_or_default();
+            ("targets", target(a), target(b))
+        }
+        () if told_apart(a.gold.as_ref(), b.gold.as_ref()) => {
+            ("targets", format!("{:?}", a.gold), format!("{:?}", b.gold))
+        }
         // A failed item has no answers to compare; the accounting names it.
         () if a.error.is_some() || b.error.is_some() => return None,
         () if a.loglikelihoods.len() != b.loglikelihoods.len() => {
@@ -175,9 +199,4 @@ fn items(task: &str, a: &ItemRecord, b: &ItemRecord) -> Option<Finding> {
         () => return None,
     };
     Some(differs(check, &subject, &a, &b))
-}
-
-fn same_bits(a: &ItemRecord, b: &ItemRecord) -> bool {
-    let bits = |item: &ItemRecord| -> Vec<u64> { item.loglikelihoods.iter().map(|l| l.to_bits()).collect() };
-    !a.loglikelihoods.is_empty() && bits(a) == bits(b)
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::base::digest::Digest;
 use crate::base::stats::PairedCounts;
 use crate::gate::fixtures::{accuracy_arm, accuracy_task, arm, failed_item, perplexity_arm};
-use crate::record::eval::{EvalRecord, TaskRecord, TaskStatus};
+use crate::record::eval::{EvalRecord, ItemOrder, TaskRecord, TaskStatus};
 use crate::record::{FailureClass, GateReport, Verdict};
 
 const COMPARABILITY: Option<FailureClass> = Some(FailureClass::ComparabilityFailed);
@@ -215,22 +215,31 @@ fn a_limited_run_is_never_accepted_by_threshold() {
 
 #[test]
 fn a_limited_run_is_accepted_by_certify_only_if_the_interval_shows_it() {
-    let with = |n, right| {
+    let with = |n, right, order| {
         let (mut baseline, mut candidate) = arms(n, right, 0, 0);
         for record in [&mut baseline, &mut candidate] {
             task_of(record).limited_by = format!("--limit {n}");
             task_of(record).full_split = 4000;
+            task_of(record).order = order;
         }
         compare(&baseline, &candidate, &CompareOptions::default())
     };
-    assert_eq!(with(40, 30).failure_class, INSUFFICIENT);
-    let shown = with(400, 300);
+    let sampled = Some(ItemOrder::Permuted { seed: 1 });
+    assert_eq!(with(40, 30, sampled).failure_class, INSUFFICIENT);
+    let shown = with(400, 300, sampled);
     assert!(shown.pass, "{}", shown.detail);
     let note = |report: &GateReport| {
         report.findings.iter().any(|f| !f.decides() && f.observed.contains("no independent test"))
     };
     assert!(shown.findings.iter().any(|f| f.observed.contains("400 of 4000 items")) && note(&shown));
-    assert!(note(&with(40, 30)), "an undecided plan is the one that will be extended");
+    assert!(note(&with(40, 30, sampled)), "an undecided plan is the one that will be extended");
+    // The first items of the data set, or nobody knows which, are no sample: they show nothing about the rest.
+    for order in [Some(ItemOrder::Dataset), None] {
+        let prefix = with(400, 300, order);
+        assert_eq!(prefix.failure_class, INSUFFICIENT, "{order:?}");
+        let finding = prefix.findings.iter().find(|f| f.check == "evidence" && f.decides()).unwrap();
+        assert!(finding.observed.contains("no random sample") && finding.hint.contains("seeded sample"));
+    }
 }
 
 /// Bits per byte around 1.5, the candidate's higher by the factor `1 + shift`, each document a little differently.
@@ -371,6 +380,7 @@ fn the_proof_names_the_first_difference() {
     named(|r| task_of(r).primary_metric.scale = Some(100.0), COMPARABILITY, "metric");
     named(|r| task_of(r).items[7].prompt_digest = Digest::of(b"other"), COMPARABILITY, "task item 7");
     named(|r| task_of(r).items[9].token_digest = Digest::of(b"other"), COMPARABILITY, "task item 9");
+    named(|r| task_of(r).items[4].target_digest = Some(Digest::of(b"other")), COMPARABILITY, "task item 4");
     named(|r| task_of(r).items.iter_mut().for_each(|i| i.weight = 2.0), COMPARABILITY, "task item 0");
     named(|r| task_of(r).items[3].cluster = Some("a".into()), COMPARABILITY, "task item 3");
     named(|r| task_of(r).items[5].doc_id = 5000, ACCOUNTING, "item 5000 at place 5");
@@ -399,10 +409,18 @@ fn the_baseline_served_as_the_candidate_is_caught() {
     let report = compare(&baseline, &candidate, &CompareOptions::default());
     assert_eq!(report.failure_class, COMPARABILITY);
     assert!(report.detail.contains("bit-identical"), "{}", report.detail);
-    // Mostly identical is a note: some items may round alike.
-    task_of(&mut candidate).items[0].loglikelihoods[0] -= 1e-9;
-    let report = compare(&baseline, &candidate, &CompareOptions::default());
-    assert!(report.pass && report.findings.iter().any(|f| f.observed.contains("3999 of 4000")));
+    // Of two models some items may round alike, but not most.
+    let with_others = |others: usize| {
+        let mut candidate = candidate.clone();
+        for item in &mut task_of(&mut candidate).items[..others] {
+            item.loglikelihoods[0] -= 1e-4;
+        }
+        compare(&baseline, &candidate, &CompareOptions::default())
+    };
+    let mostly = with_others(1999);
+    assert_eq!(mostly.failure_class, COMPARABILITY);
+    assert!(mostly.detail.contains("2001 of 4000 items are bit-identical"), "{}", mostly.detail);
+    assert!(with_others(2000).pass);
 }
 
 #[test]
@@ -526,6 +544,7 @@ proptest! {
                 let mut task = accuracy_task(&format!("task{i}"), pick(task), name);
                 if limited {
                     task.limited_by = "--limit".into();
+                    task.order = Some(ItemOrder::Permuted { seed: 1 });
                     task.full_split = 20_000;
                 }
                 task

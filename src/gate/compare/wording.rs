@@ -15,6 +15,10 @@ const CHOICE_KL_ALARM: f64 = 0.10;
 /// Standard errors by which the margin of the right choice may fall before it is worth a look. The value is day0's.
 const SHIFT_ALARM: f64 = 3.0;
 
+/// What to do about items that are a prefix of their data set.
+const WHOLE_OR_SAMPLE: &str =
+    "score all items, or a seeded sample of them on both arms: `day0 release --limit N` draws one";
+
 /// Findings of one judged task: its verdict and its alarms.
 pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> Vec<Finding> {
     let finding = |check: &str, class| Finding::new(GateName::Compare, check, class, name);
@@ -39,11 +43,12 @@ pub(super) fn task_findings(name: &str, task: &TaskEvidence, policy: Policy) -> 
                 .observed(drop_text(task))
                 .expected(format!("a gain of at most {} %", 100.0 * IMPLAUSIBLE_GAIN)),
         ),
-        TaskVerdict::Undecided => findings.push(
-            finding("evidence", FailureClass::InsufficientEvidence)
+        TaskVerdict::Undecided => {
+            let undecided = finding("evidence", FailureClass::InsufficientEvidence)
                 .observed(undecided_text(task))
-                .expected(margin),
-        ),
+                .expected(margin);
+            findings.push(if task.is_sample { undecided } else { undecided.hint(WHOLE_OR_SAMPLE) });
+        }
     }
     findings.extend(notes_on_items(name, task, policy));
     let alarms = [("flip rate", task.psi, FLIP_ALARM), ("choice KL", task.choice_kl, CHOICE_KL_ALARM)];

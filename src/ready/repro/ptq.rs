@@ -21,11 +21,11 @@ use crate::base::threads::Threads;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions, kernel_path, max_len};
 use crate::eval::local::LocalScorer;
-use crate::eval::{self, EvalOptions, ItemOrder, OnDone, PreparedTask, Scorer};
+use crate::eval::{self, EvalOptions, OnDone, PreparedTask, Scorer};
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
-use crate::record::eval::{ItemError, ItemRecord, TaskStatus};
+use crate::record::eval::{ItemError, ItemOrder, ItemRecord, TaskStatus};
 use crate::record::repro::SeedRun;
 use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
 use crate::suite::Suite;
@@ -276,7 +276,7 @@ fn fold(digest: &mut DigestBuilder, item: &ItemRecord) {
 
 /// The task's score: as a share of its scale, or as it is where it has none. Of a part of the items there is none.
 fn judge(task: &PreparedTask, items: Vec<ItemRecord>, run: &mut SeedRun) {
-    let primary = eval::primary_metric(task);
+    let primary = eval::primary_metric(&task.task);
     let kind = if primary.scale.is_some() { "score" } else { "unbounded" };
     let name = format!("{kind}.{}", task.name());
     if items.iter().any(|i| i.error.is_some()) {

@@ -312,9 +312,19 @@ mod tests {
         Ok(())
     }
 
+    /// What a pass over the batch leaves in the cache: keys and values of a token are the token.
+    fn remember(batch: &RaggedBatch, cache: &mut PrefixCache) {
+        let mut qkv = Buffer::zeros(batch.tokens.len() * 3);
+        for (row, token) in qkv.chunks_exact_mut(3).zip(&batch.tokens) {
+            row.fill(*token as f32);
+        }
+        cache.kv.update(0, &qkv, &batch.stored);
+    }
+
     fn plan(requests: &[(Vec<u32>, usize)], max_rows: usize) -> Vec<PlannedBatch> {
         let mut batches = Vec::new();
-        let mut each = |planned, _: &mut PrefixCache| {
+        let mut each = |planned: PlannedBatch, cache: &mut PrefixCache| {
+            remember(&planned.batch, cache);
             batches.push(planned);
             Ok(())
         };
@@ -419,11 +429,7 @@ mod tests {
                     answered[request].push(slot);
                 }
             }
-            let mut qkv = Buffer::zeros(batch.tokens.len() * 3);
-            for (row, token) in qkv.chunks_exact_mut(3).zip(&batch.tokens) {
-                row.fill(*token as f32);
-            }
-            cache.kv.update(0, &qkv, &batch.stored);
+            remember(batch, cache);
             Ok(())
         };
         plan_with(requests, max_rows, cache, &mut each)?;

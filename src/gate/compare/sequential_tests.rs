@@ -6,7 +6,7 @@ use super::pairs::Pairs;
 use super::*;
 use crate::base::stats::{Alpha, PairedCounts};
 use crate::gate::fixtures::accuracy_arm;
-use crate::record::eval::{EvalRecord, TaskRecord, Visit};
+use crate::record::eval::{EvalRecord, ItemOrder, TaskRecord, Visit};
 use crate::record::{FailureClass, GateReport, Verdict};
 
 const RULE: StopRule = StopRule { margin: 0.01, alpha: Alpha::FIVE_PERCENT, tests: 1, whole: true };
@@ -158,6 +158,7 @@ fn the_interval_of_a_limited_plan_with_looks_decides_nothing() {
             let task = task_of(record);
             "--limit 800".clone_into(&mut task.limited_by);
             task.full_split = 4096;
+            task.order = Some(ItemOrder::Permuted { seed: 1 });
             task.visit = task.visit.take().filter(|_| looks);
         }
         (a, b)

@@ -1,5 +1,6 @@
 //! Jobs that are stopped, requeued, cancelled, lose their node or their disk.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -77,13 +78,10 @@ fn a_killed_node_daemon_moves_the_job_and_nothing_is_owned_twice() {
     assert!(Command::new(script).args(["node", dir.to_str().unwrap(), &node]).status().unwrap().success());
     assert_eq!(site.outcome(), *local());
     assert_eq!(restarts(&task), 1);
-    // No unit was begun while another had it, and each was done once.
+    // No unit was begun while another had it, and each was done once but gates, which every process judges anew.
     assert_eq!(site.record()["execution"]["retried"], serde_json::json!([]));
-    let mut done = site.done();
-    let count = done.len();
-    done.sort();
-    done.dedup();
-    assert_eq!(done.len(), count);
+    let done: Vec<_> = site.done().into_iter().filter(|unit| !unit.starts_with("gate/")).collect();
+    assert_eq!(done.iter().collect::<BTreeSet<_>>().len(), done.len(), "{done:?}");
 }
 
 /// The process that runs the units of a task.

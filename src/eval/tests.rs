@@ -1,6 +1,6 @@
 //! Against lm-eval: the same prompts, hashes, token ids and metrics over whole splits, with a bigram as the model.
 //!
-//! Reference: testdata/lm_eval_golden.py, run with lm-eval 0.4.13 and transformers 5.17.
+//! Reference: tests/golden/lm_eval/lm_eval_golden.py, run with lm-eval 0.4.13 and transformers 5.17.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -87,7 +87,7 @@ fn sha(value: &Value) -> String {
 
 fn load(task: &str) -> Option<std::sync::Arc<suite::Task>> {
     let (name, data) = if task.starts_with("edges") {
-        let dir = manifest().join("src/eval/testdata");
+        let dir = manifest().join("tests/golden/lm_eval");
         (dir.join(format!("{task}.yaml")).display().to_string(), dir)
     } else {
         (task.to_owned(), shared("data")?)
@@ -97,7 +97,7 @@ fn load(task: &str) -> Option<std::sync::Arc<suite::Task>> {
 
 #[test]
 fn same_as_lm_eval() {
-    let golden = include_str!("testdata/lm_eval_golden.jsonl").lines();
+    let golden = include_str!("../../tests/golden/lm_eval/lm_eval_golden.jsonl").lines();
     for case in golden.map(|line| serde_json::from_str::<Value>(line).unwrap()) {
         let Some(name) = case["task"].as_str() else { continue };
         let label = format!("{name} with {} and {} shots", case["tokenizer"], case["num_fewshot"]);
@@ -123,7 +123,7 @@ fn same_as_lm_eval() {
 /// All 57 subjects of MMLU with five examples, and the five groups over them, in results that lm-eval's readers take.
 #[test]
 fn mmlu_groups_as_lm_eval() {
-    let golden = include_str!("testdata/lm_eval_golden.jsonl").lines();
+    let golden = include_str!("../../tests/golden/lm_eval/lm_eval_golden.jsonl").lines();
     let mut cases = golden.map(|line| serde_json::from_str::<Value>(line).unwrap());
     let case = cases.find(|case| case["group"] == "mmlu").unwrap();
     let (Some(data), Some(tokenizer)) = (shared("data"), tokenizer("smollm2")) else {
@@ -314,7 +314,7 @@ fn requests_that_cannot_be_scored_are_named() {
     };
     let problem = |context: &str, choice: &str, max_len: usize| {
         let dir = tempfile::tempdir().unwrap();
-        let yaml = include_str!("testdata/edges.yaml").replace("acc_mutual_info", "acc");
+        let yaml = include_str!("../../tests/golden/lm_eval/edges.yaml").replace("acc_mutual_info", "acc");
         let row = json!({"context": context, "choices": [choice], "gold": 0}).to_string();
         let path = dir.path().join("edges.yaml");
         crate::base::atomic::write(&path, yaml.as_bytes()).unwrap();
@@ -519,7 +519,7 @@ fn scores_as_lm_eval(limit: usize) {
     let options = EvalOptions { limit: Some(limit), ..EvalOptions::new(scorer.max_len()) };
     let prepared = prepare(&task, &tokenizer, &options).unwrap();
     let items = score_items(&scorer, &all_items(&prepared), &|_| ());
-    let golden = include_str!("testdata/smollm2_arc_easy.jsonl").lines();
+    let golden = include_str!("../../tests/golden/lm_eval/smollm2_arc_easy.jsonl").lines();
     let mut worst: f64 = 0.0;
     let (mut greedy, mut accuracies) = (0, 0);
     for (item, line) in items.iter().zip(golden) {
@@ -539,7 +539,7 @@ fn scores_as_lm_eval(limit: usize) {
     assert_eq!((greedy, accuracies), (0, 0), "greedy flags and accuracies that differ");
 }
 
-/// Reference: testdata/lm_eval_samples.py, lm-eval's float32 log-likelihoods on stories260k: all output types, a model
+/// Reference: tests/golden/lm_eval/lm_eval_samples.py, lm-eval's float32 log-likelihoods on stories260k: all output types, a model
 /// that adds BOS, and contexts that are cut.
 #[test]
 fn samples_as_lm_eval() {
@@ -550,7 +550,7 @@ fn samples_as_lm_eval() {
     let engine = crate::engine::Engine::load(&checkpoint, &options).unwrap();
     let scorer = local::LocalScorer::new(std::sync::Arc::new(engine));
     let mut by_task: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for line in include_str!("testdata/lm_eval_stories260k.jsonl").lines() {
+    for line in include_str!("../../tests/golden/lm_eval/lm_eval_stories260k.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
         by_task.entry(case["task"].as_str().unwrap().to_owned()).or_default().push(case);
     }

@@ -192,7 +192,7 @@ fn readme_and_ci_run_the_same_commands() {
         assert!(ci.contains(command), ".ci/run runs `{command}`");
     }
     // The tests are run by the checks of qa.yaml, and .ci/run makes sure that they were.
-    assert!(ci.contains("cargo run --release -- ready qa --tier pr"), ".ci/run goes through qa.yaml");
+    assert!(ci.contains("target/release/day0 ready qa --tier pr"), ".ci/run goes through qa.yaml");
     assert!(qa.contains("{label: tests, command: cargo test,"), "qa.yaml runs `cargo test` on every change");
     assert!(ci.contains("passed \"cargo test\""), ".ci/run asks whether `cargo test` passed");
     for folder in ["docs", "src", "kernels", "recipes", "suites", "benches", "models", "tests", "examples"] {

@@ -61,9 +61,14 @@ fn a_group_is_visited_as_one_and_decided_once() {
     assert!(each["per_task"].get("tiny_all").is_none());
     assert_eq!(each["per_task"]["tiny_colours"]["margin"], json!({"absolute": 0.02}));
     assert_eq!(each["per_task"]["tiny_homes"]["tier"], json!("advisory"));
-    // A plan knows the group, too, and how long it takes on this machine.
-    let args = ["power", "--suite", "all.yaml", "--simulations", "50", "--model", "day0-tiny", "--json"];
-    let rows = day0(dir.path(), args).expect(0).json();
+    // A plan knows the group, too, as day0.yaml says, and how long it takes on this machine.
+    let rows = || {
+        let args = ["power", "--suite", "all.yaml", "--simulations", "50", "--model", "day0-tiny", "--json"];
+        day0(dir.path(), args).expect(0).json()
+    };
+    assert!(rows().as_array().unwrap().iter().all(|row| row["task"] != json!("tiny_all")));
+    std::fs::remove_file(dir.path().join("day0.yaml")).unwrap();
+    let rows = rows();
     assert_eq!((rows[0]["task"].as_str(), rows.as_array().unwrap().len()), (Some("tiny_all"), 3));
     assert!(rows[0]["seconds"].as_f64().unwrap() > 0.0);
 }

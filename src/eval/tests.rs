@@ -504,6 +504,13 @@ fn groups_as_lm_eval() {
     check(false, 0.375, 0.029154759474226504);
 }
 
+fn model(dir: &Path) -> (Tokenizer, local::LocalScorer) {
+    let checkpoint = crate::checkpoint::Checkpoint::open(dir).unwrap();
+    let options = crate::engine::EngineOptions::new(crate::base::threads::detect(None));
+    let engine = crate::engine::Engine::load(&checkpoint, &options).unwrap();
+    (Tokenizer::load(dir).unwrap(), local::LocalScorer::new(std::sync::Arc::new(engine)))
+}
+
 /// Reference: lm-eval 0.4.13, hf backend in float32 on the checkpoint imported from the Q4_1 GGUF in bf16:
 /// `lm_eval --model hf --model_args pretrained=DIR,dtype=float32,softmax_dtype=float32 --tasks arc_easy --limit 200
 /// --log_samples`, of which each line here keeps the responses and the accuracies. It gave acc 0.515, acc_norm 0.46.
@@ -511,11 +518,7 @@ fn scores_as_lm_eval(limit: usize) {
     let (Some(task), Some(dir)) = (load("arc_easy"), smollm2()) else {
         return eprintln!("skipped: ../shared is not there, or DAY0_SMOLLM2 names no model");
     };
-    let tokenizer = Tokenizer::load(&dir).unwrap();
-    let checkpoint = crate::checkpoint::Checkpoint::open(&dir).unwrap();
-    let options = crate::engine::EngineOptions::new(crate::base::threads::detect(None));
-    let engine = crate::engine::Engine::load(&checkpoint, &options).unwrap();
-    let scorer = local::LocalScorer::new(std::sync::Arc::new(engine));
+    let (tokenizer, scorer) = model(&dir);
     let options = EvalOptions { limit: Some(limit), ..EvalOptions::new(scorer.max_len()) };
     let prepared = prepare(&task, &tokenizer, &options).unwrap();
     let items = score_items(&scorer, &all_items(&prepared), &|_| ());
@@ -539,16 +542,12 @@ fn scores_as_lm_eval(limit: usize) {
     assert_eq!((greedy, accuracies), (0, 0), "greedy flags and accuracies that differ");
 }
 
-/// Reference: tests/golden/lm_eval/lm_eval_samples.py, lm-eval's float32 log-likelihoods on stories260k: all output types, a model
-/// that adds BOS, and contexts that are cut.
+/// Reference: tests/golden/lm_eval/lm_eval_samples.py, lm-eval's float32 log-likelihoods on stories260k: all output
+/// types, a model that adds BOS, and contexts that are cut.
 #[test]
 fn samples_as_lm_eval() {
     let Some(dir) = shared("models/stories260k") else { return eprintln!("skipped: ../shared is not there") };
-    let tokenizer = Tokenizer::load(&dir).unwrap();
-    let checkpoint = crate::checkpoint::Checkpoint::open(&dir).unwrap();
-    let options = crate::engine::EngineOptions::new(crate::base::threads::detect(None));
-    let engine = crate::engine::Engine::load(&checkpoint, &options).unwrap();
-    let scorer = local::LocalScorer::new(std::sync::Arc::new(engine));
+    let (tokenizer, scorer) = model(&dir);
     let mut by_task: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for line in include_str!("../../tests/golden/lm_eval/lm_eval_stories260k.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();

@@ -215,8 +215,9 @@ fn show(rows: &[Row], others: &[&str], never: &[String]) {
     output::line("");
     output::line(&format!(
         "detectable: smallest drop all items show with power 0.8; n needed: items that certify without a drop at power \
-         0.8 by the test at the plan's end (of a --limit with early stopping its looks, else the interval); certified, median, p90: share certified and items used if there is no drop; \
-         damaged, median: share called and items used if the drop is {DAMAGE:.0} margins (at most the flip rate)"
+         0.8 by the test at the plan's end (of a --limit with early stopping its looks, else the interval); certified, \
+         median, p90: share certified and items used if there is no drop; damaged, median: share called and items used \
+         if the drop is {DAMAGE:.0} margins (at most the flip rate)"
     ));
     match rows.iter().map(|row| row.seconds).sum::<Option<f64>>() {
         Some(_) => output::line(

@@ -345,12 +345,17 @@ pub fn final_value(run: &SeedRun, metric: &str) -> Option<f64> {
     mean_of(curve[curve.len().saturating_sub(last)..].iter())
 }
 
+/// The runs that have values of their end: those that did not break off.
+fn complete(family: &FamilyRuns) -> Vec<&SeedRun> {
+    family.runs.iter().filter(|run| !run.broke_off()).collect()
+}
+
 fn spread(
     family: &FamilyRuns,
     criterion: &Criterion,
     judge: impl Fn(f64, f64, f64) -> (bool, String),
 ) -> Outcome {
-    let complete: Vec<&SeedRun> = family.runs.iter().filter(|run| !run.broke_off()).collect();
+    let complete = complete(family);
     let [first, others @ ..] = complete.as_slice() else {
         return Outcome::NotEvaluated("no seed ran to its end".to_owned());
     };
@@ -393,8 +398,7 @@ fn spread(
 fn repeats(family: &FamilyRuns, criterion: &Criterion, max: f64) -> Outcome {
     let mut pairs: Vec<(u64, String, Option<f64>, Option<f64>)> = Vec::new();
     let wanted = |name: &str| criterion.metrics.is_empty() || criterion.metrics.iter().any(|m| m == name);
-    // What broke off has no value of its end.
-    let complete: Vec<&SeedRun> = family.runs.iter().filter(|run| !run.broke_off()).collect();
+    let complete = complete(family);
     for (index, run) in complete.iter().enumerate() {
         let own = run.repeat_values.iter().filter(|(name, _)| wanted(name));
         pairs.extend(own.map(|(name, [first, again])| (run.seed, name.clone(), *first, *again)));

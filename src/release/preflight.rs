@@ -23,7 +23,7 @@ use crate::gate::Margin;
 use crate::model::tokenizer::Tokenizer;
 use crate::quantize::{Arithmetic, QuantizePlan};
 use crate::recipe::{self, Recipe};
-use crate::record::eval::{ItemOrder, MetricInfo};
+use crate::record::eval::ItemOrder;
 use crate::record::{Failure, FailureClass, Provenance};
 use crate::suite::{self, Group, Suite};
 
@@ -135,7 +135,7 @@ impl Inputs {
 
     /// Largest drop that each task may have.
     pub fn margins(&self) -> BTreeMap<String, Margin> {
-        let options = self.config.options_for(&metrics(&self.tasks), &eval::group_records(&self.groups));
+        let Decided { options, .. } = decided(&self.config, &self.tasks, &self.groups);
         options.tasks.into_iter().filter_map(|(task, options)| Some((task, options.margin?))).collect()
     }
 
@@ -222,11 +222,6 @@ fn decided(config: &ReleaseConfig, tasks: &[PreparedTask], groups: &[Group]) -> 
     let planned: Vec<PlannedTask<'_>> =
         tasks.iter().map(|task| (task.task.as_ref(), task.items.len())).collect();
     Decided::of(config, &planned, groups)
-}
-
-/// The metric of each task that decides.
-fn metrics(tasks: &[PreparedTask]) -> BTreeMap<String, MetricInfo> {
-    tasks.iter().map(|task| (task.name().to_owned(), eval::primary_metric(&task.task))).collect()
 }
 
 /// A release compares all items: one that cannot be scored is found before hours of work.

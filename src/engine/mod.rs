@@ -18,6 +18,7 @@ pub use error::{EngineError, RequestError};
 pub use generator::{
     GenerateRequest, Generated, GenerationFailure, Generator, GeneratorLoad, GeneratorOptions,
 };
+pub(crate) use plan::common_prefix;
 pub use run::{Engine, EngineOptions};
 pub use sampling::{Sampler, Sampling};
 pub use score::{PromptQuery, ScoreStats, TokenLogprobs};

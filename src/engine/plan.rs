@@ -276,7 +276,8 @@ impl Filling {
     }
 }
 
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+/// Length of the common prefix.
+pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 

@@ -15,7 +15,7 @@ use super::backend::{Backend, Generation};
 use super::job::{Event, Failed, Job};
 use super::metrics::Metrics;
 use super::text::TextCodec;
-use crate::engine::{Generated, GeneratorOptions, PromptQuery};
+use crate::engine::{Generated, GeneratorOptions, PromptQuery, common_prefix};
 
 /// Prompt tokens computed in one call at most, where a single prompt has no more: requests come, go and are given up
 /// between calls. Four full passes of the engine, so that what a call costs by itself does not count.
@@ -192,7 +192,7 @@ impl Worker<'_> {
         for (key, active) in &mut self.active {
             while let Some(ids) = active.next_unscored() {
                 let len = ids.len();
-                let new = len - items.last().map_or(0, |before| shared(before.ids(), ids));
+                let new = len - items.last().map_or(0, |before| common_prefix(before.ids(), ids));
                 if !items.is_empty() && (rows + new > most || tokens + len > SCORED_TOKENS) {
                     break;
                 }
@@ -256,9 +256,4 @@ impl Worker<'_> {
         self.metrics.sequences_waiting.set(load.waiting);
         self.metrics.kv_cache_bytes.set(load.kv_cache_bytes);
     }
-}
-
-/// Length of the common prefix.
-fn shared(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

@@ -52,7 +52,8 @@ impl Script<'_> {
         self.resources.cpus.unwrap_or(DEFAULT_CPUS)
     }
 
-    fn nodes(&self) -> u32 {
+    /// Nodes of each task.
+    pub fn nodes(&self) -> u32 {
         self.resources.nodes.unwrap_or(1)
     }
 

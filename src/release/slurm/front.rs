@@ -99,7 +99,10 @@ fn lines(
 ) -> Result<Vec<String>, Failure> {
     let place = Place::here(Path::new("runs/planned"), "planned", profile, &inputs.cache)?;
     let planned = plan(graph, inputs, profile, &place);
-    let mut lines = vec!["stage     tasks  units  cpus  memory    limit       estimate  after".to_owned()];
+    let mut lines = vec![
+        "stage     tasks  units  nodes  cpus  gpus          memory    limit       partition   estimate  after"
+            .to_owned(),
+    ];
     let mut before = "–".to_owned();
     for one in &planned {
         if let Some(dir) = scripts {
@@ -114,15 +117,20 @@ fn lines(
 
 fn line(planned: &Planned<'_>, after: &str) -> String {
     let resources = &planned.script.resources;
-    let default = || "default".to_owned();
+    let or_default = |value: &Option<String>| value.clone().unwrap_or_else(|| "default".to_owned());
+    let gpus: Vec<&str> =
+        [&resources.gpus, &resources.gres].into_iter().flatten().map(String::as_str).collect();
     format!(
-        "{:<9} {:>5} {:>6} {:>5}  {:<8}  {:<10} {:>9}  {after}",
+        "{:<9} {:>5} {:>6} {:>6} {:>5}  {:<12}  {:<8}  {:<10}  {:<10} {:>9}  {after}",
         planned.stage(),
         planned.script.tasks.as_ref().map_or(1, Vec::len),
         planned.units(),
+        planned.script.nodes(),
         planned.script.cpus(),
-        resources.memory.clone().unwrap_or_else(default),
-        resources.time.clone().unwrap_or_else(default),
+        if gpus.is_empty() { "–".to_owned() } else { gpus.join(",") },
+        or_default(&resources.memory),
+        or_default(&resources.time),
+        or_default(&resources.partition),
         planned.estimate_s.map_or_else(|| "unknown".to_owned(), human_seconds),
     )
 }

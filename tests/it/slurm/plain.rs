@@ -52,6 +52,11 @@ fn a_plan_shows_the_jobs_and_writes_their_scripts() {
     for text in ["gate/compare", "closeout", "all, however they ended"] {
         assert!(ran.stdout.contains(text), "{}", ran.stdout);
     }
+    let score = ran.stdout.lines().find(|line| line.starts_with("score")).unwrap();
+    let cells: Vec<&str> = score.split_whitespace().collect();
+    // Tasks, nodes, CPUs, GPUs, memory, limit, partition.
+    assert_eq!([cells[1], cells[3], cells[4], cells[5]], ["2", "2", "1", "–"], "{score}");
+    assert_eq!(cells[6..9], ["default", "10", "main"], "{score}");
     for stage in ["quantize", "scan", "score", "compare", "closeout"] {
         let script = site.path().join(format!("scripts/{stage}.sh"));
         slurm("sbatch", &["--test-only", script.to_str().unwrap()]);

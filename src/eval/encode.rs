@@ -32,43 +32,50 @@ impl From<RequestProblem> for EncodeError {
 /// A request, and the number of tokens that were cut off the left of its context.
 pub(super) type Cut = (ScoreRequest, usize);
 
-/// Tokens of a context and a continuation, cut to the `max_len + 1` that a request may hold.
-pub(super) fn encode(
-    tokenizer: &Tokenizer,
-    context: &str,
-    continuation: &str,
+/// Encodes the requests of one item. Its choices mostly have one context, whose own tokens are taken once.
+pub(super) struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
     max_len: usize,
-) -> Result<Cut, EncodeError> {
-    let (context, continuation) = if context.is_empty() {
-        encode_alone(tokenizer, continuation)?
-    } else {
-        encode_pair(tokenizer, context, continuation)?
-    };
-    Ok(join(context, &continuation, max_len)?)
+    /// The last context, without white space at its end, and its tokens.
+    context: Option<(String, Vec<u32>)>,
 }
 
-/// Without context: the prefix token, or the continuation's own first token if it is that one.
-fn encode_alone(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32>, Vec<u32>), EncodeError> {
-    let prefix = tokenizer.prefix_token_id().ok_or(RequestProblem::NoPrefixToken)?;
-    let mut continuation = tokenizer.encode(text, false)?;
-    if continuation.first() == Some(&prefix) {
-        continuation.remove(0);
+impl<'a> Encoder<'a> {
+    /// For requests of at most `max_len + 1` tokens.
+    pub fn new(tokenizer: &'a Tokenizer, max_len: usize) -> Self {
+        Self { tokenizer, max_len, context: None }
     }
-    Ok((vec![prefix], continuation))
-}
 
-/// White space at the context's end belongs to the continuation; both are tokenized together and cut by the number
-/// of tokens of the context alone, even where a token spans the boundary.
-fn encode_pair(
-    tokenizer: &Tokenizer,
-    context: &str,
-    continuation: &str,
-) -> Result<(Vec<u32>, Vec<u32>), EncodeError> {
-    let stripped = python::rstrip(context);
-    let whole = tokenizer.encode_prompt(&[context, continuation].concat())?;
-    let alone = tokenizer.encode_prompt(stripped)?;
-    let continuation = whole.get(alone.len()..).unwrap_or_default().to_vec();
-    Ok((alone, continuation))
+    /// Tokens of a context and a continuation, cut to what a request may hold.
+    pub fn encode(&mut self, context: &str, continuation: &str) -> Result<Cut, EncodeError> {
+        let (context, continuation) =
+            if context.is_empty() { self.alone(continuation)? } else { self.pair(context, continuation)? };
+        Ok(join(context, &continuation, self.max_len)?)
+    }
+
+    /// Without context: the prefix token, or the continuation's own first token if it is that one.
+    fn alone(&self, text: &str) -> Result<(Vec<u32>, Vec<u32>), EncodeError> {
+        let prefix = self.tokenizer.prefix_token_id().ok_or(RequestProblem::NoPrefixToken)?;
+        let mut continuation = self.tokenizer.encode(text, false)?;
+        if continuation.first() == Some(&prefix) {
+            continuation.remove(0);
+        }
+        Ok((vec![prefix], continuation))
+    }
+
+    /// White space at the context's end belongs to the continuation; both are tokenized together and cut by the number
+    /// of tokens of the context alone, even where a token spans the boundary.
+    fn pair(&mut self, context: &str, continuation: &str) -> Result<(Vec<u32>, Vec<u32>), EncodeError> {
+        let stripped = python::rstrip(context);
+        let whole = self.tokenizer.encode_prompt(&[context, continuation].concat())?;
+        let alone = match self.context.take() {
+            Some(last) if last.0 == stripped => last,
+            _ => (stripped.to_owned(), self.tokenizer.encode_prompt(stripped)?),
+        };
+        let (_, tokens) = self.context.insert(alone);
+        let continuation = whole.get(tokens.len()..).unwrap_or_default().to_vec();
+        Ok((tokens.clone(), continuation))
+    }
 }
 
 /// Joins both parts and drops tokens from the left; the last token is predicted and never an input, so one more than

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::encode::{self, EncodeError};
+use super::encode::{EncodeError, Encoder};
 use super::error::{EvalError, RequestProblem};
 use super::prepared::{PreparedItem, PreparedRequest, PreparedTask};
 use super::rolling;
@@ -140,13 +140,13 @@ fn prepare_item(
 ) -> Result<PreparedItem, EvalError> {
     let mut requests = Vec::with_capacity(texts.len());
     let mut problem = None;
+    let mut encoder = Encoder::new(tokenizer, max_len);
     for (index, RequestText { context, continuation }) in texts.into_iter().enumerate() {
         let encoded = match task.config.output_type {
             OutputType::LoglikelihoodRolling => {
                 roll(tokenizer, &continuation, max_len).map(|windows| (windows, 0))
             }
-            _ => encode::encode(tokenizer, &context, &continuation, max_len)
-                .map(|(request, cut)| (vec![request], cut)),
+            _ => encoder.encode(&context, &continuation).map(|(request, cut)| (vec![request], cut)),
         };
         let (windows, cut_tokens) = match encoded {
             Ok(encoded) => encoded,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::base::digest::Digest;
+use crate::engine::common_prefix;
 use crate::record::eval::ItemOrder;
 use crate::record::score::ScoreRequest;
 use crate::suite::{Doc, Task};
@@ -46,9 +47,16 @@ impl PreparedItem {
         self.requests.iter().map(|r| r.windows.len()).sum()
     }
 
-    /// Tokens of all its requests, shared prefixes counted each time.
-    pub fn num_tokens(&self) -> u64 {
-        self.requests.iter().flat_map(|r| &r.windows).map(|w| w.tokens.len() as u64).sum()
+    /// Tokens that an engine computes which shares what a request has in common with the one before it.
+    pub fn num_computed_tokens(&self) -> u64 {
+        let mut last: &[u32] = &[];
+        let mut computed = 0;
+        for window in self.requests.iter().flat_map(|r| &r.windows) {
+            let input = &window.tokens[..window.tokens.len().saturating_sub(1)];
+            computed += input.len() - common_prefix(last, input);
+            last = input;
+        }
+        computed as u64
     }
 }
 
@@ -90,5 +98,29 @@ impl PreparedTask {
     /// Number of requests to the engine that the items stand for.
     pub fn num_requests(&self) -> usize {
         self.items.iter().map(PreparedItem::num_windows).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_choices_share_is_computed_once() {
+        let request = |tokens: &[u32]| PreparedRequest {
+            context: String::new(),
+            continuation: String::new(),
+            windows: vec![ScoreRequest { tokens: tokens.to_vec(), context_len: 1 }],
+            cut_tokens: 0,
+        };
+        let item = PreparedItem {
+            doc_id: 0,
+            requests: vec![request(&[1, 2, 3, 4]), request(&[1, 2, 5, 6, 7]), request(&[1, 2, 5, 9])],
+            prompt_digest: Digest::of(b""),
+            token_digest: Digest::of(b""),
+            problem: None,
+        };
+        // 1 2 3, then 5 6; 1 2 5 is there. The last token of each is never an input.
+        assert_eq!((item.num_computed_tokens(), item.num_windows()), (5, 3));
     }
 }

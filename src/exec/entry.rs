@@ -30,10 +30,20 @@ pub(super) enum Entry {
         digest: Digest,
         flow: Flow,
         elapsed_s: f64,
+        #[serde(default)]
+        peak_memory_bytes: Option<u64>,
         reused: bool,
     },
     /// What the lines that a compaction removed said of a unit.
     History { key: UnitKey, history: UnitHistory },
+}
+
+impl Entry {
+    pub fn done(key: &UnitKey, unit: &str, done: &Done) -> serde_json::Result<Self> {
+        let Done { output, flow, elapsed_s, peak_memory_bytes, reused } = done.clone();
+        let (key, unit, digest) = (key.clone(), unit.to_owned(), Digest::of_json(&output)?);
+        Ok(Self::Done { key, unit, output, digest, flow, elapsed_s, peak_memory_bytes, reused })
+    }
 }
 
 /// What the lines read so far say.
@@ -73,11 +83,12 @@ impl State {
                 }
             }
             Entry::Failed { key, unit, failure, at } => self.history_of(&key, &unit).failed(failure, at),
-            Entry::Done { key, unit, output, digest, flow, elapsed_s, reused } => {
+            Entry::Done { key, unit, output, digest, flow, elapsed_s, peak_memory_bytes, reused } => {
                 if Digest::of_json(&output).is_ok_and(|d| d == digest) {
                     self.leases.remove(&key);
+                    let done = Done { output, flow, elapsed_s, peak_memory_bytes, reused };
                     self.history_of(&key, &unit).done(flow, elapsed_s, reused);
-                    if self.done.insert(key, Done { output, flow, elapsed_s, reused }).is_some() {
+                    if self.done.insert(key, done).is_some() {
                         self.obsolete_bytes += bytes;
                     }
                 } else {
@@ -99,10 +110,7 @@ impl State {
         let mut text = Vec::new();
         let unit = |key| self.history.get(key).map(|h| h.unit.clone()).unwrap_or_default();
         for (key, done) in &self.done {
-            let Done { output, flow, elapsed_s, reused } = done.clone();
-            let digest = Digest::of_json(&output)?;
-            let entry =
-                Entry::Done { key: key.clone(), unit: unit(key), output, digest, flow, elapsed_s, reused };
+            let entry = Entry::done(key, &unit(key), done)?;
             push_line(&mut text, &entry)?;
         }
         for (key, lease) in &self.leases {

@@ -32,7 +32,6 @@ use super::entry::{Entry, State};
 use super::history::UnitHistory;
 use super::lease::{LEASE_SECONDS, Owner};
 use super::unit::{Flow, UnitKey};
-use crate::base::digest::Digest;
 use crate::base::{atomic, clock};
 use crate::record::{Classified, Failure, FailureClass};
 
@@ -78,6 +77,8 @@ pub struct Done {
     pub flow: Flow,
     /// Duration in seconds; 0 when reused.
     pub elapsed_s: f64,
+    /// Peak resident memory in bytes so far of the process that ran it, if known; `None` when reused.
+    pub peak_memory_bytes: Option<u64>,
     /// Whether it was copied from the shared ledger.
     pub reused: bool,
 }
@@ -178,15 +179,7 @@ impl Ledger {
     /// result will count; nothing was recorded.
     pub fn finish(&self, key: &UnitKey, unit: &str, done: &Done) -> Result<bool, LedgerError> {
         let json = |source| LedgerError::Json { path: self.path.clone(), source };
-        let entry = Entry::Done {
-            key: key.clone(),
-            unit: unit.to_owned(),
-            digest: Digest::of_json(&done.output).map_err(json)?,
-            output: done.output.clone(),
-            flow: done.flow,
-            elapsed_s: done.elapsed_s,
-            reused: done.reused,
-        };
+        let entry = Entry::done(key, unit, done).map_err(json)?;
         self.locked(|file, state| {
             if state.leases.get(key).is_some_and(|l| l.owner != self.owner && !l.is_stale()) {
                 return Ok(false);

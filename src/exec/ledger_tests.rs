@@ -10,6 +10,7 @@ fn done(value: i64) -> Done {
         output: serde_json::json!({ "value": value, "x": 0.1 }),
         flow: Flow::Continue,
         elapsed_s: 0.5,
+        peak_memory_bytes: Some(1 << 20),
         reused: false,
     }
 }

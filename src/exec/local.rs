@@ -10,6 +10,7 @@ use super::graph::{Graph, Node};
 use super::ledger::{Claim, Done, Ledger};
 use super::unit::{Context, Flow};
 use crate::base::{interrupt, progress};
+use crate::record::provenance::peak_memory_bytes;
 use crate::record::{Failure, FailureClass};
 
 /// A unit that runs this long has its lease renewed.
@@ -29,6 +30,8 @@ pub struct RunSummary {
     pub reused: BTreeSet<String>,
     /// Seconds per stage, counting work done now and before.
     pub stage_seconds: BTreeMap<&'static str, f64>,
+    /// Largest peak resident memory in bytes of the processes that did the work, now and before, if known.
+    pub peak_memory_bytes: Option<u64>,
     /// Nodes that did not run because an earlier one halted or failed.
     pub skipped: Vec<String>,
     /// Whether a gate ended the chain.
@@ -42,6 +45,7 @@ pub struct RunSummary {
 impl RunSummary {
     fn take(&mut self, node: &Node<'_>, done: Done) {
         *self.stage_seconds.entry(node.stage).or_default() += done.elapsed_s;
+        self.peak_memory_bytes = self.peak_memory_bytes.max(done.peak_memory_bytes);
         if done.reused {
             self.reused.insert(node.name.clone());
         }
@@ -148,7 +152,9 @@ impl LocalExecutor<'_> {
                 Ok(output) => {
                     let elapsed_s = start.elapsed().as_secs_f64();
                     let private = output.private;
-                    let done = Done { output: output.value, flow: output.flow, elapsed_s, reused: false };
+                    let peak_memory_bytes = peak_memory_bytes();
+                    let (output, flow) = (output.value, output.flow);
+                    let done = Done { output, flow, elapsed_s, peak_memory_bytes, reused: false };
                     if !self.ledger.finish(node.unit.key(), &node.name, &done)? {
                         progress::note(&format!("{}: another process took this unit over", node.name));
                         continue;
@@ -208,6 +214,7 @@ impl LocalExecutor<'_> {
         };
         done.reused = true;
         done.elapsed_s = 0.0;
+        done.peak_memory_bytes = None;
         self.ledger.finish(key, &node.name, &done)?;
         Ok(Some(done))
     }

@@ -17,6 +17,7 @@ use crate::base::threads::Threads;
 use crate::exec::RunSummary;
 use crate::ready::integrity;
 use crate::ready::lineage::{self, Attempt};
+use crate::record::provenance::peak_memory_bytes;
 use crate::record::release::{ReadinessRecord, ReleaseRecord, StageRecord};
 use crate::record::serve::{ServeRecord, ServeSpeed};
 use crate::record::{
@@ -379,6 +380,6 @@ fn provenance(inputs: &Inputs, summary: &RunSummary) -> Provenance {
     let mut provenance = inputs.provenance();
     provenance.timing.started_at = crate::base::clock::now_iso8601();
     provenance.timing.elapsed_s = summary.stage_seconds.values().sum();
-    provenance.timing.peak_memory_bytes = crate::record::provenance::peak_memory_bytes();
+    provenance.timing.peak_memory_bytes = summary.peak_memory_bytes.max(peak_memory_bytes());
     provenance
 }

@@ -11,6 +11,7 @@ use super::config::ReleaseConfig;
 use super::preflight::Inputs;
 use crate::base::units::human_seconds;
 use crate::exec::Graph;
+use crate::ops::kernel_path::ComputeDtype;
 
 /// Stages in order. The last one closes the run.
 pub const STAGES: [&str; 5] = ["quantize", "scan", "score", "compare", CLOSEOUT];
@@ -149,10 +150,17 @@ fn share_out(
     (parts, costs)
 }
 
-/// FLOP/s of one CPU in the built-in engine, and bytes a second of one CPU in the quantizer: round numbers of the
-/// reference machine (two AVX-512 vCPUs), only to plan with.
-const FLOPS_PER_CPU: f64 = 5e10;
+/// Bytes a second of one CPU in the quantizer: a round number of the reference machine (two AVX-512 vCPUs), only to plan
+/// with.
 const BYTES_PER_CPU: f64 = 5e8;
+
+/// FLOP/s of one CPU in the built-in engine: round numbers of the reference machine, only to plan with.
+fn flops_per_cpu(dtype: ComputeDtype) -> f64 {
+    match dtype {
+        ComputeDtype::F32 => 5e10,
+        ComputeDtype::Bf16 => 2e11,
+    }
+}
 
 /// Seconds that the longest task of a job will probably take on `cpus` CPUs; `None` where another engine than the
 /// built-in one serves an arm.
@@ -161,7 +169,9 @@ pub fn estimate(job: &StageJob, parameters: u64, cpus: u32, config: &ReleaseConf
     let cpus = f64::from(cpus.max(1));
     match job.stage {
         "quantize" => Some(most / (BYTES_PER_CPU * cpus)),
-        "score" if config.uses_own_engine() => Some(most * 2.0 * parameters as f64 / (FLOPS_PER_CPU * cpus)),
+        "score" if config.uses_own_engine() => {
+            Some(most * 2.0 * parameters as f64 / (flops_per_cpu(config.dtype) * cpus))
+        }
         "score" => None,
         _ => Some(0.0),
     }
@@ -295,6 +305,7 @@ mod tests {
             estimate(score, 1_000_000_000, 2, &file.validate().unwrap())
         };
         assert_eq!(seconds("{}"), Some(2.2));
+        assert_eq!(seconds("dtype: bf16"), Some(0.55));
         for other in [
             "engine: {endpoint: 'http://h:1'}",
             "engine: {baseline_endpoint: 'http://h:1'}",

@@ -154,7 +154,7 @@ impl<'a> EvalJob<'a> {
             })
         });
         let node = node(self.wave_name(id), self.stage, after, unit);
-        let tokens = |(task, place): (usize, usize)| self.tasks[task].items[place].num_tokens();
+        let tokens = |(task, place): (usize, usize)| self.tasks[task].items[place].num_computed_tokens();
         Node { cost: sequence.items(id.1).map(tokens).sum(), ..node }
     }
 

@@ -140,6 +140,7 @@ pub(super) fn submit_rest(
                 output: serde_json::json!(record.jobs.len()),
                 flow: Flow::Continue,
                 elapsed_s: 0.0,
+                peak_memory_bytes: None,
                 reused: false,
             },
         ),

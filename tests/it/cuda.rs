@@ -27,7 +27,11 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     let doctor = |settings: &str| on(&emulator, settings, dir.path(), ["doctor"]);
     let run = |mut command: Command| common::ran(command.output().unwrap()).expect(0);
-    run(doctor("devices=2")).says("1 emulated device 1 sm_90").says("CUDA 13.0").says("NVRTC 13.0");
+    run(doctor("devices=2"))
+        .says("1 emulated device sm_90")
+        .says("CUDA 13.0")
+        .says("NVRTC 13.0")
+        .says("cuBLASLt 130002");
     run(doctor("no-device")).says("sees no device; give the container or job a GPU");
     let mut hidden = doctor("no-device");
     hidden.env("CUDA_VISIBLE_DEVICES", "");
@@ -36,6 +40,9 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     let mut without_compiler = doctor("");
     without_compiler.env("DAY0_NVRTC", dir.path());
     run(without_compiler).says("libnvrtc.so could not be loaded from").says("nvidia-cuda-nvrtc");
+    let mut without_products = doctor("");
+    without_products.env("DAY0_CUBLASLT", dir.path());
+    run(without_products).says("libcublasLt.so could not be loaded from").says("nvidia-cublas");
     let mut without_driver = doctor("");
     without_driver.env_remove("LD_LIBRARY_PATH");
     let text = run(without_driver).stdout;
@@ -60,7 +67,7 @@ fn checkpoints_have_the_bytes_of_the_cpu() {
     let ran = common::ran(on_devices.output().unwrap()).expect(0);
     let record = &ran.json()[0];
     assert_eq!(record["provenance"]["kernel_path"], "cuda-sm_90");
-    assert!(record["provenance"]["device"].as_str().unwrap().contains("cuda:1 (emulated device 1), cuda:0"));
+    assert!(record["provenance"]["device"].as_str().unwrap().contains("cuda:1 (emulated device), cuda:0"));
     assert!(record["device_seconds"]["peak_device_bytes"].as_u64().unwrap() > 0, "{record}");
     for recipe in recipes {
         let file =

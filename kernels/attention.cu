@@ -6,8 +6,9 @@
 // kept from before. A sequence's rows are consecutive in the batch; key_rows lists for each position of its path where key
 // and value lie: row r of the batch as r, row s of the cache as -1 - s. So prefixes are shared by being listed, and nothing
 // is padded. One block 64 rows of one sequence and one head; scores and weights are taken tile by tile of 64 keys with a
-// running maximum (Dao, FlashAttention-2, arXiv 2307.08691). HEAD_DIM is D, a multiple of 16; CAPPED tells whether
-// cap(z) = c * tanh(z / c) or z. Reference: src/ops/attention.rs.
+// running maximum (Dao, FlashAttention-2, arXiv 2307.08691). HEAD_DIM is D; CAPPED tells whether cap(z) = c * tanh(z / c) or z;
+// TENSOR_CORES whether the matrix instructions are used, which take bf16 and multiples of 16 up to 128. Reference:
+// src/ops/attention.rs.
 #include "act.cuh"
 #include "block.cuh"
 #include "mma.cuh"
@@ -54,7 +55,7 @@ DEVICE float capped(const Attention& job, float score) {
     return CAPPED ? job.cap * tanhf(score / job.cap) : score;
 }
 
-#if ACT == BF16
+#if TENSOR_CORES
 #define ROWS 64
 #define KEYS 64
 // Rows of shared tiles are 16 bytes longer, so that the eight rows of a matrix lie in different banks.
@@ -184,7 +185,7 @@ KERNEL_OF_MANY_REGISTERS(128) attention(Attention job) {
 #else
 #define ROWS 4
 
-// In f32, one warp a row and head: each lane holds every 32nd column.
+// On plain cores, one warp a row and head: each lane holds every 32nd column.
 KERNEL(128) attention(Attention job) {
     Task task = job.tasks[blockIdx.x];
     Sequence sequence = job.sequences[task.sequence];
@@ -201,7 +202,7 @@ KERNEL(128) attention(Attention job) {
         int listed = job.key_rows[sequence.keys + j];
         const act *key = key_or_value(job, listed, kv_head, 0), *value = key_or_value(job, listed, kv_head, 1);
         float dot = 0.0f;
-        for (int i = lane_of_thread(); i < HEAD_DIM; i += WARP) dot = fmaf(query[i], key[i], dot);
+        for (int i = lane_of_thread(); i < HEAD_DIM; i += WARP) dot = fmaf(load_act(query, i), load_act(key, i), dot);
         float score = capped(job, lanes_sum(dot, WARP));
         float highest = fmaxf(largest, score), factor = expf(largest - highest), weight = expf(score - highest);
         largest = highest;
@@ -209,13 +210,14 @@ KERNEL(128) attention(Attention job) {
 #pragma unroll
         for (int i = 0; i < (HEAD_DIM + WARP - 1) / WARP; i++) {
             int column = lane_of_thread() + i * WARP;
-            if (column < HEAD_DIM) result[i] = fmaf(weight, value[column], result[i] * factor);
+            if (column < HEAD_DIM) result[i] = fmaf(weight, load_act(value, column), result[i] * factor);
         }
     }
 #pragma unroll
     for (int i = 0; i < (HEAD_DIM + WARP - 1) / WARP; i++) {
         int column = lane_of_thread() + i * WARP;
-        if (column < HEAD_DIM) job.out[((u64)(sequence.first_row + row) * job.heads + head) * HEAD_DIM + column] = result[i] / sum;
+        u64 at = ((u64)(sequence.first_row + row) * job.heads + head) * HEAD_DIM + column;
+        if (column < HEAD_DIM) store_act(job.out, at, result[i] / sum);
     }
 }
 #endif

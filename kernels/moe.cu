@@ -62,3 +62,11 @@ KERNEL(256) moe_combine(const act* sorted, const u32* places, const float* weigh
     for (u32 j = 0; j < top; j++) sum = fmaf(weights[row * top + j], load_act(sorted, (u64)places[row * top + j] * k + column), sum);
     store_act(y, at, sum);
 }
+
+// y_t <- y_t + shared_t / (1 + e^-gates_t): gates [T] f32. One thread an element.
+KERNEL(256) moe_add_shared(const act* shared, const float* gates, act* y, u32 rows, u32 k) {
+    u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= (u64)rows * k) return;
+    float weight = 1.0f / (1.0f + expf(-gates[at / k]));
+    store_act(y, at, fmaf(load_act(shared, at), weight, load_act(y, at)));
+}

@@ -1,7 +1,7 @@
 // RMS normalization with the residual addition before it: x <- x + y * factor; h = w * (x / sqrt(mean(x^2) + eps)).
 //
-// x [T, K] f32, y [T, K] of ACT or none, w [K] f32, h [T, K] of ACT or none: then only the addition is done. One block a
-// row. Reference: src/ops/rms_norm.rs; sums in another order.
+// x [T, K] f32, y [T, K] of ACT or none, w [K] f32 or none: then h is x; h [T, K] of ACT or none: then only the addition is
+// done. One block a row. Reference: src/ops/rms_norm.rs; sums in another order.
 #include "act.cuh"
 #include "block.cuh"
 
@@ -16,9 +16,10 @@ KERNEL(256) rms_norm(float* x, const act* y, float factor, const float* w, float
             value = value + load_act(y, start + i) * factor;
             row[i] = value;
         }
+        if (!w && h) store_act(h, start + i, value);
         squares = fmaf(value, value, squares);
     }
-    if (!h) return;
+    if (!h || !w) return;
     float inverse = 1.0f / sqrtf(block_sum(squares, room) / (float)k + eps);
     for (u32 i = threadIdx.x; i < k; i += blockDim.x) store_act(h, start + i, w[i] * (row[i] * inverse));
 }

@@ -11,6 +11,8 @@ pub const DAY0_API_KEY: &str = "DAY0_API_KEY";
 pub const DAY0_REQUIRE_GPU: &str = "DAY0_REQUIRE_GPU";
 /// File or folder of the run-time compiler of CUDA, `libnvrtc.so.13`; default: what the system's loader finds.
 pub const DAY0_NVRTC: &str = "DAY0_NVRTC";
+/// File or folder of CUDA's matrix products, `libcublasLt.so.13`; default: what the system's loader finds.
+pub const DAY0_CUBLASLT: &str = "DAY0_CUBLASLT";
 /// Devices that the CUDA driver shows.
 pub const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 /// Root of a CUDA toolkit.

@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 use super::{Settings, output};
 use crate::base::env_vars;
 use crate::checkpoint::{Checkpoint, source};
-use crate::engine::{Engine, EngineOptions};
+use crate::device::cuda::DeviceChoice;
+use crate::engine::{Engine, EngineOptions, EnginePlace};
 use crate::eval::bench::{self, BenchReport, Percentiles, ServeLoad};
 use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
@@ -80,6 +81,9 @@ struct Score {
     /// What linear layers multiply; bf16 is faster.
     #[arg(long, value_parser = super::dtype_parser(), default_value = "f32")]
     dtype: ComputeDtype,
+    /// Where the built-in engine computes: cpu, auto, cuda or cuda:N,M.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: DeviceChoice,
     /// Requests at once, over an endpoint.
     #[arg(long, value_name = "N", default_value_t = 64)]
     concurrency: usize,
@@ -131,9 +135,10 @@ fn score(arguments: &Score, settings: &Settings) -> Result<BenchReport, Failure>
         Box::new(EndpointScorer::connect(&options, None)?)
     } else {
         let checkpoint = Checkpoint::open(&model.dir)?;
+        let place = EnginePlace::open(&arguments.device)?;
         let options =
-            EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
-        let engine = Engine::load(&checkpoint, &options)?;
+            EngineOptions { dtype: arguments.dtype, ..EngineOptions::at(settings.threads.clone(), &place) };
+        let engine = Engine::load_at(&checkpoint, &options, &place)?;
         Box::new(LocalScorer::new(Arc::new(engine)))
     };
     let options = EvalOptions { limit: arguments.limit, ..EvalOptions::new(scorer.max_len()) };

@@ -64,6 +64,9 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Failure> {
     let version = cuda.compiler_version.as_ref().map(|v| format!("NVRTC {v}"));
     let missing = cuda.compiler_unavailable.as_ref().map(|why| format!("none: {why}"));
     row("cuda compiler", &version.or(missing).unwrap_or_default());
+    let version = cuda.products_version.map(|v| format!("cuBLASLt {v}"));
+    let missing = cuda.products_unavailable.as_ref().map(|why| format!("none: {why}"));
+    row("cuda products", &version.or(missing).unwrap_or_default());
     let kernels = &cuda.kernels;
     row(
         "cuda kernels",

@@ -12,7 +12,8 @@ use crate::base::digest::Digest;
 use crate::base::{env_vars, json, progress};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source;
-use crate::engine::{Engine, EngineOptions};
+use crate::device::cuda::DeviceChoice;
+use crate::engine::{Engine, EngineOptions, EnginePlace};
 use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
@@ -80,6 +81,9 @@ pub(super) struct Arguments {
     /// What linear layers multiply; bf16 is faster.
     #[arg(long, value_parser = super::dtype_parser(), default_value = "f32", conflicts_with = "endpoint")]
     dtype: ComputeDtype,
+    /// Where the built-in engine computes: cpu, auto, cuda or cuda:N,M.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", conflicts_with = "endpoint")]
+    device: DeviceChoice,
     /// New tokens of one forward pass of the built-in engine.
     #[arg(long, value_name = "N", conflicts_with = "endpoint", value_parser = clap::value_parser!(u64).range(1..))]
     batch_tokens: Option<u64>,
@@ -107,10 +111,14 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     })?;
     let named = arguments.model.as_deref().or(arguments.tokenizer.as_deref()).unwrap_or_default();
     let tokenizer = Arc::new(Tokenizer::load(dir)?);
-    let provenance = Provenance::new(settings.threads.clone());
+    let place = match &arguments.endpoint {
+        None => EnginePlace::open(&arguments.device)?,
+        Some(_) => EnginePlace::default(),
+    };
+    let provenance = provenance(settings, &place, arguments.dtype);
     let (scorer, fingerprint) = match (&arguments.endpoint, &checkpoint) {
         (Some(url), _) => endpoint(arguments, url, declared.as_ref(), &tokenizer, &provenance)?,
-        (None, Some(checkpoint)) => (built_in(arguments, checkpoint, &tokenizer, settings)?, None),
+        (None, Some(checkpoint)) => (built_in(arguments, checkpoint, &tokenizer, (settings, &place))?, None),
         (None, None) => return Err(Failure::config("--model is missing")),
     };
     let options = EvalOptions {
@@ -125,7 +133,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
         announce(task, arguments.show_prompts);
     }
     let engine = match &arguments.endpoint {
-        None => ArmEngine::Local { dtype: arguments.dtype },
+        None => ArmEngine::Local { dtype: arguments.dtype, place },
         Some(url) => ArmEngine::Endpoint { url: url.clone(), api_key: None },
     };
     let checkpoint = declared.as_ref().map_or("not declared", Digest::as_str);
@@ -157,6 +165,15 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     Ok(0)
 }
 
+/// The common part of the record's origin.
+fn provenance(settings: &Settings, place: &EnginePlace, dtype: ComputeDtype) -> Provenance {
+    let mut provenance = Provenance::new(settings.threads.clone());
+    if !place.is_cpu() {
+        (provenance.device, provenance.kernel_path) = (place.device(), place.kernel_path(dtype));
+    }
+    provenance
+}
+
 fn execute(job: &EvalJob<'_>) -> Result<(), Failure> {
     let ledger = Ledger::open(&job.out.join("ledger.jsonl"))?;
     let mut graph = Graph::default();
@@ -178,12 +195,13 @@ fn built_in(
     arguments: &Arguments,
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
-    settings: &Settings,
+    (settings, place): (&Settings, &EnginePlace),
 ) -> Result<Arc<dyn Scorer>, Failure> {
     let mut options =
-        EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
+        EngineOptions { dtype: arguments.dtype, ..EngineOptions::at(settings.threads.clone(), place) };
     options.max_batched_tokens = arguments.batch_tokens.map_or(options.max_batched_tokens, |n| n as usize);
-    let engine = Engine::load(checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
+    let engine =
+        Engine::load_at(checkpoint, &options, place)?.with_tokenizer_digest(tokenizer.digest().clone());
     Ok(Arc::new(LocalScorer::new(Arc::new(engine))))
 }
 

@@ -9,6 +9,7 @@ use clap::Args;
 use super::calibration_flags::CalibrationFlags;
 use super::{Settings, output};
 use crate::base::{atomic, env_vars, progress};
+use crate::device::cuda::DeviceChoice;
 use crate::exec::slurm::ProfileFile;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::quantize::calibration::CalibrationConfig;
@@ -58,11 +59,14 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Continue a run.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "num_fewshot", "fewshot_seed", "apply_chat_template", "system_instruction", "data", "dtype", "endpoint", "no_early_stop", "noise_floor", "calibration", "calibration_samples", "calibration_length"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config", "recipe", "suite", "policy", "limit", "num_fewshot", "fewshot_seed", "apply_chat_template", "system_instruction", "data", "dtype", "device", "endpoint", "no_early_stop", "noise_floor", "calibration", "calibration_samples", "calibration_length"])]
     resume: Option<PathBuf>,
     /// What the built-in engine's linear layers multiply; bf16 is faster [default: f32].
     #[arg(long, value_parser = super::dtype_parser())]
     dtype: Option<ComputeDtype>,
+    /// Where the built-in engine computes: cpu, auto, cuda or cuda:N,M [default: cpu].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
     /// OpenAI-compatible endpoint that serves the candidate.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -136,6 +140,12 @@ enum Ended {
 fn release(arguments: Arguments, settings: &Settings) -> Result<Ended, Failure> {
     let mut config = typed_config(&arguments)?;
     let executor = executor(&arguments, &config.executor.take().unwrap_or_default())?;
+    if matches!(executor, Executor::Slurm(_))
+        && config.device.as_ref().is_some_and(|d| *d != DeviceChoice::Cpu)
+    {
+        let message = "device: under Slurm the built-in engine computes on CPUs";
+        return Err(Failure::config(message).with_hint("serve.engine names a command that serves on GPUs"));
+    }
     if arguments.prefetch {
         for line in release::prefetch(config.validate()?, settings.threads.clone())? {
             output::line(&line);
@@ -299,6 +309,7 @@ fn typed_config(arguments: &Arguments) -> Result<ConfigFile, Failure> {
         apply_chat_template: arguments.apply_chat_template.then_some(true),
         system_instruction: arguments.system_instruction.clone(),
         dtype: arguments.dtype,
+        device: arguments.device.clone(),
         noise_floor: arguments.noise_floor.then_some(true),
         calibration: Some(arguments.calibration.config()).filter(|c| *c != CalibrationConfig::default()),
         early_stop: arguments.no_early_stop.then_some(false),

@@ -9,7 +9,8 @@ use clap::Args;
 use super::{Settings, output};
 use crate::base::{env_vars, interrupt, progress};
 use crate::checkpoint::{Checkpoint, source};
-use crate::engine::{Engine, EngineOptions, GeneratorOptions};
+use crate::device::cuda::DeviceChoice;
+use crate::engine::{Engine, EngineOptions, EnginePlace, GeneratorOptions};
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
@@ -49,6 +50,9 @@ pub(super) struct Arguments {
     /// What linear layers multiply; bf16 is faster.
     #[arg(long, value_parser = super::dtype_parser(), default_value = "f32")]
     dtype: ComputeDtype,
+    /// Where the built-in engine computes: cpu, auto, cuda or cuda:N,M.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: DeviceChoice,
     /// Origin whose pages may read answers; may be given several times, * means all.
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
@@ -59,8 +63,11 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
     let model = source::resolve(&arguments.model, &env_vars::cache_dir())?;
     let checkpoint = Checkpoint::open(&model.dir)?;
     let tokenizer = Arc::new(Tokenizer::load(&model.dir)?);
-    let options = EngineOptions { dtype: arguments.dtype, ..EngineOptions::new(settings.threads.clone()) };
-    let engine = Engine::load(&checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
+    let place = EnginePlace::open(&arguments.device)?;
+    let options =
+        EngineOptions { dtype: arguments.dtype, ..EngineOptions::at(settings.threads.clone(), &place) };
+    let engine =
+        Engine::load_at(&checkpoint, &options, &place)?.with_tokenizer_digest(tokenizer.digest().clone());
     let generation = generation(&arguments, engine.max_len())?;
     let options = ServerOptions {
         generation,

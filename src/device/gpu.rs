@@ -4,7 +4,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 use cudarc::driver::{DriverError, result};
 use serde::{Deserialize, Serialize};
 
-use super::cuda::{CubinCache, CudaError, check_driver, compiler_version};
+use super::cuda::{CubinCache, CudaError, check_driver, compiler_version, products_version};
 use crate::record::Classified;
 
 /// The state of CUDA on this machine.
@@ -20,6 +20,10 @@ pub struct Cuda {
     pub compiler_version: Option<String>,
     /// Why there is no compiler, when there is none, and what to do about it.
     pub compiler_unavailable: Option<String>,
+    /// Version of cuBLASLt, which computes matrix products, as it counts itself.
+    pub products_version: Option<usize>,
+    /// Why there is no cuBLASLt, when there is none, and what to do about it.
+    pub products_unavailable: Option<String>,
     /// Compiled kernels on disk.
     pub kernels: KernelFiles,
 }
@@ -59,7 +63,7 @@ fn sentence(error: &CudaError) -> String {
 pub fn probe() -> Cuda {
     let cache = CubinCache::of_user();
     let (count, bytes) = cache.size();
-    let compiler = compiler_version();
+    let (compiler, products) = (compiler_version(), products_version());
     let kernels = KernelFiles { dir: cache.dir().to_path_buf(), count, bytes };
     let mut cuda = Cuda {
         driver_version: None,
@@ -67,6 +71,8 @@ pub fn probe() -> Cuda {
         unavailable: None,
         compiler_version: compiler.as_ref().ok().map(|(major, minor)| format!("{major}.{minor}")),
         compiler_unavailable: compiler.as_ref().err().map(sentence),
+        products_version: products.as_ref().ok().copied(),
+        products_unavailable: products.as_ref().err().map(sentence),
         kernels,
     };
     if let Err(error) = check_driver() {

@@ -26,24 +26,26 @@ impl Engine {
             };
             checked.map_err(|source| EngineError::Request { index, source })?;
         }
-        self.decoder.observe_inputs(true);
-        self.pool.install(|| {
-            let (mut cache, mut work) = (self.decoder.new_cache(), Workspace::default());
+        let host = self.host.as_ref().ok_or(EngineError::NotOnDevice { what: "calibration" })?;
+        let decoder = &host.decoder;
+        decoder.observe_inputs(true);
+        host.pool.install(|| {
+            let (mut cache, mut work) = (decoder.new_cache(), Workspace::default());
             let mut rest = samples;
             while !rest.is_empty() {
                 let (batch, taken) = self.whole_samples(rest);
-                self.decoder.forward(&batch, &mut cache, &mut work);
+                decoder.forward(&batch, &mut cache, &mut work);
                 progress(batch.tokens.len());
                 rest = &rest[taken..];
             }
         });
-        self.decoder.observe_inputs(false);
+        decoder.observe_inputs(false);
         let mut seen = ObservedInputs {
             samples: samples.len(),
             tokens: samples.iter().map(Vec::len).sum(),
             ..ObservedInputs::default()
         };
-        for (module, amax) in self.decoder.take_input_amax() {
+        for (module, amax) in decoder.take_input_amax() {
             match amax {
                 None => drop(seen.unseen.insert(module)),
                 Some(amax) if amax.is_finite() => drop(seen.amax.insert(module, amax)),

@@ -1,5 +1,6 @@
 //! Why the engine cannot start or cannot answer.
 
+use crate::device::cuda::CudaError;
 use crate::model::ModelError;
 use crate::record::{Classified, FailureClass};
 
@@ -9,6 +10,23 @@ pub enum EngineError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The device that computes it fails.
+    #[error(transparent)]
+    Device(#[from] CudaError),
+    /// Devices whose results are not those of each other.
+    #[error("{first} and {other} differ in architecture, and so in results")]
+    Devices {
+        /// The first.
+        first: String,
+        /// One that differs.
+        other: String,
+    },
+    /// What only a model in memory can do.
+    #[error("{what} is not done on a GPU")]
+    NotOnDevice {
+        /// What was asked.
+        what: &'static str,
+    },
     /// Worker threads cannot be started.
     #[error("cannot start {count} worker threads")]
     Threads {
@@ -71,6 +89,8 @@ impl Classified for EngineError {
     fn failure_class(&self) -> FailureClass {
         match self {
             Self::Model(e) => e.failure_class(),
+            Self::Device(e) => e.failure_class(),
+            Self::NotOnDevice { .. } | Self::Devices { .. } => FailureClass::UserConfigError,
             Self::Threads { .. } => FailureClass::InfraTransient,
             Self::Request { source, .. } => source.failure_class(),
             Self::NotFinite { .. } => FailureClass::ModelUnsupported,
@@ -80,6 +100,9 @@ impl Classified for EngineError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Model(e) => e.hint(),
+            Self::Device(e) => e.hint(),
+            Self::NotOnDevice { .. } => Some("use --device cpu".to_owned()),
+            Self::Devices { .. } => Some("name devices of one kind with --device cuda:N,M".to_owned()),
             Self::Threads { .. } => Some("lower --threads or raise the process limit".to_owned()),
             Self::Request { source, .. } => source.hint(),
             Self::NotFinite { .. } => Some("scan the checkpoint for NaN and Inf with --values".to_owned()),

@@ -13,8 +13,8 @@ use super::pages::{PAGE, Page, PagePool, segments};
 use super::run::Engine;
 use super::sampling::{Sampler, Sampling};
 use super::score::TokenLogprobs;
-use crate::model::decoder::Workspace;
-use crate::model::{KvCache, RaggedBatch, Stored};
+use crate::device::cuda::CudaError;
+use crate::model::{HeadAnswer, RaggedBatch, Session, Slots as _, Stored};
 use crate::ops::attention::{Segment, Sequence as BatchSequence, Source, tiles_for};
 use crate::ops::log_softmax::{HeadQuery, HeadRow};
 
@@ -95,9 +95,8 @@ pub struct Generator<'a> {
     options: GeneratorOptions,
     /// Tokens of the longest sequence.
     max_len: usize,
-    cache: KvCache,
+    session: Box<dyn Session>,
     pool: PagePool,
-    work: Workspace,
     running: Vec<Sequence>,
     waiting: VecDeque<Sequence>,
     /// Tokens of the last pass that were not handed out.
@@ -136,8 +135,8 @@ struct Turn {
 impl Engine {
     /// An empty generator on this engine.
     pub fn generator(&self, options: GeneratorOptions) -> Generator<'_> {
-        let cache = self.decoder.new_cache();
-        let wanted = options.kv_cache_bytes / (cache.slot_bytes() * PAGE).max(1);
+        let session = self.replicas[0].backend.session();
+        let wanted = options.kv_cache_bytes / (session.slot_bytes() * PAGE).max(1);
         // A sequence of full length, and a part-filled page where it branched off.
         let max_len = options.max_len.map_or(self.max_len(), |most| most.min(self.max_len()));
         let least = tiles_for(max_len) + 1;
@@ -145,9 +144,8 @@ impl Engine {
             engine: self,
             options,
             max_len,
-            cache,
+            session,
             pool: PagePool::new(wanted.max(least)),
-            work: Workspace::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
             ready: Vec::new(),
@@ -236,7 +234,7 @@ impl Generator<'_> {
         GeneratorLoad {
             running: self.running.len(),
             waiting: self.waiting.len(),
-            kv_cache_bytes: self.pool.used() * PAGE * self.cache.slot_bytes(),
+            kv_cache_bytes: self.pool.used() * PAGE * self.session.slot_bytes(),
         }
     }
 
@@ -259,20 +257,38 @@ impl Generator<'_> {
         if turns.is_empty() {
             return;
         }
-        let engine = self.engine;
         let (batch, asked) = self.assemble(&turns);
-        let hidden = engine.pool.install(|| engine.decoder.forward(&batch, &mut self.cache, &mut self.work));
-        for turn in &turns {
+        if let Err(error) = self.pass(&turns, &batch, &asked) {
+            self.give_up(&error);
+        }
+        if self.has_no_sequences() {
+            // Memory goes back when nobody generates.
+            self.session.clear();
+        }
+    }
+
+    /// Computes the rows of all turns and samples for the sequences `asked`.
+    fn pass(&mut self, turns: &[Turn], batch: &RaggedBatch, asked: &[u64]) -> Result<(), CudaError> {
+        self.session.forward(batch)?;
+        for turn in turns {
             if let Some(sequence) = self.running.iter_mut().find(|s| s.key == turn.key) {
                 sequence.computed += turn.rows;
             }
         }
-        self.sample(&hidden, &asked);
-        if self.has_no_sequences() {
-            // Memory goes back when nobody generates.
-            self.cache = engine.decoder.new_cache();
-            self.work = Workspace::default();
+        self.sample(asked)
+    }
+
+    /// The device failed, and with it everything that runs.
+    fn give_up(&mut self, error: &CudaError) {
+        for sequence in self.running.drain(..) {
+            self.pool.release(&sequence.pages);
+            if self.failures.iter().all(|f| f.request != sequence.id) {
+                let source = EngineError::Device(error.clone());
+                self.failures.push_back(GenerationFailure { request: sequence.id, source });
+            }
         }
+        let failed = |id: u64| self.failures.iter().any(|f| f.request == id);
+        self.waiting.retain(|sequence| !failed(sequence.id));
     }
 
     fn sequence(
@@ -393,9 +409,9 @@ impl Generator<'_> {
         (batch, asked)
     }
 
-    /// Samples for the sequences `asked`, whose hidden states are \[R, hidden\].
-    fn sample(&mut self, hidden: &[f32], asked: &[u64]) {
-        let (rows, offsets, logits) = self.head(hidden, asked);
+    /// Samples for the sequences `asked`, those of the last pass's logit rows.
+    fn sample(&mut self, asked: &[u64]) -> Result<(), CudaError> {
+        let (offsets, (rows, logits)) = self.head(asked)?;
         let mut generated = Vec::new();
         for (r, key) in asked.iter().enumerate() {
             let Some(at) = self.running.iter().position(|s| s.key == *key) else { continue };
@@ -426,10 +442,11 @@ impl Generator<'_> {
             self.pool.release(&sequence.pages);
         }
         self.ready = generated;
+        Ok(())
     }
 
     /// What the head says of each row; all logits of those rows where a sampler needs them, by `offsets`.
-    fn head(&self, hidden: &[f32], asked: &[u64]) -> (Vec<HeadRow>, Vec<usize>, Vec<f32>) {
+    fn head(&mut self, asked: &[u64]) -> Result<(Vec<usize>, HeadAnswer), CudaError> {
         let vocab = self.engine.vocab_size() as u32;
         let (mut targets, mut offsets, mut top_n) = (Vec::new(), vec![0], 1);
         for sequence in asked.iter().filter_map(|key| self.running.iter().find(|s| s.key == *key)) {
@@ -440,8 +457,8 @@ impl Generator<'_> {
             offsets.push(targets.len());
         }
         let query = HeadQuery { targets: &targets, offsets: &offsets, top_n };
-        let (rows, logits) = self.engine.pool.install(|| self.engine.decoder.log_softmax(hidden, &query));
-        (rows, offsets, logits)
+        let answer = self.session.log_softmax(0..asked.len(), &query)?;
+        Ok((offsets, answer))
     }
 
     /// The next token of each choice of `sequence`; returns the choices that go on after theirs.

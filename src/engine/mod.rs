@@ -4,6 +4,7 @@ mod calibrate;
 pub mod error;
 mod generator;
 mod pages;
+mod place;
 mod plan;
 mod prefix_cache;
 mod run;
@@ -18,6 +19,7 @@ pub use error::{EngineError, RequestError};
 pub use generator::{
     GenerateRequest, Generated, GenerationFailure, Generator, GeneratorLoad, GeneratorOptions,
 };
+pub use place::EnginePlace;
 pub(crate) use plan::common_prefix;
 pub use run::{Engine, EngineOptions};
 pub use sampling::{Sampler, Sampling};

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::pages::{PAGE, Page, segments};
 use super::prefix_cache::PrefixCache;
-use crate::model::{RaggedBatch, Stored};
+use crate::model::{RaggedBatch, Slots, Stored};
 use crate::ops::attention::{Segment, Sequence, Source, tiles_for};
 
 /// A request as planned: input and targets of its scored positions.
@@ -88,15 +88,18 @@ struct Filling {
 
 impl<'a> Planner<'a> {
     pub fn new(requests: &'a [PlanRequest<'a>], long: bool) -> Self {
-        let mut order: Vec<usize> = (0..requests.len()).collect();
-        order.sort_by_key(|i| (requests[*i].input(), *i));
+        let order = order(requests);
         Self { requests, order, next: 0, answered: 0, long, held: Vec::new() }
     }
 
     /// The next batch of at most `max_rows` new rows: as many requests as fit, or a part of one that is longer. Where the
     /// cache has no room for such a part, the request's rest is one batch all the same. Pages that a batch reads stay in
     /// the cache until [`Self::done`].
-    pub fn next_batch(&mut self, max_rows: usize, cache: &mut PrefixCache) -> Option<PlannedBatch> {
+    pub fn next_batch<S: Slots>(
+        &mut self,
+        max_rows: usize,
+        cache: &mut PrefixCache<S>,
+    ) -> Option<PlannedBatch> {
         let begin = self.next;
         let mut filling = Filling::default();
         filling.hold(std::mem::take(&mut self.held));
@@ -148,12 +151,12 @@ impl<'a> Planner<'a> {
     }
 
     /// The batch, which leaves `kept`, the beginning of its path, to the cache.
-    fn finish(
+    fn finish<S: Slots>(
         &mut self,
         mut filling: Filling,
         kept: &[u32],
         requests: usize,
-        cache: &mut PrefixCache,
+        cache: &mut PrefixCache<S>,
     ) -> PlannedBatch {
         let (held, stored) = filling.keep(kept, self.long, cache);
         self.held = held;
@@ -163,7 +166,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The batch was computed: pages that only it read may go.
-    pub fn done(planned: &PlannedBatch, cache: &mut PrefixCache) {
+    pub fn done<S: Slots>(planned: &PlannedBatch, cache: &mut PrefixCache<S>) {
         cache.release(&planned.held);
     }
 }
@@ -233,7 +236,12 @@ impl Filling {
     }
 
     /// Pages for the path's first tokens, and the rows that they are to store.
-    fn keep(&self, tokens: &[u32], long: bool, cache: &mut PrefixCache) -> (Vec<Page>, Vec<Stored>) {
+    fn keep<S: Slots>(
+        &self,
+        tokens: &[u32],
+        long: bool,
+        cache: &mut PrefixCache<S>,
+    ) -> (Vec<Page>, Vec<Stored>) {
         let cached = self.cached().min(tokens.len());
         let (pages, wanted) = cache.keep(long, tokens, &self.pages, cached);
         // Offsets from `cached` on, as rows of the pieces that hold them.
@@ -274,6 +282,28 @@ impl Filling {
         planned.offsets.push(planned.targets.len());
         planned
     }
+}
+
+/// The order in which requests are visited.
+fn order(requests: &[PlanRequest<'_>]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by_key(|i| (requests[*i].input(), *i));
+    order
+}
+
+/// Cuts requests into at most `count` shares of about as many tokens, each of neighbours in the order in which they are
+/// visited.
+pub(super) fn shares(requests: &[PlanRequest<'_>], count: usize) -> Vec<Vec<usize>> {
+    let total: usize = requests.iter().map(|r| r.tokens.len()).sum();
+    let mut shares = vec![Vec::new(); count.max(1)];
+    let mut before = 0;
+    for index in order(requests) {
+        let share = before * shares.len() / total.max(1);
+        shares[share].push(index);
+        before += requests[index].tokens.len();
+    }
+    shares.retain(|share| !share.is_empty());
+    shares
 }
 
 /// Length of the common prefix.
@@ -372,6 +402,18 @@ mod tests {
         let scored: Vec<_> = batches.iter().map(|b| b.batch.logit_rows.len()).collect();
         assert_eq!(scored, [0, 11, 19, 30]);
         assert_eq!(batches.iter().map(|b| b.requests).collect::<Vec<_>>(), [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn shares_are_neighbours_of_equal_size() {
+        let tokens: Vec<Vec<u32>> = (0..20u32).map(|i| vec![i * 7 % 20, 1, 2]).collect();
+        let requests: Vec<PlanRequest<'_>> =
+            tokens.iter().map(|tokens| PlanRequest { tokens, context_len: 1 }).collect();
+        let cut = shares(&requests, 3);
+        assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [7, 7, 6]);
+        assert_eq!(cut.concat(), order(&requests));
+        assert_eq!(shares(&requests[..2], 3).len(), 2);
+        assert!(shares(&[], 2).is_empty());
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use super::pages::{PAGE, Page, PagePool};
-use crate::model::{KvCache, Stored};
+use crate::model::{KvCache, Slots, Stored};
 
 /// The cache of one engine.
-pub(super) struct PrefixCache {
-    pub kv: KvCache,
+pub(super) struct PrefixCache<S = KvCache> {
+    pub kv: S,
     pool: PagePool,
     known: HashMap<Key, Known>,
     clock: u64,
@@ -35,9 +35,9 @@ struct Known {
     last_used: u64,
 }
 
-impl PrefixCache {
+impl<S: Slots> PrefixCache<S> {
     /// An empty cache of at most `bytes`, at least one page.
-    pub fn new(kv: KvCache, bytes: usize) -> Self {
+    pub fn new(kv: S, bytes: usize) -> Self {
         let capacity = (bytes / (PAGE * kv.slot_bytes()).max(1)).max(1);
         Self { kv, pool: PagePool::new(capacity), known: HashMap::new(), clock: 0 }
     }

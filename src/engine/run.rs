@@ -1,16 +1,17 @@
 //! The engine: a loaded model, its worker threads and its identity.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::base::digest::Digest;
 use crate::base::threads::Threads;
 use crate::checkpoint::Checkpoint;
-use crate::model::{Decoder, ModelConfig};
+use crate::model::{Backend, CpuBackend, CudaDecoder, Decoder, ModelConfig, Session};
 use crate::ops::kernel_path::{ComputeDtype, KernelPath};
 use crate::record::provenance::{GIT_HASH, TOOL_VERSION};
 use crate::record::score::{EngineIdentity, ScoreRequest};
 
 use super::error::{EngineError, RequestError};
+use super::place::EnginePlace;
 use super::prefix_cache::PrefixCache;
 
 /// How the engine runs; results do not depend on threads and batch size.
@@ -34,7 +35,26 @@ const PREFIX_CACHE_BYTES: usize = 256 << 20;
 /// 5 % slower at 4096).
 pub const MAX_BATCHED_TOKENS: usize = 1024;
 
+/// Default of `max_batched_tokens` on GPUs, where a pass of few rows takes as long as its launches.
+const DEVICE_BATCHED_TOKENS: usize = 16_384;
+
+/// Default of `prefix_cache_bytes` on GPUs.
+const DEVICE_PREFIX_CACHE_BYTES: usize = 2 << 30;
+
 impl EngineOptions {
+    /// The defaults for a place, in f32.
+    pub fn at(threads: Threads, place: &EnginePlace) -> Self {
+        let options = Self::new(threads);
+        if place.is_cpu() {
+            return options;
+        }
+        Self {
+            max_batched_tokens: DEVICE_BATCHED_TOKENS,
+            prefix_cache_bytes: DEVICE_PREFIX_CACHE_BYTES,
+            ..options
+        }
+    }
+
     /// The default batch size on these threads, in f32.
     pub fn new(threads: Threads) -> Self {
         Self {
@@ -48,12 +68,22 @@ impl EngineOptions {
 
 /// A loaded model that scores and generates.
 pub struct Engine {
-    pub(super) decoder: Decoder,
-    pub(super) pool: rayon::ThreadPool,
+    /// The model on each of its devices.
+    pub(super) replicas: Vec<Replica>,
+    /// Where it is in memory.
+    pub(super) host: Option<CpuBackend>,
     pub(super) max_batched_tokens: usize,
-    pub(super) prefixes: Mutex<PrefixCache>,
     prefix_cache_bytes: usize,
     identity: EngineIdentity,
+}
+
+/// The cache of a session.
+pub(super) type SessionCache = PrefixCache<Box<dyn Session>>;
+
+/// The model on one device, with what former calls left there.
+pub(super) struct Replica {
+    pub backend: Box<dyn Backend>,
+    pub prefixes: Mutex<SessionCache>,
 }
 
 impl Engine {
@@ -74,25 +104,61 @@ impl Engine {
             .thread_name(|i| format!("engine-{i}"))
             .build()
             .map_err(|source| EngineError::Threads { count, source })?;
-        let decoder = pool.install(|| Decoder::load(checkpoint, path))?;
+        let decoder = Arc::new(pool.install(|| Decoder::load(checkpoint, path))?);
+        let host = CpuBackend { decoder, pool: Arc::new(pool) };
+        let place = ("cpu".to_owned(), path.name().to_owned());
+        let engine = Self::new(checkpoint, options, vec![Box::new(host.clone())], place)?;
+        Ok(Self { host: Some(host), ..engine })
+    }
+
+    /// Loads a checkpoint where it is to be computed: to each GPU, or as [`Self::load`].
+    pub fn load_at(
+        checkpoint: &Checkpoint,
+        options: &EngineOptions,
+        place: &EnginePlace,
+    ) -> Result<Self, EngineError> {
+        if place.is_cpu() {
+            return Self::load(checkpoint, options);
+        }
+        let mut backends: Vec<Box<dyn Backend>> = Vec::new();
+        for device in place.devices() {
+            backends.push(Box::new(CudaDecoder::load(checkpoint, device, options.dtype)?));
+        }
+        Self::new(checkpoint, options, backends, (place.device(), place.kernel_path(options.dtype)))
+    }
+
+    /// An engine of a model that was loaded, on its device by its kernels.
+    fn new(
+        checkpoint: &Checkpoint,
+        options: &EngineOptions,
+        backends: Vec<Box<dyn Backend>>,
+        (device, kernel_path): (String, String),
+    ) -> Result<Self, EngineError> {
         let digest = checkpoint.digest().map_err(crate::model::ModelError::from)?;
         let identity = EngineIdentity {
             engine: format!("day0 {TOOL_VERSION}+{GIT_HASH}"),
-            device: "cpu".to_owned(),
-            kernel_path: path.name().to_owned(),
+            device,
+            kernel_path,
             checkpoint_digest: Some(digest),
             identity_proven: true,
             tokenizer_digest: None,
         };
-        let prefix_cache_bytes = options.prefix_cache_bytes;
-        let prefixes = Mutex::new(PrefixCache::new(decoder.new_cache(), prefix_cache_bytes));
-        let max_batched_tokens = options.max_batched_tokens.max(1);
-        Ok(Self { decoder, pool, max_batched_tokens, prefixes, prefix_cache_bytes, identity })
+        let replica = |backend: Box<dyn Backend>| {
+            let prefixes = Mutex::new(PrefixCache::new(backend.session(), options.prefix_cache_bytes));
+            Replica { backend, prefixes }
+        };
+        Ok(Self {
+            replicas: backends.into_iter().map(replica).collect(),
+            host: None,
+            max_batched_tokens: options.max_batched_tokens.max(1),
+            prefix_cache_bytes: options.prefix_cache_bytes,
+            identity,
+        })
     }
 
     /// An empty cache of the allowed size.
-    pub(super) fn new_prefix_cache(&self) -> PrefixCache {
-        PrefixCache::new(self.decoder.new_cache(), self.prefix_cache_bytes)
+    pub(super) fn new_prefix_cache(&self, replica: &Replica) -> SessionCache {
+        PrefixCache::new(replica.backend.session(), self.prefix_cache_bytes)
     }
 
     /// Records the tokenizer that made the requests.
@@ -109,22 +175,22 @@ impl Engine {
 
     /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
-        self.decoder.config()
+        self.replicas[0].backend.config()
     }
 
-    /// The loaded model, for checks of single layers.
-    pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+    /// The model in memory, for checks of single layers; `None` where it is on a device.
+    pub fn decoder(&self) -> Option<&Decoder> {
+        self.host.as_ref().map(|host| host.decoder.as_ref())
     }
 
     /// Most input tokens of a request: `max_position_embeddings`. A scored request may be one longer.
     pub fn max_len(&self) -> usize {
-        self.decoder.config().max_position_embeddings
+        self.config().max_position_embeddings
     }
 
     /// V.
     pub fn vocab_size(&self) -> usize {
-        self.decoder.config().vocab_size
+        self.config().vocab_size
     }
 
     /// Whether [`Engine::score`] takes this request.

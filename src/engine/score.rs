@@ -1,10 +1,13 @@
 //! Log-likelihoods of continuations and of prompts.
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
 use super::error::{EngineError, RequestError};
-use super::plan::{PlanRequest, PlannedBatch, Planner};
-use super::run::Engine;
-use crate::model::KvCache;
-use crate::model::decoder::Workspace;
+use super::plan::{PlanRequest, PlannedBatch, Planner, shares};
+use super::run::{Engine, Replica, SessionCache};
+use crate::model::Session;
 use crate::ops::log_softmax::{HeadQuery, HeadRow};
 use crate::record::score::{ScoreRequest, ScoreResult};
 
@@ -95,7 +98,7 @@ impl Engine {
             let result = &mut results[scored.request];
             result.token_logprobs[scored.slot] = scored.row.logprob(scored.logit);
             result.token_is_greedy[scored.slot] = scored.logit >= scored.row.max;
-        });
+        })?;
         Ok(results)
     }
 
@@ -153,68 +156,123 @@ impl Engine {
             if answer.missing == 0 {
                 done(index, std::mem::take(&mut answer.entries).into_iter().flatten().collect());
             }
-        });
+        })?;
         Ok(ScoreStats { inputs: planned.iter().map(|p| p.tokens.len() - 1).sum(), computed })
     }
 
-    /// Answers every scored token of checked requests. Returns the number of rows computed.
+    /// Answers every scored token of checked requests, each replica a share of them. Returns the number of rows computed.
     fn run(
         &self,
         requests: &[PlanRequest<'_>],
         query: RowQuery,
         progress: &(dyn Fn(usize) + Sync),
         each: &mut (dyn FnMut(Scored<'_>) + Send),
-    ) -> usize {
+    ) -> Result<usize, EngineError> {
+        if let [only] = self.replicas.as_slice() {
+            return self.run_on(only, requests, query, progress, each);
+        }
+        let (each, done) = (Mutex::new(each), AtomicUsize::new(0));
+        let run_share = |replica: &Replica, share: &[usize]| {
+            let of_share: Vec<PlanRequest<'_>> = share.iter().map(|i| requests[*i]).collect();
+            let before = Cell::new(0);
+            let count = |now: usize| {
+                let more = now - before.replace(now);
+                progress(done.fetch_add(more, Ordering::Relaxed) + more);
+            };
+            self.run_on(replica, &of_share, query, &count, &mut |scored| {
+                let mut each = each.lock().unwrap_or_else(PoisonError::into_inner);
+                (*each)(Scored { request: share[scored.request], ..scored });
+            })
+        };
+        let shares = shares(requests, self.replicas.len());
+        std::thread::scope(|scope| {
+            let run_share = &run_share;
+            let start = |(replica, share)| scope.spawn(move || run_share(replica, share));
+            let running: Vec<_> =
+                self.replicas.iter().zip(shares.iter().map(Vec::as_slice)).map(start).collect();
+            let computed = running.into_iter().map(|thread| match thread.join() {
+                Ok(computed) => computed,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            // All are waited for before an error is returned.
+            computed.collect::<Vec<_>>().into_iter().sum()
+        })
+    }
+
+    /// As above, on one replica.
+    fn run_on(
+        &self,
+        replica: &Replica,
+        requests: &[PlanRequest<'_>],
+        query: RowQuery,
+        progress: &dyn Fn(usize),
+        each: &mut dyn FnMut(Scored<'_>),
+    ) -> Result<usize, EngineError> {
+        // One call at a time has the cache of former calls; another that runs meanwhile starts with its own.
+        let mut own;
+        let mut kept = replica.prefixes.try_lock().ok();
+        let cache = if let Some(cache) = kept.as_deref_mut() {
+            cache
+        } else {
+            own = self.new_prefix_cache(replica);
+            &mut own
+        };
+        let computed = self.run_with(cache, requests, query, progress, each);
+        match &computed {
+            Ok(_) => cache.kv.rest(),
+            // Nobody knows what a pass that failed left in the cache.
+            Err(_) => *cache = self.new_prefix_cache(replica),
+        }
+        computed
+    }
+
+    /// As above, with what is in the cache.
+    fn run_with(
+        &self,
+        cache: &mut SessionCache,
+        requests: &[PlanRequest<'_>],
+        query: RowQuery,
+        progress: &dyn Fn(usize),
+        each: &mut dyn FnMut(Scored<'_>),
+    ) -> Result<usize, EngineError> {
         // Long inputs of some models rotate all positions differently and share nothing with short ones.
         let is_long = |i: &usize| self.config().is_long_input(requests[*i].input().len());
         let (long, short): (Vec<usize>, Vec<usize>) = (0..requests.len()).partition(is_long);
         let (mut done, mut computed) = (0, 0);
-        // One call at a time has the cache of former calls; another that runs meanwhile starts with its own.
-        let mut own;
-        let mut kept = self.prefixes.try_lock().ok();
-        let cache = if let Some(cache) = kept.as_deref_mut() {
-            cache
-        } else {
-            own = self.new_prefix_cache();
-            &mut own
-        };
-        self.pool.install(|| {
-            for (indices, long) in [(short, false), (long, true)] {
-                let planned: Vec<PlanRequest<'_>> = indices.iter().map(|i| requests[*i]).collect();
-                let mut planner = Planner::new(&planned, long);
-                let mut work = Workspace::default();
-                while let Some(planned) = planner.next_batch(self.max_batched_tokens, cache) {
-                    self.answer(&planned, &mut cache.kv, &mut work, query, &mut |scored| {
-                        each(Scored { request: indices[scored.request], ..scored });
-                    });
-                    Planner::done(&planned, cache);
-                    computed += planned.batch.tokens.len();
-                    done += planned.requests;
-                    progress(done);
-                }
+        for (indices, long) in [(short, false), (long, true)] {
+            let planned: Vec<PlanRequest<'_>> = indices.iter().map(|i| requests[*i]).collect();
+            let mut planner = Planner::new(&planned, long);
+            while let Some(planned) = planner.next_batch(self.max_batched_tokens, cache) {
+                self.answer(&planned, cache.kv.as_mut(), query, &mut |scored| {
+                    each(Scored { request: indices[scored.request], ..scored });
+                })?;
+                Planner::done(&planned, cache);
+                computed += planned.batch.tokens.len();
+                done += planned.requests;
+                progress(done);
             }
-        });
-        computed
+        }
+        Ok(computed)
     }
 
     /// Computes one batch and hands out its answers.
     fn answer(
         &self,
         planned: &PlannedBatch,
-        cache: &mut KvCache,
-        work: &mut Workspace,
+        session: &mut dyn Session,
         query: RowQuery,
         each: &mut dyn FnMut(Scored<'_>),
-    ) {
-        let hidden = self.decoder.forward(&planned.batch, cache, work);
-        if hidden.is_empty() {
+    ) -> Result<(), EngineError> {
+        session.forward(&planned.batch)?;
+        let count = planned.batch.logit_rows.len();
+        if count == 0 {
             // The first part of a long request, for its keys and values.
-            return;
+            return Ok(());
         }
         let head = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n: query.top_n };
-        let (rows, logits) = self.decoder.log_softmax(&hidden, &head);
+        let (rows, logits) = session.log_softmax(0..count, &head)?;
         let ranks =
-            if query.with_ranks { self.ranks(&hidden, planned, &logits) } else { vec![None; logits.len()] };
+            if query.with_ranks { self.ranks(session, planned, &logits)? } else { vec![None; logits.len()] };
         for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
             let of_row = bounds[0]..bounds[1];
             let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
@@ -223,26 +281,32 @@ impl Engine {
                 each(Scored { request, slot, row, token, logit, rank });
             }
         }
+        Ok(())
     }
 
-    /// For each target, how many tokens have at least its logit: vLLM's rank. `hidden`: \[R, hidden\].
-    fn ranks(&self, hidden: &[f32], planned: &PlannedBatch, logits: &[f32]) -> Vec<Option<usize>> {
+    /// For each target of the session's last batch, how many tokens have at least its logit: vLLM's rank.
+    fn ranks(
+        &self,
+        session: &mut dyn Session,
+        planned: &PlannedBatch,
+        logits: &[f32],
+    ) -> Result<Vec<Option<usize>>, EngineError> {
         let vocab: Vec<u32> = (0..self.vocab_size() as u32).collect();
-        let width = hidden.len() / (planned.offsets.len() - 1).max(1);
         let mut ranks = Vec::with_capacity(logits.len());
-        for (block, hidden) in hidden.chunks(RANKED_ROWS * width.max(1)).enumerate() {
-            let (first, count) = (block * RANKED_ROWS, hidden.len() / width);
-            let offsets: Vec<usize> = (0..=count).map(|r| r * vocab.len()).collect();
-            let head = HeadQuery { targets: &vocab.repeat(count), offsets: &offsets, top_n: 0 };
-            let (_, all) = self.decoder.log_softmax(hidden, &head);
-            for (row, all) in all.chunks(vocab.len()).enumerate() {
-                let of_row = planned.offsets[first + row]..planned.offsets[first + row + 1];
+        let count = planned.batch.logit_rows.len();
+        for first in (0..count).step_by(RANKED_ROWS) {
+            let block = first..(first + RANKED_ROWS).min(count);
+            let offsets: Vec<usize> = (0..=block.len()).map(|r| r * vocab.len()).collect();
+            let head = HeadQuery { targets: &vocab.repeat(block.len()), offsets: &offsets, top_n: 0 };
+            let (_, all) = session.log_softmax(block.clone(), &head)?;
+            for (row, all) in block.zip(all.chunks(vocab.len())) {
+                let of_row = planned.offsets[row]..planned.offsets[row + 1];
                 // A logit that is not a number is no more than itself.
                 let rank = |logit: &f32| Some(all.iter().filter(|other| *other >= logit).count().max(1));
                 ranks.extend(logits[of_row].iter().map(rank));
             }
         }
-        ranks
+        Ok(ranks)
     }
 }
 

@@ -8,34 +8,26 @@
 use super::config::ModelConfig;
 use super::error::ModelError;
 use super::experts::ExpertWork;
+use super::graph::Graph;
 use super::kv_cache::{KvCache, Stored};
-use super::layer::{Layer, Mlp, MlpWork, Norms, norm_weight};
+use super::layer::{Layer, Mlp, MlpWork, Norms};
 use super::linear::LinearGroup;
+use super::placement::InMemory;
 use super::rope::Rope;
-use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
-use crate::ops::attention::{self, HeadShape, Scores, Segment, Sequence};
+use crate::ops::attention::{self, Scores, Segment, Sequence};
 use crate::ops::buffer::Buffer;
 use crate::ops::elementary;
 use crate::ops::kernel_path::KernelPath;
 use crate::ops::log_softmax::{HeadQuery, HeadRow, log_softmax};
-use crate::ops::packed::PackedMatrix;
 use crate::ops::rms_norm::{residual, rms_norm, rms_norm_parts, rms_norm_rounded};
 use crate::ops::rope::{RopeTable, RotatedHeads, rope};
 use crate::ops::unit_rows::RoundedRows;
 
 /// A loaded model.
 pub struct Decoder {
-    config: ModelConfig,
+    graph: Graph,
     path: KernelPath,
-    heads: HeadShape,
-    /// \[V, hidden\], or `None` when rows come from the head.
-    embedding: Option<PackedMatrix>,
-    layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: LinearGroup,
-    /// Largest inner width of an MLP or expert.
-    inner: usize,
 }
 
 /// New tokens of several paths, and what they continue.
@@ -77,36 +69,13 @@ impl Decoder {
     /// Loads every tensor of the checkpoint.
     pub fn load(checkpoint: &Checkpoint, path: KernelPath) -> Result<Self, ModelError> {
         let config = ModelConfig::parse(checkpoint.config())?;
-        let weights = Weights::new(checkpoint, path.dtype())?;
-        let hidden = config.hidden_size;
-        let (embedding, head) = embedding_and_head(&weights, &config)?;
-        let layers = (0..config.layers.len()).map(|i| Layer::load(&weights, &config, i));
-        let layers = layers.collect::<Result<Vec<_>, _>>()?;
-        let norm = norm_weight(&weights, &config, "model.norm", hidden)?;
-        weights.finish(config.architecture.class)?;
-        let inner = |layer: &Layer| match &layer.mlp {
-            Mlp::Dense(mlp) => mlp.inner(),
-            Mlp::Experts(block) => block.inner(),
-        };
-        Ok(Self {
-            heads: HeadShape {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-            },
-            path,
-            embedding,
-            inner: layers.iter().map(inner).max().unwrap_or(0),
-            layers,
-            norm,
-            head,
-            config,
-        })
+        let graph = Graph::load(checkpoint, config, path.dtype(), &InMemory)?;
+        Ok(Self { graph, path })
     }
 
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.graph.config
     }
 
     /// The kernels in use.
@@ -116,7 +85,7 @@ impl Decoder {
 
     /// An empty cache for this model.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.heads, self.layers.len())
+        KvCache::new(self.graph.heads, self.graph.layers.len())
     }
 
     /// The group that holds the linear module `name`, e.g. `model.layers.0.mlp.up_proj`.
@@ -126,7 +95,7 @@ impl Decoder {
 
     /// All linear modules, grouped.
     fn linears(&self) -> impl Iterator<Item = &LinearGroup> {
-        self.layers.iter().flat_map(Layer::linears).chain([&self.head])
+        self.graph.layers.iter().flat_map(Layer::linears).chain([&self.graph.head])
     }
 
     /// Begins to observe the inputs of all linear modules, or ends; see [`Decoder::take_input_amax`].
@@ -146,15 +115,15 @@ impl Decoder {
 
     /// Hidden states after the last normalization at `batch.logit_rows`: \[R, hidden\].
     pub fn forward(&self, batch: &RaggedBatch, cache: &mut KvCache, work: &mut Workspace) -> Vec<f32> {
-        let hidden = self.config.hidden_size;
+        let hidden = self.graph.config.hidden_size;
         let mut rows = batch.tokens.len();
         work.reserve(self, rows);
         self.embed(&batch.tokens, &mut work.x);
         let tables = self.rope_tables(batch);
-        for (i, layer) in self.layers.iter().enumerate() {
+        for (i, layer) in self.graph.layers.iter().enumerate() {
             let takes_rounded = layer.qkv.takes_rounded();
             let x = self.enter(layer.attention_norms.pre.as_deref(), i > 0, takes_rounded, rows, work);
-            let is_last = i + 1 == self.layers.len();
+            let is_last = i + 1 == self.graph.layers.len();
             let attended = self.attend(i, x.as_ref(), !is_last, batch, &tables, cache, work);
             if is_last {
                 if batch.logit_rows.is_empty() {
@@ -162,7 +131,7 @@ impl Decoder {
                     return Vec::new();
                 }
                 // Nobody reads the other rows from here on.
-                let width = self.heads.heads * self.heads.head_dim;
+                let width = self.graph.heads.heads * self.graph.heads.head_dim;
                 compact(&mut work.x, hidden, &batch.logit_rows);
                 compact(&mut work.attended, width, &batch.logit_rows);
                 rows = batch.logit_rows.len();
@@ -179,27 +148,27 @@ impl Decoder {
             self.feed_forward(&layer.mlp, x.as_ref(), rows, work);
             self.leave(&layer.mlp_norms, rows, work);
         }
-        self.enter(Some(&self.norm), true, false, rows, work);
+        self.enter(Some(&self.graph.norm), true, false, rows, work);
         let states = work.h[..rows * hidden].to_vec();
         // The head reads them in another place.
-        self.head.observer().see(&states, rows);
+        self.graph.head.observer().see(&states, rows);
         states
     }
 
     /// Log-probabilities at rows of hidden states \[R, hidden\].
     pub fn log_softmax(&self, hidden: &[f32], query: &HeadQuery<'_>) -> (Vec<HeadRow>, Vec<f32>) {
-        let (matrix, input) = self.head.single();
-        log_softmax(self.path, hidden, matrix, input, self.config.logit_map, query)
+        let (matrix, input) = self.graph.head.single();
+        log_softmax(self.path, hidden, matrix, input, self.graph.config.logit_map, query)
     }
 
     /// x \[T, hidden\] ← embedding rows.
     fn embed(&self, tokens: &[u32], x: &mut [f32]) {
-        let hidden = self.config.hidden_size;
+        let hidden = self.graph.config.hidden_size;
         for (token, row) in tokens.iter().zip(x.chunks_exact_mut(hidden)) {
-            let table = self.embedding.as_ref().unwrap_or_else(|| self.head.single().0);
+            let table = self.graph.embedding.as_ref().unwrap_or_else(|| self.graph.head.single().0);
             table.copy_row(*token as usize, row);
-            if self.config.embedding_scale != 1.0 {
-                elementary::scale(self.path, row, self.config.embedding_scale);
+            if self.graph.config.embedding_scale != 1.0 {
+                elementary::scale(self.path, row, self.graph.config.embedding_scale);
             }
         }
     }
@@ -211,7 +180,7 @@ impl Decoder {
         let table = |rope: &Rope| {
             RopeTable::new(&rope.inverse_frequencies(batch.long), rope.attention_factor(), positions.clone())
         };
-        self.config.ropes.iter().map(table).collect()
+        self.graph.config.ropes.iter().map(table).collect()
     }
 
     /// x ← x + y of the block before, if there is one, and the normalized x to `work.h`, or rounded for the next product.
@@ -224,16 +193,18 @@ impl Decoder {
         rows: usize,
         work: &mut Workspace,
     ) -> Option<RoundedRows> {
-        let (path, size) = (self.path, rows * self.config.hidden_size);
-        let (x, h, scale) = (&mut work.x[..size], &mut work.h[..size], self.config.residual_scale);
+        let (path, size) = (self.path, rows * self.graph.config.hidden_size);
+        let (x, h, scale) = (&mut work.x[..size], &mut work.h[..size], self.graph.config.residual_scale);
         let mut y = add.then_some(&work.y[..size]);
         if let Some(scaled) = y.filter(|_| scale != 1.0 || norm.is_none()) {
             residual(path, x, scaled, scale, None);
             y = None;
         }
         match norm {
-            Some(w) if rounded => return Some(rms_norm_rounded(path, x, y, w, self.config.rms_norm_eps)),
-            Some(w) => rms_norm(path, x, y, w, self.config.rms_norm_eps, h),
+            Some(w) if rounded => {
+                return Some(rms_norm_rounded(path, x, y, w, self.graph.config.rms_norm_eps));
+            }
+            Some(w) => rms_norm(path, x, y, w, self.graph.config.rms_norm_eps, h),
             None => h.copy_from_slice(x),
         }
         None
@@ -242,16 +213,16 @@ impl Decoder {
     /// Normalizes a block's output in `work.y` where the architecture does.
     fn leave(&self, norms: &Norms, rows: usize, work: &mut Workspace) {
         if let Some(w) = &norms.post {
-            let hidden = self.config.hidden_size;
+            let hidden = self.graph.config.hidden_size;
             let y = &mut work.y[..rows * hidden];
-            rms_norm_parts(self.path, y, hidden, 0..hidden, w, self.config.rms_norm_eps);
+            rms_norm_parts(self.path, y, hidden, 0..hidden, w, self.graph.config.rms_norm_eps);
         }
     }
 
     /// From rounded rows, or `work.h`, to `work.y`.
     fn feed_forward(&self, mlp: &Mlp, x: Option<&RoundedRows>, rows: usize, work: &mut Workspace) {
         let Workspace { h, y, gate_up, gated, quantized, experts, .. } = work;
-        let (path, activation) = (self.path, self.config.activation);
+        let (path, activation) = (self.path, self.graph.config.activation);
         let mut room = MlpWork { path, activation, gate_up, gated, quantized };
         match (mlp, x) {
             (Mlp::Dense(mlp), Some(x)) => mlp.forward_rounded(x, rows, path, activation, y),
@@ -273,7 +244,8 @@ impl Decoder {
         cache: &mut KvCache,
         work: &mut Workspace,
     ) -> Option<RoundedRows> {
-        let (layer, shape, eps) = (&self.layers[index], self.heads, self.config.rms_norm_eps);
+        let (layer, shape, eps) =
+            (&self.graph.layers[index], self.graph.heads, self.graph.config.rms_norm_eps);
         let (rows, stride) = (batch.tokens.len(), shape.qkv_columns());
         match x {
             Some(x) => layer.qkv.forward_rounded(self.path, x, rows, &mut work.qkv),
@@ -293,8 +265,8 @@ impl Decoder {
         let inputs = attention::Batch {
             shape,
             scores: Scores {
-                scale: self.config.attention_scale,
-                softcap: self.config.attention_softcap,
+                scale: self.graph.config.attention_scale,
+                softcap: self.graph.config.attention_softcap,
                 window: layer.config.window,
             },
             qkv: &work.qkv,
@@ -316,41 +288,17 @@ impl Decoder {
 
 impl Workspace {
     fn reserve(&mut self, decoder: &Decoder, rows: usize) {
-        let (hidden, inner) = (decoder.config.hidden_size, decoder.inner);
-        let width = decoder.heads.heads * decoder.heads.head_dim;
+        let (hidden, inner) = (decoder.graph.config.hidden_size, decoder.graph.inner);
+        let width = decoder.graph.heads.heads * decoder.graph.heads.head_dim;
         for buffer in [&mut self.x, &mut self.h, &mut self.y] {
             buffer.ensure(rows * hidden);
         }
-        self.qkv.ensure(rows * decoder.heads.qkv_columns());
+        self.qkv.ensure(rows * decoder.graph.heads.qkv_columns());
         self.attended.ensure(rows * width);
         self.gate_up.ensure(rows * 2 * inner);
         self.gated.ensure(rows * inner);
         self.quantized.ensure(rows * hidden.max(inner).max(width));
     }
-}
-
-/// The embedding, unless the head is it, and the head.
-fn embedding_and_head(
-    weights: &Weights<'_>,
-    config: &ModelConfig,
-) -> Result<(Option<PackedMatrix>, LinearGroup), ModelError> {
-    let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-    let (embedding, stored) = ("model.embed_tokens.weight", "lm_head.weight");
-    let table = weights.rows(embedding, &[vocab, hidden], 0..vocab)?;
-    if !config.tie_word_embeddings {
-        let table = PackedMatrix::pack(weights.dtype(), &[&table], hidden)?;
-        return Ok((
-            Some(table),
-            LinearGroup::load(weights, &[("lm_head".to_owned(), vocab)], hidden, false)?,
-        ));
-    }
-    // A stored head beside a tied embedding: transformers 5 uses it where it differs, others do not.
-    if weights.has(stored)
-        && weights.tensor(stored, &[vocab, hidden])? != weights.tensor(embedding, &[vocab, hidden])?
-    {
-        return Err(ModelError::StoredHead);
-    }
-    Ok((None, LinearGroup::single_module("lm_head", weights.dtype(), &table, hidden)?))
 }
 
 /// Moves rows `rows` (ascending) of x \[T, k\] to its front.

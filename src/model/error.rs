@@ -2,6 +2,7 @@
 
 use super::config::ConfigError;
 use crate::checkpoint::{CheckpointError, QuantConfigError};
+use crate::device::cuda::CudaError;
 use crate::ops::dequantize::DequantizeError;
 use crate::record::{Classified, FailureClass};
 
@@ -20,6 +21,9 @@ pub enum ModelError {
     /// `quantization_config` cannot be used.
     #[error("config.json: quantization_config")]
     Quantization(#[from] QuantConfigError),
+    /// A device fails.
+    #[error(transparent)]
+    Device(#[from] CudaError),
     /// A tensor does not have the shape that `config.json` implies.
     #[error("{tensor}: shape {found:?}, expected {expected:?} by config.json")]
     Shape {
@@ -76,6 +80,7 @@ impl Classified for ModelError {
             Self::Checkpoint(e) => e.failure_class(),
             Self::Dequantize(e) => e.failure_class(),
             Self::Quantization(e) => e.failure_class(),
+            Self::Device(e) => e.failure_class(),
             Self::Shape { .. } => FailureClass::UserConfigError,
             Self::StoredScale { .. } => FailureClass::QuantCoverageFailure,
             Self::StoredHead | Self::Activations { .. } | Self::KvCache { .. } | Self::Extra { .. } => {
@@ -90,6 +95,7 @@ impl Classified for ModelError {
             Self::Checkpoint(e) => e.hint(),
             Self::Dequantize(e) => e.hint(),
             Self::Quantization(e) => e.hint(),
+            Self::Device(e) => e.hint(),
             Self::Shape { .. } => Some("config.json and the weights belong to different models".to_owned()),
             Self::StoredScale { .. } => Some("day0 scan DIR lists every scale that is wrong".to_owned()),
             Self::StoredHead => Some(

@@ -10,17 +10,20 @@ use super::config::{ExpertsConfig, ModelConfig};
 use super::error::ModelError;
 use super::layer::{GatedMlp, MlpWork};
 use super::linear::LinearGroup;
+use super::placement::{InMemory, Placement};
 use super::weights::Weights;
 use crate::ops::buffer::Buffer;
 use crate::ops::elementary;
+use crate::ops::kernel_path::KernelPath;
 
 /// Experts of one layer.
-pub(super) struct ExpertBlock {
-    config: ExpertsConfig,
+pub(super) struct ExpertBlock<P: Placement = InMemory> {
+    pub config: ExpertsConfig,
     hidden: usize,
-    router: LinearGroup,
-    experts: Vec<GatedMlp>,
-    shared: Option<(LinearGroup, GatedMlp)>,
+    pub router: P::Linear,
+    pub experts: Vec<GatedMlp<P>>,
+    /// The gate of the expert that every row goes through, and that expert.
+    pub shared: Option<(P::Linear, GatedMlp<P>)>,
 }
 
 /// Buffers of a forward pass.
@@ -36,8 +39,9 @@ pub(super) struct ExpertWork {
     chosen: Vec<Vec<(usize, f32)>>,
 }
 
-impl ExpertBlock {
+impl<P: Placement> ExpertBlock<P> {
     pub fn load(
+        place: &P,
         weights: &Weights<'_>,
         config: &ModelConfig,
         experts: &ExpertsConfig,
@@ -50,11 +54,10 @@ impl ExpertBlock {
         let is_stacked = weights.has(&format!("{stacked}.gate_up_proj"));
         let parent = if is_stacked { "mlp" } else { names.block };
         let parent = format!("model.layers.{layer}.{parent}");
-        let single = |name: &str, n: usize| {
-            LinearGroup::load(weights, &[(format!("{parent}.{name}"), n)], hidden, false)
-        };
+        let single =
+            |name: &str, n: usize| place.linear(weights, &[(format!("{parent}.{name}"), n)], hidden, false);
         let shared = experts.shared_width.map(|width| {
-            let shared = GatedMlp::load(weights, config, &format!("{parent}.shared_expert"), width)?;
+            let shared = GatedMlp::load(place, weights, config, &format!("{parent}.shared_expert"), width)?;
             Ok::<_, ModelError>((single("shared_expert_gate", 1)?, shared))
         });
         Ok(Self {
@@ -62,11 +65,12 @@ impl ExpertBlock {
             hidden,
             router: single("gate", experts.count)?,
             experts: if is_stacked {
-                load_stacked(weights, &stacked, experts, hidden)?
+                load_stacked(place, weights, &stacked, experts, hidden)?
             } else {
                 (0..experts.count)
                     .map(|i| {
-                        load_expert(weights, &format!("{parent}.experts.{i}"), names, experts.width, hidden)
+                        let parent = format!("{parent}.experts.{i}");
+                        load_expert(place, weights, &parent, names, experts.width, hidden)
                     })
                     .collect::<Result<_, _>>()?
             },
@@ -74,16 +78,18 @@ impl ExpertBlock {
         })
     }
 
+    /// The largest inner width.
+    pub fn inner(&self) -> usize {
+        self.config.width.max(self.config.shared_width.unwrap_or(0))
+    }
+}
+
+impl ExpertBlock {
     /// Its linear modules, grouped.
     pub fn linears(&self) -> impl Iterator<Item = &LinearGroup> {
         let shared = self.shared.iter().flat_map(|(gate, mlp)| [gate, &mlp.gate_up, &mlp.down]);
         let experts = self.experts.iter().flat_map(|mlp| [&mlp.gate_up, &mlp.down]);
         std::iter::once(&self.router).chain(shared).chain(experts)
-    }
-
-    /// The largest inner width.
-    pub fn inner(&self) -> usize {
-        self.config.width.max(self.config.shared_width.unwrap_or(0))
     }
 
     /// y \[rows, hidden\] from x \[rows, hidden\].
@@ -133,18 +139,26 @@ impl ExpertBlock {
         work.chosen.iter_mut().for_each(Vec::clear);
         self.router.forward(path, x, rows, mlp.quantized, &mut work.logits);
         for (row, logits) in work.logits.chunks_exact_mut(count).take(rows).enumerate() {
-            let max = elementary::max(path, logits);
-            let sum = elementary::exp_sub_sum(path, logits, max);
-            for p in logits.iter_mut() {
-                *p /= sum;
-            }
-            let chosen = largest(logits, self.config.per_token);
-            let total: f32 = if self.config.normalized { chosen.iter().map(|(_, p)| p).sum() } else { 1.0 };
-            for (expert, p) in chosen {
-                work.chosen[expert].push((row, p / total));
+            for (expert, p) in choose(path, self.config, logits) {
+                work.chosen[expert].push((row, p));
             }
         }
     }
+}
+
+/// The experts of a row with these router logits, which become probabilities, and their weights; the likeliest first.
+pub(super) fn choose(path: KernelPath, config: ExpertsConfig, logits: &mut [f32]) -> Vec<(usize, f32)> {
+    let max = elementary::max(path, logits);
+    let sum = elementary::exp_sub_sum(path, logits, max);
+    for p in logits.iter_mut() {
+        *p /= sum;
+    }
+    let mut chosen = largest(logits, config.per_token);
+    let total: f32 = if config.normalized { chosen.iter().map(|(_, p)| p).sum() } else { 1.0 };
+    for (_, p) in &mut chosen {
+        *p /= total;
+    }
+    chosen
 }
 
 /// The `n` largest probabilities with their experts, largest first; the first of equals.
@@ -156,37 +170,40 @@ fn largest(probabilities: &[f32], n: usize) -> Vec<(usize, f32)> {
 }
 
 /// One expert's modules, each a tensor of its own.
-fn load_expert(
+fn load_expert<P: Placement>(
+    place: &P,
     weights: &Weights<'_>,
     parent: &str,
     names: &Experts,
     width: usize,
     hidden: usize,
-) -> Result<GatedMlp, ModelError> {
+) -> Result<GatedMlp<P>, ModelError> {
     let [gate, up, down] = names.parts.map(|part| format!("{parent}.{part}"));
     Ok(GatedMlp {
-        gate_up: LinearGroup::load(weights, &[(gate, width), (up, width)], hidden, false)?,
-        down: LinearGroup::load(weights, &[(down, hidden)], width, false)?,
+        gate_up: place.linear(weights, &[(gate, width), (up, width)], hidden, false)?,
+        down: place.linear(weights, &[(down, hidden)], width, false)?,
+        inner: width,
     })
 }
 
 /// All experts from two tensors: `gate_up_proj` \[E, 2·width, hidden\], gate above up, and `down_proj`
 /// \[E, hidden, width\].
-fn load_stacked(
+fn load_stacked<P: Placement>(
+    place: &P,
     weights: &Weights<'_>,
     parent: &str,
     experts: &ExpertsConfig,
     hidden: usize,
-) -> Result<Vec<GatedMlp>, ModelError> {
+) -> Result<Vec<GatedMlp<P>>, ModelError> {
     let ExpertsConfig { count, width, .. } = *experts;
     let module = |i: usize, part: &str, n: usize, k: usize| {
         let rows = weights.rows(&format!("{parent}.{part}"), &[count, n, k], i * n..(i + 1) * n)?;
-        LinearGroup::single_module(&format!("{parent}.{i}.{part}"), weights.dtype(), &rows, k)
+        place.module(weights, &format!("{parent}.{i}.{part}"), &rows, k)
     };
     (0..count)
         .map(|i| {
             let gate_up = module(i, "gate_up_proj", 2 * width, hidden)?;
-            Ok(GatedMlp { gate_up, down: module(i, "down_proj", hidden, width)? })
+            Ok(GatedMlp { gate_up, down: module(i, "down_proj", hidden, width)?, inner: width })
         })
         .collect()
 }

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::session::Slots;
 use crate::ops::attention::{HeadShape, KeysValues, copy_key, tiles_for, write_key};
 use crate::ops::buffer::Buffer;
 
@@ -35,11 +36,6 @@ impl KvCache {
         Self { shape, layers: (0..layers).map(|_| Layer::default()).collect() }
     }
 
-    /// Bytes of one slot over all layers.
-    pub fn slot_bytes(&self) -> usize {
-        2 * self.layers.len() * self.columns() * size_of::<f32>()
-    }
-
     fn columns(&self) -> usize {
         self.shape.kv_heads * self.shape.head_dim
     }
@@ -63,9 +59,14 @@ impl KvCache {
             values[slot * columns..][..columns].copy_from_slice(&row[shape.value_column()..][..columns]);
         }
     }
+}
 
-    /// Copies `len` slots of every layer.
-    pub fn copy(&mut self, from: usize, to: usize, len: usize) {
+impl Slots for KvCache {
+    fn slot_bytes(&self) -> usize {
+        2 * self.layers.len() * self.columns() * size_of::<f32>()
+    }
+
+    fn copy(&mut self, from: usize, to: usize, len: usize) {
         let (shape, columns) = (self.shape, self.columns());
         for Layer { keys, values } in &mut self.layers {
             grow(keys, tiles_for(to + len) * shape.tile_len());

@@ -6,6 +6,7 @@ use super::config::{LayerConfig, ModelConfig};
 use super::error::ModelError;
 use super::experts::ExpertBlock;
 use super::linear::LinearGroup;
+use super::placement::{InMemory, Placement};
 use super::weights::Weights;
 use crate::ops::gated::{Activation, gated};
 use crate::ops::gated_product::{gated_product, is_gated_product};
@@ -13,45 +14,53 @@ use crate::ops::kernel_path::KernelPath;
 use crate::ops::unit_rows::RoundedRows;
 
 /// A layer's weights.
-pub(super) struct Layer {
+pub(super) struct Layer<P: Placement = InMemory> {
     pub config: LayerConfig,
-    pub attention_norms: Norms,
-    pub qkv: LinearGroup,
+    pub attention_norms: Norms<P>,
+    pub qkv: P::Linear,
     /// Weights of the norms of queries and of keys.
-    pub qk_norms: Option<[Vec<f32>; 2]>,
-    pub output: LinearGroup,
-    pub mlp_norms: Norms,
-    pub mlp: Mlp,
+    pub qk_norms: Option<[P::Vector; 2]>,
+    pub output: P::Linear,
+    pub mlp_norms: Norms<P>,
+    pub mlp: Mlp<P>,
 }
 
 /// Weights of the norms around a block: \[hidden\] each.
-pub(super) struct Norms {
-    pub pre: Option<Vec<f32>>,
-    pub post: Option<Vec<f32>>,
+pub(super) struct Norms<P: Placement = InMemory> {
+    pub pre: Option<P::Vector>,
+    pub post: Option<P::Vector>,
 }
 
 /// What stands in the MLP's place.
-pub(super) enum Mlp {
-    Dense(GatedMlp),
-    Experts(Box<ExpertBlock>),
+pub(super) enum Mlp<P: Placement = InMemory> {
+    Dense(GatedMlp<P>),
+    Experts(Box<ExpertBlock<P>>),
 }
 
 /// down(act(gate(x)) · up(x)).
-pub(super) struct GatedMlp {
-    pub gate_up: LinearGroup,
-    pub down: LinearGroup,
+pub(super) struct GatedMlp<P: Placement = InMemory> {
+    pub gate_up: P::Linear,
+    pub down: P::Linear,
+    /// Inner width.
+    pub inner: usize,
 }
 
-impl Layer {
-    pub fn load(weights: &Weights<'_>, config: &ModelConfig, index: usize) -> Result<Self, ModelError> {
+impl<P: Placement> Layer<P> {
+    pub fn load(
+        place: &P,
+        weights: &Weights<'_>,
+        config: &ModelConfig,
+        index: usize,
+    ) -> Result<Self, ModelError> {
         let name = |module: &str| format!("model.layers.{index}.{module}");
         let architecture = config.architecture;
         let (hidden, layer) = (config.hidden_size, config.layers[index]);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
         let [qkv_bias, output_bias, _] = config.biases;
-        let norm = |module: &str, width: usize| norm_weight(weights, config, &name(module), width);
-        let norms = |names: BlockNorms| -> Result<Norms, ModelError> {
+        let norm =
+            |module: &str, width: usize| place.vector(norm_weight(weights, config, &name(module), width)?);
+        let norms = |names: BlockNorms| -> Result<Norms<P>, ModelError> {
             let load = |module: Option<&str>| module.map(|m| norm(m, hidden)).transpose();
             Ok(Norms { pre: load(names.pre)?, post: load(names.post)? })
         };
@@ -71,21 +80,23 @@ impl Layer {
         });
         let mlp = match (&config.experts, &architecture.experts) {
             (Some(experts), Some(names)) if layer.experts => {
-                Mlp::Experts(Box::new(ExpertBlock::load(weights, config, experts, names, index)?))
+                Mlp::Experts(Box::new(ExpertBlock::load(place, weights, config, experts, names, index)?))
             }
-            _ => Mlp::Dense(GatedMlp::load(weights, config, &name("mlp"), config.intermediate_size)?),
+            _ => Mlp::Dense(GatedMlp::load(place, weights, config, &name("mlp"), config.intermediate_size)?),
         };
         Ok(Self {
             config: layer,
             attention_norms: norms(architecture.attention_norms)?,
-            qkv: LinearGroup::load(weights, &qkv, hidden, qkv_bias)?,
+            qkv: place.linear(weights, &qkv, hidden, qkv_bias)?,
             qk_norms: qk_norms.transpose()?,
-            output: LinearGroup::load(weights, &[(name("self_attn.o_proj"), hidden)], q, output_bias)?,
+            output: place.linear(weights, &[(name("self_attn.o_proj"), hidden)], q, output_bias)?,
             mlp_norms: norms(architecture.mlp_norms)?,
             mlp,
         })
     }
+}
 
+impl Layer {
     /// Its linear modules, grouped.
     pub fn linears(&self) -> Vec<&LinearGroup> {
         let mut groups = vec![&self.qkv, &self.output];
@@ -97,9 +108,10 @@ impl Layer {
     }
 }
 
-impl GatedMlp {
+impl<P: Placement> GatedMlp<P> {
     /// Loads `<parent>.gate_proj` and so on, as the architecture names them, of this inner width.
     pub fn load(
+        place: &P,
         weights: &Weights<'_>,
         config: &ModelConfig,
         parent: &str,
@@ -113,19 +125,17 @@ impl GatedMlp {
             vec![(format!("{parent}.gate_proj"), inner), (format!("{parent}.up_proj"), inner)]
         };
         Ok(Self {
-            gate_up: LinearGroup::load(weights, &gate_up, hidden, bias)?,
-            down: LinearGroup::load(weights, &[(format!("{parent}.down_proj"), hidden)], inner, bias)?,
+            gate_up: place.linear(weights, &gate_up, hidden, bias)?,
+            down: place.linear(weights, &[(format!("{parent}.down_proj"), hidden)], inner, bias)?,
+            inner,
         })
     }
+}
 
-    /// Inner width.
-    pub fn inner(&self) -> usize {
-        self.down.k()
-    }
-
+impl GatedMlp {
     /// y \[rows, hidden\] from x \[rows, hidden\].
     pub fn forward(&self, x: &[f32], rows: usize, work: &mut MlpWork<'_>, y: &mut [f32]) {
-        let (path, inner) = (work.path, self.inner());
+        let (path, inner) = (work.path, self.inner);
         if self.takes_rounded() {
             let k = self.gate_up.k();
             let x = RoundedRows::new(path, rows, k, &|i, row| row.copy_from_slice(&x[i * k..][..k]));

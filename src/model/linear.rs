@@ -188,7 +188,7 @@ impl LinearGroup {
 
 /// The codes of weights that products are taken of, for inputs quantized so. FP8 codes in f32 mode are computed with as
 /// numbers, for parity.
-fn code_kind(dtype: ComputeDtype, input: ActivationQuant, k: usize) -> Option<CodeKind> {
+pub(super) fn code_kind(dtype: ComputeDtype, input: ActivationQuant, k: usize) -> Option<CodeKind> {
     match (input.element, input.group_size, dtype) {
         (ActivationElement::Int8, None, _) if k <= PackedMatrix::MAX_INT8_K => Some(CodeKind::Int8),
         (ActivationElement::Fp8, None, ComputeDtype::Bf16) => Some(CodeKind::Fp8),

@@ -46,7 +46,8 @@ impl LogitMap {
     /// Products are logits.
     pub const IDENTITY: Self = Self { divisor: 1.0, softcap: None };
 
-    fn apply(self, path: KernelPath, logits: &mut [f32]) {
+    /// From products to logits.
+    pub fn apply(self, path: KernelPath, logits: &mut [f32]) {
         if self.divisor != 1.0 {
             for z in logits.iter_mut() {
                 *z /= self.divisor;
@@ -70,6 +71,11 @@ pub struct HeadRow {
 }
 
 impl HeadRow {
+    /// A row whose logits have this maximum and this Σ e^(logit − max).
+    pub fn new(max: f32, sum: f64, top: Vec<(u32, f32)>) -> Self {
+        Self { max, log_sum: sum.ln(), top }
+    }
+
     /// ln p of a token with this logit.
     pub fn logprob(&self, logit: f32) -> f32 {
         (f64::from(logit) - f64::from(self.max) - self.log_sum) as f32
@@ -167,7 +173,7 @@ fn with_logits(
 }
 
 /// The `n` largest logits, ties by token.
-fn largest(logits: &[f32], first_token: usize, n: usize) -> Vec<(u32, f32)> {
+pub(crate) fn largest(logits: &[f32], first_token: usize, n: usize) -> Vec<(u32, f32)> {
     let mut top: Vec<(u32, f32)> = Vec::with_capacity(n + 1);
     if n == 0 {
         return top;
@@ -190,7 +196,7 @@ fn merge<'a>(parts: impl Iterator<Item = &'a Part> + Clone, top_n: usize) -> Hea
     // Stable, and parts come in token order: ties stay ordered by token.
     top.sort_by(|a, b| b.1.total_cmp(&a.1));
     top.truncate(top_n);
-    HeadRow { max, log_sum: sum.ln(), top }
+    HeadRow::new(max, sum, top)
 }
 
 #[cfg(test)]

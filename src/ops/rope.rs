@@ -41,6 +41,11 @@ impl RopeTable {
         Self { data, first, rotary_dim }
     }
 
+    /// \[P, R\].
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
     fn at(&self, position: u32) -> &[f32] {
         &self.data[(position as usize - self.first) * self.rotary_dim..][..self.rotary_dim]
     }

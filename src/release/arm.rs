@@ -15,7 +15,7 @@ use crate::base::digest::Digest;
 use crate::base::threads::Threads;
 use crate::base::{interrupt, progress};
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, EnginePlace};
 use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
@@ -79,6 +79,8 @@ pub enum ArmEngine {
     Local {
         /// What its linear layers multiply.
         dtype: ComputeDtype,
+        /// Where it computes.
+        place: EnginePlace,
     },
     /// By an engine that day0 starts from a command.
     Command(EngineCommand),
@@ -176,9 +178,11 @@ impl Arm {
         log: PathBuf,
     ) -> Self {
         let command = match &engine {
-            ArmEngine::Local { dtype: ComputeDtype::F32 } => format!("day0 serve {}", checkpoint.display()),
-            ArmEngine::Local { dtype: ComputeDtype::Bf16 } => {
-                format!("day0 serve --dtype bf16 {}", checkpoint.display())
+            ArmEngine::Local { dtype, place } => {
+                let dtype = (*dtype == ComputeDtype::Bf16).then(|| "--dtype bf16".to_owned());
+                let words = [Some("day0 serve".to_owned()), dtype, place.flag()];
+                let words = words.into_iter().flatten().chain([checkpoint.display().to_string()]);
+                words.collect::<Vec<_>>().join(" ")
             }
             ArmEngine::Command(spec) => spec.command.clone(),
             ArmEngine::Endpoint { url, .. } => format!("curl {url}/health"),
@@ -321,10 +325,11 @@ impl Arm {
                 let launched = Some(Mutex::new(launched));
                 Running { launched, ..Running::new(options, tokenizer, expected_digest) }
             }
-            ArmEngine::Local { dtype } => {
-                let options = EngineOptions { dtype: *dtype, ..EngineOptions::new(self.threads.clone()) };
-                let engine =
-                    Engine::load(&checkpoint, &options)?.with_tokenizer_digest(tokenizer.digest().clone());
+            ArmEngine::Local { dtype, place } => {
+                let options =
+                    EngineOptions { dtype: *dtype, ..EngineOptions::at(self.threads.clone(), place) };
+                let engine = Engine::load_at(&checkpoint, &options, place)?
+                    .with_tokenizer_digest(tokenizer.digest().clone());
                 let engine = Arc::new(engine);
                 let options = ServerOptions::local(&self.name.to_string());
                 let server = Server::start(engine.clone(), tokenizer.clone(), options)?;

@@ -303,10 +303,15 @@ fn not_tested(inputs: &Inputs) -> Vec<String> {
     if let Some(limit) = inputs.config.limit {
         list.push(format!("all items but {limit} a task (--limit)"));
     }
-    let baseline_is_local = matches!(inputs.engines[ArmName::Baseline as usize], ArmEngine::Local { .. });
-    let single = super::noise_units::second_path(inputs.config.dtype).is_none();
-    if inputs.config.noise_floor && baseline_is_local && single {
+    let single = match &inputs.engines[ArmName::Baseline as usize] {
+        ArmEngine::Local { dtype, place } => super::noise_units::second_path(*dtype, place).is_none(),
+        ArmEngine::Command(_) | ArmEngine::Endpoint { .. } => false,
+    };
+    if inputs.config.noise_floor && single {
         list.push("the noise floor: this machine has one kernel path only".to_owned());
+    }
+    if inputs.gpus().is_some() {
+        list.push("repetition on the GPU: the readiness gates compute on the CPU".to_owned());
     }
     if inputs.engines.iter().any(|e| matches!(e, ArmEngine::Endpoint { .. })) {
         list.push("identity of the declared endpoint: declared, not proven".to_owned());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::launch::EngineCommand;
+use crate::device::cuda::DeviceChoice;
 use crate::gate::{CompareOptions, Margin, Published, TaskOptions};
 pub use crate::gate::{Policy, Tier};
 use crate::ops::kernel_path::ComputeDtype;
@@ -162,6 +163,8 @@ pub struct ConfigFile {
     pub system_instruction: Option<String>,
     /// What the built-in engine's linear layers multiply.
     pub dtype: Option<ComputeDtype>,
+    /// Where the built-in engine computes.
+    pub device: Option<DeviceChoice>,
     /// External engines.
     pub engine: Option<EngineConfig>,
     /// Readiness gates.
@@ -178,7 +181,7 @@ pub struct ConfigFile {
 }
 
 /// Field names, for suggestions.
-const FIELDS: [&str; 27] = [
+const FIELDS: [&str; 28] = [
     "model",
     "recipe",
     "suites",
@@ -195,6 +198,7 @@ const FIELDS: [&str; 27] = [
     "apply_chat_template",
     "system_instruction",
     "dtype",
+    "device",
     "engine",
     "readiness",
     "quality",
@@ -249,6 +253,9 @@ pub struct ReleaseConfig {
     /// What the built-in engine's linear layers multiply.
     #[serde(default)]
     pub dtype: ComputeDtype,
+    /// Where the built-in engine computes.
+    #[serde(default = "default_device", skip_serializing_if = "is_cpu")]
+    pub device: DeviceChoice,
     /// External engines.
     pub engine: EngineConfig,
     /// Readiness gates.
@@ -312,6 +319,7 @@ impl ConfigFile {
             apply_chat_template: over.apply_chat_template.or(self.apply_chat_template),
             system_instruction: over.system_instruction.or(self.system_instruction),
             dtype: over.dtype.or(self.dtype),
+            device: over.device.or(self.device),
             engine,
             readiness: over.readiness.or(self.readiness),
             quality: over.quality.or(self.quality),
@@ -342,6 +350,7 @@ impl ConfigFile {
             apply_chat_template: self.apply_chat_template.unwrap_or(false),
             system_instruction: self.system_instruction,
             dtype: self.dtype.unwrap_or_default(),
+            device: self.device.unwrap_or(DeviceChoice::Cpu),
             engine: self.engine.unwrap_or_default(),
             readiness: self.readiness.unwrap_or_default().validate(&quality)?,
             quality,
@@ -380,6 +389,15 @@ impl ConfigFile {
         }
         Ok(config)
     }
+}
+
+fn default_device() -> DeviceChoice {
+    DeviceChoice::Cpu
+}
+
+/// Files of runs on the CPU are as they were before there was a choice.
+fn is_cpu(device: &DeviceChoice) -> bool {
+    *device == DeviceChoice::Cpu
 }
 
 fn default_fewshot_seed() -> u64 {

@@ -91,13 +91,15 @@ pub(super) fn both_arms_fit(build: &Build<'_>) -> bool {
     if let Some(both) = launched {
         return both;
     }
-    if !build.inputs.engines.iter().all(|e| matches!(e, ArmEngine::Local { .. })) {
+    let [ArmEngine::Local { place, .. }, ArmEngine::Local { place: other, .. }] = &build.inputs.engines
+    else {
+        return true;
+    };
+    if place.is_apart_from(other) {
         return true;
     }
     let weights = crate::engine::memory_bytes(&build.inputs.source, build.inputs.config.dtype);
-    crate::device::cpu::memory()
-        .available_bytes
-        .is_none_or(|available| weights.saturating_mul(2) < available / 2)
+    place.available_bytes().is_none_or(|available| weights.saturating_mul(2) < available / 2)
 }
 
 /// Results of the baseline on the built-in engine may serve later releases.

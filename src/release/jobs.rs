@@ -183,13 +183,17 @@ pub fn local_table(graph: &Graph<'_>, inputs: &Inputs) -> Vec<String> {
     for job in jobs(graph, &|_| Some(1)) {
         let own = job.stage != STAGES[SCORE] || inputs.config.uses_own_engine();
         let parameters = inputs.source.num_elements();
+        let on_gpu = own && job.stage == STAGES[SCORE] && inputs.gpus().is_some();
         let seconds = estimate(&job, parameters, inputs.threads.count as u32, &inputs.config);
+        // Estimates are for CPUs.
+        let seconds = seconds.filter(|_| !on_gpu);
+        let device = if on_gpu { "cuda" } else { "cpu" };
         lines.push(format!(
             "{:<9} {:>6} {:>8}  {:<7} {:>11}",
             job.stage,
             job.nodes().len(),
             inputs.threads.count,
-            if own { "cpu" } else { "engine" },
+            if own { device } else { "engine" },
             seconds.map_or_else(|| "unknown".to_owned(), human_seconds),
         ));
     }

@@ -4,7 +4,6 @@ use super::arm::{ArmEngine, ArmName};
 use super::calibrate_units::CalibrateJob;
 use super::preflight::Inputs;
 use crate::base::digest::Digest;
-use crate::engine;
 use crate::eval::{ItemRef, PreparedTask};
 use crate::exec::{KeyBuilder, UnitKey};
 
@@ -27,8 +26,8 @@ pub fn arm(checkpoint: &str, tokenizer: &Digest, build: &Digest, engine: &ArmEng
         .part("tokenizer", tokenizer)
         .part("build", build);
     match engine {
-        ArmEngine::Local { dtype } => {
-            builder.part("device", "cpu").part("kernel_path", engine::kernel_path(*dtype))
+        ArmEngine::Local { dtype, place } => {
+            builder.part("device", place.device()).part("kernel_path", place.kernel_path(*dtype))
         }
         ArmEngine::Command(spec) => builder.part("command", &spec.command),
         ArmEngine::Endpoint { url, .. } => builder.part("endpoint", url),
@@ -109,13 +108,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::engine::EnginePlace;
     use crate::ops::kernel_path::ComputeDtype;
 
     /// Whatever answers may differ in has its own key, so that no arm is ever given another's numbers.
     #[test]
     fn everything_that_answers_depend_on_is_in_the_key() {
         let digest = |text: &str| Digest::of(text.as_bytes());
-        let local = |dtype| ArmEngine::Local { dtype };
+        let local = |dtype| ArmEngine::Local { dtype, place: EnginePlace::default() };
         let endpoint = |url: &str| ArmEngine::Endpoint { url: url.to_owned(), api_key: None };
         let arms = [
             arm("source", &digest("t"), &digest("b"), &local(ComputeDtype::F32)),

@@ -10,7 +10,7 @@ use super::keys;
 use super::score_units::{EvalJob, Wave};
 use crate::base::json;
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, EnginePlace};
 use crate::eval::local::LocalScorer;
 use crate::eval::{self, ItemRef, PreparedTask, Scorer};
 use crate::exec::{Context, FnUnit, Node, Output};
@@ -25,8 +25,12 @@ const ITEMS: usize = 256;
 /// Name of the node.
 pub const NOISE: &str = "noise-floor";
 
-/// The path that the noise floor is measured on: the plainest one for `dtype`; `None` where the machine has only one.
-pub fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
+/// The path that the noise floor is measured on: beside a GPU the CPU's best one, else the plainest one for `dtype`; `None`
+/// where the machine has only one.
+pub fn second_path(dtype: ComputeDtype, place: &EnginePlace) -> Option<KernelPath> {
+    if !place.is_cpu() {
+        return Some(KernelPath::best(dtype));
+    }
     let paths = match dtype {
         ComputeDtype::F32 => KernelPath::available(),
         ComputeDtype::Bf16 => KernelPath::available_bf16(),
@@ -36,8 +40,10 @@ pub fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
 
 /// How the baseline is scored again, in words; `None` where it cannot be.
 fn other_way(build: &Build<'_>) -> Option<String> {
-    match build.inputs.engines[ArmName::Baseline as usize] {
-        ArmEngine::Local { dtype } => second_path(dtype).map(|path| format!("on {}", path.name())),
+    match &build.inputs.engines[ArmName::Baseline as usize] {
+        ArmEngine::Local { dtype, place } => {
+            second_path(*dtype, place).map(|path| format!("on {}", path.name()))
+        }
         ArmEngine::Command(_) | ArmEngine::Endpoint { .. } => {
             Some("one prompt at a time, last item first".to_owned())
         }
@@ -122,11 +128,11 @@ fn first_items<'a>(
 
 fn scorer(build: &Build<'_>, context: &Context<'_>) -> Result<Arc<dyn Scorer>, Failure> {
     let opening: ServeRecord = context.output(&names::serve(ArmName::Baseline))?;
-    if let ArmEngine::Local { dtype } = build.inputs.engines[ArmName::Baseline as usize]
-        && let Some(path) = second_path(dtype)
+    if let ArmEngine::Local { dtype, place } = &build.inputs.engines[ArmName::Baseline as usize]
+        && let Some(path) = second_path(*dtype, place)
     {
         let checkpoint = Checkpoint::open(&build.inputs.model.dir)?;
-        let options = EngineOptions { dtype, ..EngineOptions::new(build.inputs.threads.clone()) };
+        let options = EngineOptions { dtype: *dtype, ..EngineOptions::new(build.inputs.threads.clone()) };
         return Ok(Arc::new(LocalScorer::new(Arc::new(Engine::load_with(&checkpoint, &options, path)?))));
     }
     match build.arm(ArmName::Baseline).one_by_one(&opening)? {

@@ -16,7 +16,7 @@ use crate::base::env_vars;
 use crate::base::threads::Threads;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{self, ResolvedModel};
-use crate::engine;
+use crate::engine::{self, EnginePlace};
 use crate::eval::endpoint::ApiKey;
 use crate::eval::{self, EvalError, EvalOptions, OutputInfo, PreparedTask};
 use crate::gate::Margin;
@@ -161,7 +161,19 @@ impl Inputs {
         provenance.inputs = inputs.into_iter().map(|(name, d)| (name.to_owned(), d.clone())).collect();
         provenance.seeds.insert("permutation".to_owned(), self.config.seed);
         engine::kernel_path(self.config.dtype).clone_into(&mut provenance.kernel_path);
+        if let Some(place) = self.gpus() {
+            provenance.device = place.device();
+            provenance.kernel_path = place.kernel_path(self.config.dtype);
+        }
         provenance
+    }
+
+    /// The GPUs that the built-in engine computes an arm on, if it does.
+    pub fn gpus(&self) -> Option<&EnginePlace> {
+        self.engines.iter().find_map(|engine| match engine {
+            ArmEngine::Local { place, .. } if !place.is_cpu() => Some(place),
+            _ => None,
+        })
     }
 
     /// What is scored in which waves: each task by itself, or those of a group together where looks at the group may stop
@@ -266,12 +278,20 @@ fn max_len(source: &Checkpoint, engines: &[ArmEngine; 2]) -> usize {
 
 fn engines(config: &ReleaseConfig) -> Result<[ArmEngine; 2], Failure> {
     let api_key = config.engine.api_key_file.as_deref().map(ApiKey::from_file).transpose()?;
-    let engine = |url: &Option<String>| match (url, &config.serve.engine) {
-        (None, None) => ArmEngine::Local { dtype: config.dtype },
+    let is_local = |url: &Option<String>| url.is_none() && config.serve.engine.is_none();
+    let urls = [&config.engine.baseline_endpoint, &config.engine.endpoint];
+    let place = match urls.map(is_local) {
+        [false, false] => EnginePlace::default(),
+        _ => EnginePlace::open(&config.device)?,
+    };
+    let places = if urls.map(is_local) == [true, true] { place.halves() } else { [place.clone(), place] };
+    let engine = |(url, place): (&Option<String>, EnginePlace)| match (url, &config.serve.engine) {
+        (None, None) => ArmEngine::Local { dtype: config.dtype, place },
         (None, Some(spec)) => ArmEngine::Command(spec.clone()),
         (Some(url), _) => ArmEngine::Endpoint { url: url.clone(), api_key: api_key.clone() },
     };
-    Ok([engine(&config.engine.baseline_endpoint), engine(&config.engine.endpoint)])
+    let [of_baseline, of_candidate] = places;
+    Ok([engine((urls[0], of_baseline)), engine((urls[1], of_candidate))])
 }
 
 /// Digest of the running executable.

@@ -141,8 +141,8 @@ API cuDeviceGet(int* device, int ordinal) {
     return SUCCESS;
 }
 
-API cuDeviceGetName(char* name, int length, int device) {
-    snprintf(name, length, "emulated device %d", device);
+API cuDeviceGetName(char* name, int length, int) {
+    snprintf(name, length, "emulated device");
     return SUCCESS;
 }
 
@@ -388,6 +388,22 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
         int count = 0;
         for (auto& each : copies) pointers[count++] = each.data();
         return kernel->run({gx, gy, gz}, {bx, by, bz}, shared, pointers) ? SUCCESS : LAUNCH_FAILED;
+    });
+    return SUCCESS;
+}
+
+// For cublaslt.cpp: queues work that touches these ranges, pairs of address and bytes.
+API emulator_submit(void* stream, const uint64_t* ranges, int count, void (*run)(void*), void* state) {
+    Guard guard(lock);
+    Stream* on = stream_of(stream);
+    if (current < 0) return INVALID_CONTEXT;
+    if (!on) return INVALID_HANDLE;
+    for (int i = 0; i < count; i++) {
+        if (!on_device(ranges[2 * i], ranges[2 * i + 1])) return INVALID_VALUE;
+    }
+    submit(*on, [=] {
+        run(state);
+        return SUCCESS;
     });
     return SUCCESS;
 }

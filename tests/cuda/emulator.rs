@@ -1,5 +1,5 @@
-// Builds the emulated CUDA driver and compiler (driver.cpp, compiler.cpp) with the system's C++ compiler. Included by unit
-// and integration tests alike.
+// Builds the emulated CUDA driver, compiler and matrix products (driver.cpp, compiler.cpp, cublaslt.cpp) with the system's
+// C++ compiler. Included by unit and integration tests alike.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,14 +14,15 @@ pub fn cxx() -> Option<&'static str> {
         .find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()))
 }
 
-/// A folder with `libcuda.so` and `libnvrtc.so` that run kernels on the host; `None` without a C++ compiler, which is
+/// A folder with `libcuda.so`, `libnvrtc.so` and `libcublasLt.so` that compute on the host; `None` without a C++ compiler, which is
 /// printed. Only for Linux. `dir` is made anew when a source changed.
 pub fn build(dir: &Path) -> Option<PathBuf> {
     let Some(cxx) = cxx().filter(|_| cfg!(target_os = "linux")) else {
         println!("skipped: no C++ compiler (c++, g++, clang++) that could build the emulated CUDA device");
         return None;
     };
-    let sources = ["device.h", "driver.cpp", "compiler.cpp"].map(|name| Path::new(SOURCES).join(name));
+    let sources =
+        ["device.h", "driver.cpp", "compiler.cpp", "cublaslt.cpp"].map(|name| Path::new(SOURCES).join(name));
     let mut hasher = blake3::Hasher::new();
     for source in &sources {
         hasher.update(&std::fs::read(source).expect("the emulator's source"));
@@ -40,7 +41,8 @@ pub fn build(dir: &Path) -> Option<PathBuf> {
     };
     let text = |path: &Path| path.display().to_string();
     let common = ["-std=c++17", "-O1", "-fPIC"].map(str::to_owned);
-    for (name, source) in [("libcuda.so", &sources[1]), ("libnvrtc.so", &sources[2])] {
+    let libraries = ["libcuda.so", "libnvrtc.so", "libcublasLt.so"];
+    for (name, source) in libraries.into_iter().zip(&sources[1..]) {
         let mut arguments = common.to_vec();
         arguments.extend(["-shared".to_owned(), "-Wall".to_owned(), format!("-Wl,-soname,{name}")]);
         arguments.push(format!("-DEMULATOR_CXX=\"{cxx}\""));

@@ -4,6 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use safetensors::Dtype;
+use safetensors::tensor::{TensorView, serialize_to_file};
+use serde_json::json;
+
 use crate::common;
 
 #[path = "../cuda/emulator.rs"]
@@ -27,7 +31,11 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     let doctor = |settings: &str| on(&emulator, settings, dir.path(), ["doctor"]);
     let run = |mut command: Command| common::ran(command.output().unwrap()).expect(0);
-    run(doctor("devices=2")).says("1 emulated device 1 sm_90").says("CUDA 13.0").says("NVRTC 13.0");
+    run(doctor("devices=2"))
+        .says("1 emulated device sm_90")
+        .says("CUDA 13.0")
+        .says("NVRTC 13.0")
+        .says("cuBLASLt 130002");
     run(doctor("no-device")).says("sees no device; give the container or job a GPU");
     let mut hidden = doctor("no-device");
     hidden.env("CUDA_VISIBLE_DEVICES", "");
@@ -36,6 +44,9 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     let mut without_compiler = doctor("");
     without_compiler.env("DAY0_NVRTC", dir.path());
     run(without_compiler).says("libnvrtc.so could not be loaded from").says("nvidia-cuda-nvrtc");
+    let mut without_products = doctor("");
+    without_products.env("DAY0_CUBLASLT", dir.path());
+    run(without_products).says("libcublasLt.so could not be loaded from").says("nvidia-cublas");
     let mut without_driver = doctor("");
     without_driver.env_remove("LD_LIBRARY_PATH");
     let text = run(without_driver).stdout;
@@ -60,7 +71,7 @@ fn checkpoints_have_the_bytes_of_the_cpu() {
     let ran = common::ran(on_devices.output().unwrap()).expect(0);
     let record = &ran.json()[0];
     assert_eq!(record["provenance"]["kernel_path"], "cuda-sm_90");
-    assert!(record["provenance"]["device"].as_str().unwrap().contains("cuda:1 (emulated device 1), cuda:0"));
+    assert!(record["provenance"]["device"].as_str().unwrap().contains("cuda:1 (emulated device), cuda:0"));
     assert!(record["device_seconds"]["peak_device_bytes"].as_u64().unwrap() > 0, "{record}");
     for recipe in recipes {
         let file =
@@ -91,4 +102,146 @@ fn devices_that_cannot_be_used_are_refused_or_left_out() {
         .expect(0)
         .says("quantizing on the CPU: the CUDA driver supports CUDA 12.2");
     run("no-device", "auto", "i").expect(0);
+}
+
+/// Log-likelihoods of every item of a task, in order.
+fn loglikelihoods(record: &serde_json::Value) -> Vec<f64> {
+    let tasks = record["tasks"].as_object().unwrap().values();
+    let items = tasks.flat_map(|task| task["items"].as_array().unwrap());
+    items.flat_map(|item| item["loglikelihoods"].as_array().unwrap()).map(|x| x.as_f64().unwrap()).collect()
+}
+
+/// On two devices at once within 2e-3 nats of the CPU, under names that no CPU has.
+#[test]
+fn scores_are_those_of_the_cpu() {
+    let Some(emulator) = emulator() else { return };
+    let _turn = common::serial();
+    let dir = tempfile::tempdir().unwrap();
+    let eval = |device: &'static str, out: &'static str| {
+        let suite = ["--suite", "tiny_colours", "--limit", "4"];
+        [&["eval", "--model", "day0-tiny", "--device", device, "--out", out][..], &suite].concat()
+    };
+    common::day0(dir.path(), eval("cpu", "cpu")).expect(0);
+    let on_devices = |settings: &str, out: &'static str, device: &'static str| {
+        common::ran(on(&emulator, settings, dir.path(), eval(device, out)).output().unwrap())
+    };
+    on_devices("devices=2", "cuda", "cuda:0,1").expect(0);
+    let record = |out: &str| common::read_json(dir.path().join(out).join("record.json"));
+    let (cpu, cuda) = (record("cpu"), record("cuda"));
+    assert_eq!(cuda["identity"]["device"], "cuda emulated device");
+    assert_eq!(cuda["identity"]["kernel_path"], "cuda-f32-sm_90-cublaslt130002");
+    assert_eq!(cuda["provenance"]["kernel_path"], "cuda-f32-sm_90-cublaslt130002");
+    let (found, expected) = (loglikelihoods(&cuda), loglikelihoods(&cpu));
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 2e-3), "{found:?} {expected:?}");
+    // Kernels of the library that take one number of rows only are asked for once more.
+    on_devices("exact-products", "exact", "cuda:0").expect(0);
+    assert_eq!(loglikelihoods(&record("exact")), found);
+    on_devices("no-device", "none", "cuda").expect(2).says("sees no device").says("--device cpu");
+    on_devices("memory=3000000", "full", "cuda").expect(75).says("has no").says("left");
+    on_devices("old-driver", "old", "auto")
+        .expect(0)
+        .says("computing on the CPU: the CUDA driver supports CUDA 12.2");
+    let mut without = on(&emulator, "", dir.path(), eval("cuda", "without"));
+    without.env("DAY0_CUBLASLT", dir.path());
+    common::ran(without.output().unwrap())
+        .expect(2)
+        .says("libcublasLt.so could not be loaded")
+        .says("nvidia-cublas");
+}
+
+/// A random llama of one narrow layer in `dir/model`, with the tokenizer of day0-tiny.
+fn narrow_model(dir: &Path) {
+    let model = dir.join("model");
+    common::day0(dir, ["quantize", "day0-tiny", "--no-sync", "--recipe", "w8a8", "--out", "model"]).expect(0);
+    let (hidden, inner, vocab) = (32, 64, 832);
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": vocab,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+        "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16"
+    });
+    std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let tensors = [
+        ("model.embed_tokens.weight".to_owned(), vec![vocab, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+        (layer("input_layernorm"), vec![hidden]),
+        (layer("post_attention_layernorm"), vec![hidden]),
+        (layer("self_attn.q_proj"), vec![32, hidden]),
+        (layer("self_attn.k_proj"), vec![16, hidden]),
+        (layer("self_attn.v_proj"), vec![16, hidden]),
+        (layer("self_attn.o_proj"), vec![hidden, 32]),
+        (layer("mlp.gate_proj"), vec![inner, hidden]),
+        (layer("mlp.up_proj"), vec![inner, hidden]),
+        (layer("mlp.down_proj"), vec![hidden, inner]),
+    ];
+    let mut seed = 1u32;
+    let mut number = |around: f32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        half::bf16::from_f32(around + 0.3 * ((seed >> 8) as f32 / (1 << 23) as f32 - 1.0)).to_le_bytes()
+    };
+    let tensors = tensors.map(|(name, shape)| {
+        let around = if shape.len() == 1 { 1.0 } else { 0.0 };
+        let data: Vec<u8> = (0..shape.iter().product()).flat_map(|_: usize| number(around)).collect();
+        (name, shape, data)
+    });
+    let views = tensors
+        .iter()
+        .map(|(name, shape, data)| (name, TensorView::new(Dtype::BF16, shape.clone(), data).unwrap()));
+    serialize_to_file(views, None, &model.join("model.safetensors")).unwrap();
+}
+
+/// Each arm on a device of its own: served, asked for a canary, scored, compared.
+#[test]
+fn a_release_has_an_arm_on_each_device() {
+    let Some(emulator) = emulator() else { return };
+    let _turn = common::serial();
+    let dir = tempfile::tempdir().unwrap();
+    narrow_model(dir.path());
+    let args =
+        ["release", "model", "--out", "run", "--suite", "tiny_colours", "--limit", "4", "--dtype", "bf16"];
+    let args = [&args[..], &["--recipe", "w8a8", "--device", "cuda:0,1"]].concat();
+    let ran = common::ran(on(&emulator, "devices=2", dir.path(), args).output().unwrap());
+    ran.expect(3).says("INSUFFICIENT_EVIDENCE");
+    for (arm, device) in [("baseline", "cuda:0"), ("candidate", "cuda:1")] {
+        let record = common::read_json(dir.path().join(format!("run/eval/{arm}/record.json")));
+        assert_eq!(record["identity"]["kernel_path"], "cuda-bf16-sm_90-cublaslt130002", "{arm}");
+        let served = common::read_json(dir.path().join(format!("run/serve/{arm}.json")));
+        assert!(served["command"].as_str().unwrap().contains(&format!("--device {device} ")), "{served}");
+    }
+    let under_slurm = ["release", "--executor", "slurm", "--device", "cuda", "--out", "other"];
+    common::day0(dir.path(), under_slurm).expect(2).says("under Slurm");
+}
+
+/// Weight-only schemes, and FP8 and INT8 products of codes: f32 within 2e-3 nats of the CPU, bf16 within its rounding.
+#[test]
+fn quantized_checkpoints_score_as_on_the_cpu() {
+    let Some(emulator) = emulator() else { return };
+    let _turn = common::serial();
+    let dir = tempfile::tempdir().unwrap();
+    let cases = [
+        ("w4a16", "f32", 2e-3),
+        ("nvfp4a16", "bf16", 0.06),
+        ("fp8_dynamic", "bf16", 0.06),
+        ("w8a8", "f32", 2e-3),
+    ];
+    let recipes = cases.iter().flat_map(|(recipe, ..)| ["--recipe", recipe]);
+    common::day0(dir.path(), ["quantize", "day0-tiny", "--no-sync", "--out", "q"].into_iter().chain(recipes))
+        .expect(0);
+    for (recipe, dtype, tolerance) in cases {
+        let model = format!("q/{recipe}");
+        let found = ["cpu", "cuda"].map(|device| {
+            let out = format!("{recipe}-{device}");
+            let args =
+                ["eval", "--model", &model, "--suite", "tiny_colours", "--limit", "3", "--dtype", dtype];
+            let args = args.into_iter().chain(["--device", device, "--out", &out]);
+            common::ran(on(&emulator, "", dir.path(), args).output().unwrap()).expect(0);
+            loglikelihoods(&common::read_json(dir.path().join(&out).join("record.json")))
+        });
+        let differences = found[0].iter().zip(&found[1]).map(|(a, b)| (a - b).abs());
+        let mean = differences.sum::<f64>() / found[0].len() as f64;
+        println!("{recipe} {dtype}: mean {mean:.2e}");
+        assert!(mean <= tolerance, "{recipe}: {mean}");
+    }
 }

@@ -4,10 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{CudaError, Device};
 
 /// Where work is to be done.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
     /// On every GPU that is usable, else on the CPU.
     #[default]
@@ -22,6 +25,20 @@ pub enum DeviceChoice {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is no device: expected auto, cpu, cuda, or cuda:N[,M…] without repetition")]
 pub struct DeviceChoiceError(String);
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = DeviceChoiceError;
+
+    fn try_from(text: String) -> Result<Self, DeviceChoiceError> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> Self {
+        choice.to_string()
+    }
+}
 
 impl FromStr for DeviceChoice {
     type Err = DeviceChoiceError;

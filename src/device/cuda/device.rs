@@ -27,7 +27,7 @@ pub struct Device {
     allocated: AtomicU64,
     peak: AtomicU64,
     cache: CubinCache,
-    modules: Mutex<HashMap<ModuleKey, Arc<Module>>>,
+    modules: Mutex<HashMap<Variant, Arc<Module>>>,
 }
 
 // SAFETY: driver handles may be used from any thread; what changes is behind atomics and a mutex.
@@ -131,6 +131,11 @@ impl Device {
         self.l2_bytes
     }
 
+    /// Where its kernels are kept.
+    pub fn kernel_cache(&self) -> &CubinCache {
+        &self.cache
+    }
+
     /// Bytes that day0 holds on the device now, and the most it held.
     pub fn allocated_bytes(&self) -> (u64, u64) {
         (self.allocated.load(Ordering::Acquire), self.peak.load(Ordering::Acquire))
@@ -162,15 +167,16 @@ impl Device {
 
     /// A kernel by its source file, defines and name: loaded before, from the cache on disk, or compiled now.
     pub fn kernel(self: &Arc<Self>, variant: &Variant, name: &'static str) -> Result<Kernel, CudaError> {
-        let key = ModuleKey::new(variant, &self.architecture())?;
         // One thread compiles while others that want the same module wait.
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = if let Some(module) = modules.get(&key) {
+        let module = if let Some(module) = modules.get(variant) {
             Arc::clone(module)
         } else {
+            let architecture = self.architecture();
+            let key = ModuleKey::new(variant, &architecture)?;
             self.enter()?;
-            let module = Arc::new(self.cache.load(&key, variant, &self.architecture())?);
-            modules.insert(key, Arc::clone(&module));
+            let module = Arc::new(self.cache.load(&key, variant, &architecture)?);
+            modules.insert(variant.clone(), Arc::clone(&module));
             module
         };
         drop(modules);

@@ -80,6 +80,18 @@ pub enum CudaError {
         /// The call and its error.
         what: String,
     },
+    /// The library of matrix products is not installed.
+    #[error("no matrix products: libcublasLt.so could not be loaded{}", at.as_ref().map_or(String::new(), |p| format!(" from {p}")))]
+    NoProducts {
+        /// Where the user said it was.
+        at: Option<String>,
+    },
+    /// The library of matrix products lacks a function that is needed.
+    #[error("libcublasLt.so is too old: it has no {symbol}")]
+    ProductsSymbol {
+        /// The function.
+        symbol: &'static str,
+    },
     /// A kernel does not compile.
     #[error("kernel {kernel} does not compile for {architecture}: {log}")]
     Compile {
@@ -90,12 +102,12 @@ pub enum CudaError {
         /// What the compiler says.
         log: String,
     },
-    /// A call of the driver failed.
+    /// A call of the driver, or of the library of matrix products, failed.
     #[error("{call}: {code}")]
     Call {
         /// The function.
         call: &'static str,
-        /// The driver's name for the error.
+        /// The library's name for the error.
         code: String,
     },
     /// Arguments that no kernel takes.
@@ -154,6 +166,9 @@ impl Classified for CudaError {
             }
             Self::NoCompiler { .. } => {
                 "pip install nvidia-cuda-nvrtc==13.0.* and set DAY0_NVRTC to the folder that holds libnvrtc.so.13, or use --device cpu"
+            }
+            Self::NoProducts { .. } | Self::ProductsSymbol { .. } => {
+                "pip install nvidia-cublas==13.0.* and set DAY0_CUBLASLT to the folder that holds libcublasLt.so.13, or use --device cpu"
             }
             Self::Compiler { .. } => {
                 "libnvrtc-builtins belongs beside libnvrtc, in the same version; DAY0_NVRTC names the folder of both"

@@ -1,12 +1,13 @@
 //! Finds shared libraries and asks for every symbol that will be used, so that cudarc, which panics on what is missing,
 //! is called only when nothing is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::Library;
 
 use super::error::CudaError;
+use crate::base::env_vars;
 
 /// Functions of the driver that day0 calls.
 const DRIVER_SYMBOLS: &[&str] = &[
@@ -66,6 +67,54 @@ pub(super) fn open(names: &[&str]) -> Option<Library> {
     candidates.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())
 }
 
+/// The library `lib<name>.so` from the file or folder that the user named, else by the system's loader, else from a
+/// toolkit's folder; with the library beside it that it will ask for by name.
+pub(super) fn find(asked: Option<&Path>, name: &str, companion: Option<&str>) -> Option<Library> {
+    let found = match asked {
+        Some(path) => preload_from(path, name, companion),
+        None => {
+            open(&[name]).is_some() || toolkit_folders().iter().any(|dir| preload_from(dir, name, companion))
+        }
+    };
+    found.then(|| open(&[name])).flatten()
+}
+
+/// Loads `lib<name>.so`, in its newest version, from a file or a folder.
+fn preload_from(path: &Path, name: &str, companion: Option<&str>) -> bool {
+    if !path.exists() {
+        return false;
+    }
+    let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    let named = |prefix: &str| {
+        let matches = |file: &&PathBuf| {
+            file.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(prefix))
+        };
+        files.iter().rev().filter(matches).cloned().collect::<Vec<_>>()
+    };
+    if let Some(companion) = companion.and_then(|prefix| named(prefix).into_iter().next()) {
+        preload(&companion);
+    }
+    if path.is_file() {
+        return preload(path);
+    }
+    named(&format!("lib{name}.so")).iter().any(|file| preload(file))
+}
+
+/// Where toolkits put libraries when the loader does not know them.
+fn toolkit_folders() -> Vec<PathBuf> {
+    let homes = [env_vars::CUDA_HOME, env_vars::CUDA_PATH];
+    let mut folders: Vec<PathBuf> = homes
+        .iter()
+        .filter_map(|name| env_vars::get_os(name))
+        .map(|home| PathBuf::from(home).join("lib64"))
+        .collect();
+    folders.push(PathBuf::from("/usr/local/cuda/lib64"));
+    folders
+}
+
 /// The first symbol that a library lacks.
 pub(super) fn missing(library: &Library, symbols: &[&'static str]) -> Option<&'static str> {
     // SAFETY: the symbol is only looked for, never called through this type.
@@ -75,7 +124,7 @@ pub(super) fn missing(library: &Library, symbols: &[&'static str]) -> Option<&'s
 /// Loads a library by its path for the rest of the process: later requests for its name find it. `false` if it cannot
 /// be loaded.
 #[cfg(unix)]
-pub(super) fn preload(path: &Path) -> bool {
+fn preload(path: &Path) -> bool {
     use libloading::os::unix::{Library as UnixLibrary, RTLD_GLOBAL, RTLD_NOW};
     // SAFETY: a library that the user named, or one in a toolkit's own folder, loaded as the system's loader would.
     match unsafe { UnixLibrary::open(Some(path.as_os_str()), RTLD_NOW | RTLD_GLOBAL) } {
@@ -89,7 +138,7 @@ pub(super) fn preload(path: &Path) -> bool {
 
 /// As above.
 #[cfg(not(unix))]
-pub(super) fn preload(path: &Path) -> bool {
+fn preload(path: &Path) -> bool {
     // SAFETY: as above.
     unsafe { Library::new(path.as_os_str()) }.map(std::mem::forget).is_ok()
 }

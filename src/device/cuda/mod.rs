@@ -6,6 +6,7 @@
 //! first (`library`).
 
 mod choice;
+mod cublaslt;
 mod device;
 mod error;
 mod library;
@@ -16,6 +17,7 @@ mod source;
 mod stream;
 
 pub use choice::{DeviceChoice, DeviceChoiceError};
+pub use cublaslt::{Operand, Product, ProductKind, Products, products_version};
 pub use device::Device;
 pub use error::CudaError;
 pub use library::check_driver;

@@ -2,7 +2,7 @@
 //! registers and spills. Needs no driver.
 
 use std::ffi::{CStr, CString, c_char};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use cudarc::driver::sys as driver;
@@ -79,12 +79,10 @@ pub(super) fn inputs(variant: &Variant) -> Vec<String> {
 
 fn load() -> Result<(u32, u32), CudaError> {
     let asked = env_vars::get_os(env_vars::DAY0_NVRTC).map(PathBuf::from);
-    let found = match &asked {
-        Some(path) => preload(path),
-        None => library::open(&["nvrtc"]).is_some() || toolkit_folders().iter().any(|dir| preload(dir)),
-    };
-    let missing = || CudaError::NoCompiler { at: asked.as_ref().map(|p| p.display().to_string()) };
-    let library = if found { library::open(&["nvrtc"]).ok_or_else(missing)? } else { return Err(missing()) };
+    // A compiler without builtins, which it asks for by name, says so when it compiles.
+    let library = library::find(asked.as_deref(), "nvrtc", Some("libnvrtc-builtins.so"));
+    let library =
+        library.ok_or_else(|| CudaError::NoCompiler { at: asked.map(|p| p.display().to_string()) })?;
     if let Some(symbol) = library::missing(&library, SYMBOLS) {
         return Err(CudaError::Compiler { what: format!("it has no {symbol}") });
     }
@@ -93,43 +91,6 @@ fn load() -> Result<(u32, u32), CudaError> {
     // SAFETY: the library is present with all its symbols, and the pointers are valid for the call.
     check("nvrtcVersion", unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) })?;
     Ok((major as u32, minor as u32))
-}
-
-/// Loads the compiler from a file or a folder, with the builtins that lie beside it and that it will ask for by name.
-fn preload(path: &Path) -> bool {
-    if !path.exists() {
-        return false;
-    }
-    let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    files.sort();
-    let named = |prefix: &str| {
-        let matches = |file: &&PathBuf| {
-            file.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(prefix))
-        };
-        files.iter().rev().filter(matches).cloned().collect::<Vec<_>>()
-    };
-    // A compiler without builtins says so when it compiles.
-    if let Some(builtins) = named("libnvrtc-builtins.so").first() {
-        library::preload(builtins);
-    }
-    if path.is_file() {
-        return library::preload(path);
-    }
-    named("libnvrtc.so").iter().any(|file| library::preload(file))
-}
-
-/// Where toolkits put libraries when the loader does not know them.
-fn toolkit_folders() -> Vec<PathBuf> {
-    let homes = [env_vars::CUDA_HOME, env_vars::CUDA_PATH];
-    let mut folders: Vec<PathBuf> = homes
-        .iter()
-        .filter_map(|name| env_vars::get_os(name))
-        .map(|home| PathBuf::from(home).join("lib64"))
-        .collect();
-    folders.push(PathBuf::from("/usr/local/cuda/lib64"));
-    folders
 }
 
 /// Compiles a variant for an architecture such as `sm_90`.

@@ -9,6 +9,13 @@ pub struct KernelSource {
     pub text: &'static str,
 }
 
+impl std::hash::Hash for KernelSource {
+    /// By the name: texts are long, and a name has one.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
 /// Includes the file `kernels/<name>`.
 macro_rules! kernel_source {
     ($name:literal) => {
@@ -33,7 +40,7 @@ pub(super) const HEADERS: &[KernelSource] = &[
 ];
 
 /// A source with the values of its defines.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// The source.
     pub source: KernelSource,

@@ -91,6 +91,15 @@ impl Stream {
         Ok(buffer)
     }
 
+    /// Makes words all that a buffer holds, which grows where it has to, and waits.
+    pub fn replace(&self, buffer: &mut DeviceBuffer, words: &[u32]) -> Result<(), CudaError> {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        buffer.ensure(bytes.len())?;
+        // SAFETY: both live until the stream is synchronized below.
+        unsafe { self.copy_in(&bytes, buffer, 0)? };
+        self.synchronize()
+    }
+
     /// Waits and copies the first `len` bytes of a buffer to the host.
     pub fn download(&self, from: &DeviceBuffer, len: usize) -> Result<Vec<u8>, CudaError> {
         let mut bytes = vec![0; len];

@@ -73,7 +73,7 @@ fn nothing_is_observed_afterwards() {
     let engine = Engine::load(&checkpoint, &options(1, 512)).unwrap();
     engine.observe_inputs(&samples(), &|_| ()).unwrap();
     engine.prompt_logprobs(&[1, 2, 3], 0).unwrap();
-    assert!(engine.decoder().take_input_amax().iter().all(|(_, amax)| amax.is_none()));
+    assert!(engine.decoder().unwrap().take_input_amax().iter().all(|(_, amax)| amax.is_none()));
 }
 
 #[test]

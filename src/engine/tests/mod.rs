@@ -5,6 +5,7 @@ mod bad_input;
 mod batch_invariance;
 mod bf16;
 mod calibrate;
+mod cuda;
 pub(crate) mod fixture;
 mod generation;
 mod gguf;

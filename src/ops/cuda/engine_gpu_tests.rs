@@ -11,7 +11,7 @@ use crate::ops::log_softmax::LogitMap;
 use crate::ops::quantize_weight::{Arithmetic, Collected, Tile, WeightQuantizer};
 
 /// Numbers in (−1, 1), those of bf16 where activations are.
-fn noise(len: usize, seed: u32, act: Act) -> Vec<f32> {
+pub(super) fn noise(len: usize, seed: u32, act: Act) -> Vec<f32> {
     let number = |i: u32| {
         let x = (i ^ seed.wrapping_mul(0x9e37_79b9)).wrapping_mul(2_654_435_761);
         let x = (x ^ (x >> 15)).wrapping_mul(2_246_822_519);
@@ -25,7 +25,7 @@ fn dtype(act: Act) -> FloatDtype {
 }
 
 /// Numbers on the device.
-fn put(stream: &Stream, act: Act, x: &[f32]) -> DeviceBuffer {
+pub(super) fn put(stream: &Stream, act: Act, x: &[f32]) -> DeviceBuffer {
     let mut bytes = Vec::new();
     for x in x {
         dtype(act).write(*x, &mut bytes);
@@ -33,11 +33,11 @@ fn put(stream: &Stream, act: Act, x: &[f32]) -> DeviceBuffer {
     stream.upload(&bytes).unwrap()
 }
 
-fn put_words(stream: &Stream, x: &[u32]) -> DeviceBuffer {
+pub(super) fn put_words(stream: &Stream, x: &[u32]) -> DeviceBuffer {
     stream.upload(&x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).unwrap()
 }
 
-fn get(stream: &Stream, act: Act, from: &DeviceBuffer, len: usize) -> Vec<f32> {
+pub(super) fn get(stream: &Stream, act: Act, from: &DeviceBuffer, len: usize) -> Vec<f32> {
     let bytes = stream.download(from, len * act.size()).unwrap();
     let mut x = vec![0.0; len];
     dtype(act).decode(&bytes, &mut x);
@@ -49,12 +49,12 @@ fn get_words(stream: &Stream, from: &DeviceBuffer, len: usize) -> Vec<u32> {
     bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
 }
 
-fn room(stream: &Stream, bytes: usize) -> DeviceBuffer {
+pub(super) fn room(stream: &Stream, bytes: usize) -> DeviceBuffer {
     DeviceBuffer::new(stream.device(), bytes).unwrap()
 }
 
 /// Fails unless all numbers agree within `tolerance` of their size, and one bf16 step where activations are bf16.
-fn close(what: &str, act: Act, found: &[f32], expected: &[f32], tolerance: f32) {
+pub(super) fn close(what: &str, act: Act, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let tolerance = if act == Act::Bf16 { tolerance + 0.0079 } else { tolerance };
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -63,7 +63,7 @@ fn close(what: &str, act: Act, found: &[f32], expected: &[f32], tolerance: f32) 
     }
 }
 
-const ACTS: [Act; 2] = [Act::F32, Act::Bf16];
+pub(super) const ACTS: [Act; 2] = [Act::F32, Act::Bf16];
 
 #[test]
 fn rms_norm_is_that_of_the_cpu() {
@@ -76,7 +76,7 @@ fn rms_norm_is_that_of_the_cpu() {
         let (on_x, on_y, on_w) =
             (put(&stream, Act::F32, &x), put(&stream, act, &y), put(&stream, Act::F32, &w));
         let h = room(&stream, rows * k * act.size());
-        let of = Normalized { act, rows, k, weight: &on_w, eps: 1e-5 };
+        let of = Normalized { act, rows, k, weight: Some(&on_w), eps: 1e-5 };
         // SAFETY: buffers live until the downloads below have synchronized the stream.
         unsafe { rms_norm(&stream, of, &on_x, Some((&on_y, 1.0)), Some(&h)).unwrap() };
         let mut expected = vec![0.0; rows * k];
@@ -86,7 +86,7 @@ fn rms_norm_is_that_of_the_cpu() {
 
         let parts = noise(rows * 70, 4, act);
         let on_parts = put(&stream, act, &parts);
-        let of = Normalized { k: 20, weight: &on_w, ..of };
+        let of = Normalized { k: 20, ..of };
         // SAFETY: as above.
         unsafe { rms_norm_parts(&stream, of, &on_parts, 70, 10..50).unwrap() };
         // SAFETY: refused.
@@ -174,7 +174,9 @@ fn activations_have_the_codes_and_scales_of_the_cpu() {
         let (codes, scales) = (room(&stream, rows * k), room(&stream, rows * 4));
         for element in [ActivationElement::Fp8, ActivationElement::Int8] {
             // SAFETY: buffers live until the downloads below have synchronized the stream.
-            unsafe { quantize_tokens(&stream, (act, element), &on_x, &codes, &scales, [rows, k]).unwrap() };
+            unsafe {
+                quantize_tokens(&stream, (act, element, None), &on_x, &codes, &scales, [rows, k]).unwrap();
+            };
             let found_codes = stream.download(&codes, rows * k).unwrap();
             let found_scales = get(&stream, Act::F32, &scales, rows);
             for row in 0..rows {
@@ -191,15 +193,16 @@ fn activations_have_the_codes_and_scales_of_the_cpu() {
                 }
             }
             // SAFETY: refused.
-            let refused =
-                unsafe { quantize_tokens(&stream, (act, element), &on_x, &codes, &scales, [rows, k + 1]) };
+            let refused = unsafe {
+                quantize_tokens(&stream, (act, element, None), &on_x, &codes, &scales, [rows, k + 1])
+            };
             assert!(refused.is_err());
         }
         x[5] = f32::NAN;
         let on_x = put(&stream, act, &x);
         // SAFETY: as above.
         unsafe {
-            quantize_tokens(&stream, (act, ActivationElement::Int8), &on_x, &codes, &scales, [rows, k])
+            quantize_tokens(&stream, (act, ActivationElement::Int8, None), &on_x, &codes, &scales, [rows, k])
                 .unwrap();
         }
         let scales = get(&stream, Act::F32, &scales, rows);
@@ -281,20 +284,13 @@ fn attention_is_its_formula() {
         let (qkv, cache) = (noise(rows * stride, 10, act), noise(kept * 2 * 2 * 64, 11, act));
         let (on_qkv, on_cache) = (put(&stream, act, &qkv), put(&stream, act, &cache));
         let out = room(&stream, rows * 4 * 64 * act.size());
-        let inputs = AttentionInputs {
-            act,
-            shape,
-            scores,
-            qkv: &on_qkv,
-            cache: &on_cache,
-            sequences: &sequences,
-            key_rows: &key_rows,
-        };
+        let mut lists = AttentionLists::new(&device).unwrap();
+        lists.set(&stream, (act, 64), &sequences, &key_rows).unwrap();
+        let inputs = AttentionInputs { act, shape, scores, qkv: &on_qkv, cache: &on_cache, lists: &lists };
         // SAFETY: buffers live until the download has synchronized the stream.
-        let lists = unsafe { attention(&stream, &inputs, &out).unwrap() };
+        unsafe { attention(&stream, &inputs, &out).unwrap() };
         let found = get(&stream, act, &out, rows * 4 * 64);
-        drop(lists);
-        let expected = expected_attention(&qkv, &cache, &inputs);
+        let expected = expected_attention(&qkv, &cache, &inputs, (&sequences, &key_rows));
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
             // Weights are rounded to bf16 before they are summed.
             let allowed = if act == Act::Bf16 { 6e-3 } else { 2e-6 };
@@ -303,16 +299,21 @@ fn attention_is_its_formula() {
                 "{act:?} {scores:?} {i}: {found}, expected {expected}"
             );
         }
-        refuses_bad_lists(&stream, &inputs, &out);
+        refuses_bad_lists(&stream, &inputs, (&sequences, &key_rows), &out);
     }
 }
 
-fn expected_attention(qkv: &[f32], cache: &[f32], inputs: &AttentionInputs<'_>) -> Vec<f32> {
+fn expected_attention(
+    qkv: &[f32],
+    cache: &[f32],
+    inputs: &AttentionInputs<'_>,
+    (sequences, key_rows): (&[DeviceSequence], &[i32]),
+) -> Vec<f32> {
     let HeadShape { heads, kv_heads, head_dim } = inputs.shape;
     let stride = inputs.shape.qkv_columns();
-    let rows = inputs.sequences.iter().map(|s| s.first_row + s.rows).max().unwrap() as usize;
+    let rows = sequences.iter().map(|s| s.first_row + s.rows).max().unwrap() as usize;
     let mut out = vec![0.0; rows * heads * head_dim];
-    for sequence in inputs.sequences {
+    for sequence in sequences {
         for (r, head) in (0..sequence.rows as usize).flat_map(|r| (0..heads).map(move |h| (r, h))) {
             let kv = head / (heads / kv_heads);
             let row = sequence.first_row as usize + r;
@@ -329,7 +330,7 @@ fn expected_attention(qkv: &[f32], cache: &[f32], inputs: &AttentionInputs<'_>) 
             let mut sum = 0.0;
             let mut result = vec![0.0; head_dim];
             for j in first..=position {
-                let listed = inputs.key_rows[sequence.keys as usize + j];
+                let listed = key_rows[sequence.keys as usize + j];
                 let dot: f64 =
                     query.iter().zip(part(listed, 0)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 let score = dot * f64::from(inputs.scores.scale);
@@ -348,23 +349,35 @@ fn expected_attention(qkv: &[f32], cache: &[f32], inputs: &AttentionInputs<'_>) 
     out
 }
 
-/// Rows, slots, positions and head dimensions that do not exist are refused before anything is launched.
-fn refuses_bad_lists(stream: &Stream, good: &AttentionInputs<'_>, out: &DeviceBuffer) {
-    let refused = |inputs: &AttentionInputs<'_>| {
-        // SAFETY: refused.
-        let result = unsafe { attention(stream, inputs, out) };
+/// Rows, slots, positions and heads that do not exist are refused before anything is launched.
+fn refuses_bad_lists(
+    stream: &Stream,
+    good: &AttentionInputs<'_>,
+    (sequences, key_rows): (&[DeviceSequence], &[i32]),
+    out: &DeviceBuffer,
+) {
+    let of = (good.act, good.shape.head_dim);
+    let refused = |shape: HeadShape, sequences: &[DeviceSequence], key_rows: &[i32]| {
+        let mut lists = AttentionLists::new(stream.device()).unwrap();
+        let result = lists.set(stream, of, sequences, key_rows).and_then(|()| {
+            // SAFETY: refused.
+            unsafe { attention(stream, &AttentionInputs { shape, lists: &lists, ..*good }, out) }
+        });
         assert!(matches!(result, Err(CudaError::Argument { .. })));
     };
     for wrong in [75, -41, i32::MAX, i32::MIN] {
-        let mut key_rows = good.key_rows.to_vec();
+        let mut key_rows = key_rows.to_vec();
         key_rows[104] = wrong;
-        refused(&AttentionInputs { key_rows: &key_rows, ..*good });
+        refused(good.shape, sequences, &key_rows);
     }
-    refused(&AttentionInputs { key_rows: &good.key_rows[1..], ..*good });
-    let beyond = [DeviceSequence { rows: 76, ..good.sequences[0] }];
-    refused(&AttentionInputs { sequences: &beyond, ..*good });
-    refused(&AttentionInputs { shape: HeadShape { kv_heads: 3, ..good.shape }, ..*good });
-    refused(&AttentionInputs { act: Act::Bf16, shape: HeadShape { head_dim: 40, ..good.shape }, ..*good });
+    refused(good.shape, sequences, &key_rows[1..]);
+    let beyond = [DeviceSequence { rows: 76, ..sequences[0] }];
+    refused(good.shape, &beyond, key_rows);
+    refused(HeadShape { kv_heads: 3, ..good.shape }, sequences, key_rows);
+    if good.act == Act::Bf16 {
+        // Not for tensor cores, for which the lists were cut.
+        refused(HeadShape { head_dim: 40, ..good.shape }, sequences, key_rows);
+    }
 }
 
 #[test]

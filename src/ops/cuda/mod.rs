@@ -7,20 +7,24 @@ mod amax;
 mod attention;
 mod dequantize;
 mod elementwise;
+mod fake_quantize;
 mod linear_quantized;
 mod log_softmax;
 mod moe;
+mod product;
 mod quantize;
 mod quantize_tokens;
 mod rms_norm;
 
 pub use amax::tensor_amax;
-pub use attention::{AttentionInputs, DeviceSequence, attention, store_cache};
+pub use attention::{AttentionInputs, AttentionLists, DeviceSequence, attention, store_cache};
 pub use dequantize::{Dequantizer, DeviceWeight};
 pub use elementwise::{RotatedColumns, embed, gated, gather_rows, rope};
+pub use fake_quantize::fake_quantize;
 pub use linear_quantized::linear_quantized;
 pub use log_softmax::{LogitTile, RowState, log_softmax_tile};
-pub use moe::{ExpertChoice, moe_combine, moe_scatter};
+pub use moe::{ExpertChoice, moe_add_shared, moe_combine, moe_scatter};
+pub use product::{Columns, add_bias, scale_product};
 pub use quantize::{CudaQuantizeError, CudaQuantizer, Lane};
 pub use quantize_tokens::quantize_tokens;
 pub use rms_norm::{Normalized, rms_norm, rms_norm_parts};
@@ -33,6 +37,8 @@ mod engine_gpu_tests;
 mod gpu_tests;
 #[cfg(test)]
 mod numeric_tests;
+#[cfg(test)]
+mod product_gpu_tests;
 
 use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Variant};
 use crate::ops::float_dtype::FloatDtype;
@@ -121,9 +127,11 @@ pub fn all_variants() -> Vec<Variant> {
         attention::variants(),
         dequantize::variants(),
         elementwise::variants(),
+        fake_quantize::variants(),
         linear_quantized::variants(),
         log_softmax::variants(),
         moe::variants(),
+        product::variants(),
         quantize::variants(),
         quantize_tokens::variants(),
         rms_norm::variants(),

@@ -119,3 +119,28 @@ pub unsafe fn moe_combine(
         )
     }
 }
+
+/// y \[T, K\] ← y + shared · σ(gates), gates \[T\] f32.
+///
+/// # Safety
+/// Buffers stay alive and untouched until the stream was synchronized.
+pub unsafe fn moe_add_shared(
+    stream: &Stream,
+    act: Act,
+    (shared, gates): (&DeviceBuffer, &DeviceBuffer),
+    y: &DeviceBuffer,
+    [rows, k]: [usize; 2],
+) -> Result<(), CudaError> {
+    let bytes = rows * k * act.size();
+    require(OPERATION, &[("shared", bytes, shared), ("gates", rows * 4, gates), ("y", bytes, y)])?;
+    let kernel = stream.device().kernel(&variant(act), "moe_add_shared")?;
+    let numbers = [index(OPERATION, rows)?, index(OPERATION, k)?];
+    // SAFETY: as above.
+    unsafe {
+        kernel.launch(
+            stream,
+            one_thread_each(OPERATION, rows * k)?,
+            arguments![shared.address(), gates.address(), y.address(), numbers[0], numbers[1]],
+        )
+    }
+}

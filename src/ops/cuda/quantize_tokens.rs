@@ -1,7 +1,8 @@
-//! Dynamic quantization of activations by token: `kernels/quantize_tokens.cu`. Reference:
+//! Quantization of activations by token: `kernels/quantize_tokens.cu`. Reference:
 //! [`crate::ops::activation_quant::codes`].
 
 use super::{Act, arguments, index, one_block_each, require};
+use crate::checkpoint::quant_args::Amax;
 use crate::device::cuda::{CudaError, DeviceBuffer, Stream, Variant, kernel_source};
 use crate::ops::activation_quant::ActivationElement;
 
@@ -15,13 +16,13 @@ pub(super) fn variants() -> Vec<Variant> {
     [Act::Bf16, Act::F32].iter().flat_map(|act| ["E4M3", "INT"].map(|e| variant(*act, e))).collect()
 }
 
-/// Codes \[T, K\] of one byte and scales \[T\] f32 of x \[T, K\].
+/// Codes \[T, K\] of one byte and scales \[T\] f32 of x \[T, K\]; every scale is `stored` where there is one.
 ///
 /// # Safety
 /// Buffers stay alive and untouched until the stream was synchronized.
 pub unsafe fn quantize_tokens(
     stream: &Stream,
-    (act, element): (Act, ActivationElement),
+    (act, element, stored): (Act, ActivationElement, Option<Amax>),
     x: &DeviceBuffer,
     codes: &DeviceBuffer,
     scales: &DeviceBuffer,
@@ -39,6 +40,9 @@ pub unsafe fn quantize_tokens(
     require(OPERATION, &[("x", size * act.size(), x), ("codes", size, codes), ("scales", rows * 4, scales)])?;
     let kernel = stream.device().kernel(&variant(act, name), OPERATION)?;
     let (shape, k) = (one_block_each(OPERATION, rows, k)?, index(OPERATION, k)?);
+    let stored = stored.map_or(0.0, Amax::get);
     // SAFETY: types as in the source, sizes checked above, the rest is the caller's promise.
-    unsafe { kernel.launch(stream, shape, arguments![x.address(), codes.address(), scales.address(), k]) }
+    unsafe {
+        kernel.launch(stream, shape, arguments![x.address(), codes.address(), scales.address(), k, stored])
+    }
 }

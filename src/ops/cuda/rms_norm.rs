@@ -22,8 +22,8 @@ pub struct Normalized<'a> {
     pub rows: usize,
     /// K.
     pub k: usize,
-    /// w \[K\], f32.
-    pub weight: &'a DeviceBuffer,
+    /// w \[K\], f32; without it rows are left as they are.
+    pub weight: Option<&'a DeviceBuffer>,
     /// ε.
     pub eps: f32,
 }
@@ -40,21 +40,18 @@ pub unsafe fn rms_norm(
     h: Option<&DeviceBuffer>,
 ) -> Result<(), CudaError> {
     let (size, k) = (of.rows * of.k, index(OPERATION, of.k)?);
-    require(OPERATION, &[("x", size * 4, x), ("w", of.k * 4, of.weight)])?;
+    require(OPERATION, &[("x", size * 4, x), ("w", of.k * 4, of.weight.unwrap_or(x))])?;
     for buffer in y.map(|(y, _)| y).into_iter().chain(h) {
         require(OPERATION, &[("y or h", size * of.act.size(), buffer)])?;
     }
     let kernel = stream.device().kernel(&variant(of.act), "rms_norm")?;
     let (added, factor) = y.map_or((0, 0.0), |(y, factor)| (y.address(), factor));
     let normalized = h.map_or(0, DeviceBuffer::address);
+    let weight = of.weight.map_or(0, DeviceBuffer::address);
     let shape = one_block_each(OPERATION, of.rows, of.k)?;
     // SAFETY: types as in the source, sizes checked above, the rest is the caller's promise.
     unsafe {
-        kernel.launch(
-            stream,
-            shape,
-            arguments![x.address(), added, factor, of.weight.address(), of.eps, normalized, k],
-        )
+        kernel.launch(stream, shape, arguments![x.address(), added, factor, weight, of.eps, normalized, k])
     }
 }
 
@@ -74,7 +71,11 @@ pub unsafe fn rms_norm_parts(
         let what = format!("columns {columns:?} of {stride} are not whole parts of {}", of.k);
         return Err(CudaError::Argument { operation: OPERATION, what });
     }
-    require(OPERATION, &[("x", of.rows * stride * of.act.size(), x), ("w", of.k * 4, of.weight)])?;
+    let Some(weight) = of.weight else {
+        let what = "parts of rows without a weight".to_owned();
+        return Err(CudaError::Argument { operation: OPERATION, what });
+    };
+    require(OPERATION, &[("x", of.rows * stride * of.act.size(), x), ("w", of.k * 4, weight)])?;
     let kernel = stream.device().kernel(&variant(of.act), "rms_norm_parts")?;
     let parts = columns.len() / of.k;
     let shape = one_block_each(OPERATION, of.rows * parts, of.k)?;
@@ -84,15 +85,7 @@ pub unsafe fn rms_norm_parts(
         kernel.launch(
             stream,
             shape,
-            arguments![
-                x.address(),
-                numbers[0],
-                numbers[1],
-                numbers[2],
-                of.weight.address(),
-                of.eps,
-                numbers[3]
-            ],
+            arguments![x.address(), numbers[0], numbers[1], numbers[2], weight.address(), of.eps, numbers[3]],
         )
     }
 }

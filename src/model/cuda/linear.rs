@@ -1,0 +1,269 @@
+//! Linear modules on a device; the twin of [`super::super::linear`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::super::error::ModelError;
+use super::super::linear::code_kind;
+use super::super::module_rows::ModuleRows;
+use super::super::placement::Placement;
+use super::super::weights::Weights;
+use super::place::OnDevice;
+use crate::device::cuda::{CudaError, Device, DeviceBuffer, Operand, Product, ProductKind, Products, Stream};
+use crate::ops::activation_quant::ActivationQuant;
+use crate::ops::cuda::{Act, Columns, add_bias, fake_quantize, quantize_tokens, scale_product};
+use crate::ops::packed::{CodeKind, CodeRows, WeightRows};
+
+/// N and K of products of codes are multiples of it.
+const CODES_MULTIPLE: usize = 16;
+/// Oldest compute capability with FP8 products.
+const OLDEST_FP8: (u32, u32) = (8, 9);
+
+/// Modules with one input: y \[T, N\] holds their outputs side by side, in order.
+pub(in crate::model) struct DeviceLinear {
+    parts: Vec<Part>,
+    /// First column, number of columns, and what is added to them.
+    biases: Vec<(usize, usize, DeviceBuffer)>,
+    n: usize,
+    k: usize,
+}
+
+/// Adjacent modules whose inputs are quantized alike.
+struct Part {
+    weight: Weight,
+    input: Option<ActivationQuant>,
+    columns: Range<usize>,
+}
+
+/// \[N, K\].
+enum Weight {
+    /// In the type of activations.
+    Dense(DeviceBuffer),
+    /// Bytes below a scale for each row.
+    Codes { kind: CodeKind, codes: DeviceBuffer, scales: DeviceBuffer },
+}
+
+/// Where products are queued, and for activations of which type.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct On<'a> {
+    pub stream: &'a Stream,
+    pub products: &'a Products,
+    pub act: Act,
+}
+
+/// Room for what lies between an input and a product.
+pub(in crate::model) struct LinearRoom {
+    /// Inputs quantized and back: \[T, K\] of activations.
+    quantized: DeviceBuffer,
+    /// Codes of inputs \[T, K\], and their scales \[T\].
+    codes: [DeviceBuffer; 2],
+    /// Products of codes: \[T, N\] of four bytes.
+    sums: DeviceBuffer,
+}
+
+impl LinearRoom {
+    pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
+        let empty = || DeviceBuffer::new(device, 1);
+        Ok(Self { quantized: empty()?, codes: [empty()?, empty()?], sums: empty()? })
+    }
+}
+
+impl DeviceLinear {
+    /// Loads modules, each with its number of outputs, that take `k` inputs and all have biases or none.
+    pub fn load(
+        place: &OnDevice,
+        weights: &Weights<'_>,
+        modules: &[(String, usize)],
+        k: usize,
+        bias: bool,
+    ) -> Result<Self, ModelError> {
+        let mut group = Self { parts: Vec::new(), biases: Vec::new(), n: 0, k };
+        let mut pending: Vec<ModuleRows<'_>> = Vec::new();
+        let mut input = None;
+        for (name, n) in modules {
+            let weight = weights.linear(name, *n, k)?;
+            if input != weight.input {
+                group.add(place, weights, input, &mut pending)?;
+            }
+            input = weight.input;
+            if bias {
+                let bias = place.vector(weights.tensor(&format!("{name}.bias"), &[*n])?)?;
+                group.biases.push((group.n, *n, bias));
+            }
+            group.n += n;
+            pending.push(weight.rows);
+        }
+        group.add(place, weights, input, &mut pending)?;
+        Ok(group)
+    }
+
+    /// A single module, unquantized.
+    pub fn dense(weight: DeviceBuffer, [n, k]: [usize; 2]) -> Self {
+        let parts = vec![Part { weight: Weight::Dense(weight), input: None, columns: 0..n }];
+        Self { parts, biases: Vec::new(), n, k }
+    }
+
+    /// Uploads what is pending as one part behind those before.
+    fn add(
+        &mut self,
+        place: &OnDevice,
+        weights: &Weights<'_>,
+        input: Option<ActivationQuant>,
+        pending: &mut Vec<ModuleRows<'_>>,
+    ) -> Result<(), ModelError> {
+        let n: usize = pending.iter().map(WeightRows::count).sum();
+        if n == 0 {
+            return Ok(());
+        }
+        let first = self.parts.last().map_or(0, |part| part.columns.end);
+        let takes_codes = |kind: CodeKind| {
+            n.is_multiple_of(CODES_MULTIPLE)
+                && self.k.is_multiple_of(CODES_MULTIPLE)
+                && (kind == CodeKind::Int8 || place.device().capability() >= OLDEST_FP8)
+        };
+        let kind =
+            input.and_then(|input| code_kind(weights.dtype(), input, self.k)).filter(|k| takes_codes(*k));
+        let codes: Option<Vec<&dyn CodeRows>> =
+            kind.and_then(|kind| pending.iter().map(|rows| rows.as_codes(kind)).collect());
+        let weight = if let (Some(kind), Some(rows)) = (kind, codes) {
+            let [codes, scales] = place.codes(kind, &rows, self.k)?;
+            Weight::Codes { kind, codes, scales }
+        } else {
+            let rows: Vec<&dyn WeightRows> = pending.iter().map(|rows| rows as &dyn WeightRows).collect();
+            Weight::Dense(place.dense(&rows, self.k)?)
+        };
+        self.parts.push(Part { weight, input, columns: first..first + n });
+        pending.clear();
+        Ok(())
+    }
+
+    /// Outputs N of all modules together.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The dense weight of a group of one module: the head as the embedding.
+    pub fn table(&self) -> Option<&DeviceBuffer> {
+        match self.parts.as_slice() {
+            [Part { weight: Weight::Dense(weight), .. }] => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// y \[rows, N\] from x \[rows, K\], both of activations.
+    ///
+    /// # Safety
+    /// Buffers stay alive and untouched until the stream was synchronized.
+    pub unsafe fn forward(
+        &self,
+        on: On<'_>,
+        x: &DeviceBuffer,
+        rows: usize,
+        room: &mut LinearRoom,
+        y: &DeviceBuffer,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.forward_columns(on, (x, rows), 0..self.n, room, (y, on.act))?;
+            for (first, n, bias) in &self.biases {
+                let at = Operand { buffer: y, offset: first * on.act.size() };
+                add_bias(on.stream, bias, Columns { act: on.act, at, rows, n: *n, stride: self.n })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Columns of y without biases, of the given type: \[rows, columns\].
+    ///
+    /// # Safety
+    /// As above.
+    pub unsafe fn forward_columns(
+        &self,
+        on: On<'_>,
+        (x, rows): (&DeviceBuffer, usize),
+        columns: Range<usize>,
+        room: &mut LinearRoom,
+        (y, out): (&DeviceBuffer, Act),
+    ) -> Result<(), CudaError> {
+        let mut quantized = None;
+        for part in &self.parts {
+            let both = part.columns.start.max(columns.start)..part.columns.end.min(columns.end);
+            if both.is_empty() || rows == 0 {
+                continue;
+            }
+            let (first, n) = (both.start - part.columns.start, both.len());
+            let at = Operand { buffer: y, offset: (both.start - columns.start) * out.size() };
+            let y = Columns { act: out, at, rows, n, stride: columns.len() };
+            // SAFETY: the caller's promise; room is grown only while nothing uses it.
+            unsafe {
+                match &part.weight {
+                    Weight::Codes { kind, codes, scales } => {
+                        self.product_of_codes(on, (x, part.input), (*kind, codes, scales), first, room, y)?;
+                    }
+                    Weight::Dense(weight) => {
+                        let x = match part.input {
+                            None => x,
+                            Some(quant) => {
+                                if quantized != Some(quant) {
+                                    room.quantized.ensure(rows * self.k * on.act.size())?;
+                                    let shape = [rows, self.k];
+                                    fake_quantize(on.stream, (on.act, quant), x, &room.quantized, shape)?;
+                                    quantized = Some(quant);
+                                }
+                                &room.quantized
+                            }
+                        };
+                        let kind = match (on.act, out) {
+                            (Act::F32, _) => ProductKind::F32,
+                            (Act::Bf16, Act::Bf16) => ProductKind::Bf16,
+                            (Act::Bf16, Act::F32) => ProductKind::Bf16ToF32,
+                        };
+                        let w = Operand { buffer: weight, offset: first * self.k * on.act.size() };
+                        let shape = [rows, n, self.k];
+                        let product = Product { kind, x: x.into(), w, y: y.at, shape, stride: y.stride };
+                        on.products.run(on.stream, &product)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// y = (codes of x · codes of w) · scales, from row `first` of the weight on.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn product_of_codes(
+        &self,
+        on: On<'_>,
+        (x, input): (&DeviceBuffer, Option<ActivationQuant>),
+        (kind, codes, scales): (CodeKind, &DeviceBuffer, &DeviceBuffer),
+        first: usize,
+        room: &mut LinearRoom,
+        y: Columns<'_>,
+    ) -> Result<(), CudaError> {
+        let Some(quant) = input else { unreachable!("codes are kept for quantized inputs (code_kind)") };
+        let (rows, n) = (y.rows, y.n);
+        let [x_codes, x_scales] = &mut room.codes;
+        x_codes.ensure(rows * self.k)?;
+        x_scales.ensure(rows * 4)?;
+        room.sums.ensure(rows * n * 4)?;
+        let product = Product {
+            kind: if kind == CodeKind::Int8 { ProductKind::Int8ToInt32 } else { ProductKind::Fp8ToF32 },
+            x: (&*x_codes).into(),
+            w: Operand { buffer: codes, offset: first * self.k },
+            y: (&room.sums).into(),
+            shape: [rows, n, self.k],
+            stride: n,
+        };
+        let of_input = (on.act, quant.element, quant.stored);
+        let w_scales = Operand { buffer: scales, offset: first * 4 };
+        // SAFETY: the caller's promise.
+        unsafe {
+            quantize_tokens(on.stream, of_input, x, x_codes, x_scales, [rows, self.k])?;
+            on.products.run(on.stream, &product)?;
+            let sums = (&room.sums, kind == CodeKind::Int8);
+            scale_product(on.stream, sums, [(&*x_scales).into(), w_scales], y)
+        }
+    }
+}

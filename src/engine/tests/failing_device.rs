@@ -1,0 +1,106 @@
+//! A device that fails: scoring says so, requests that were being generated are given up, and what comes after starts anew.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::fixture::{Model, checkpoint, options, two_hundred};
+use crate::device::cuda::CudaError;
+use crate::engine::{Engine, EngineError, GenerateRequest, GeneratorOptions};
+use crate::model::{Backend, HeadAnswer, ModelConfig, RaggedBatch, Session, Slots};
+use crate::ops::log_softmax::HeadQuery;
+
+/// A backend whose passes fail while it is told so.
+struct Failing {
+    inner: Box<dyn Backend>,
+    fails: Arc<AtomicBool>,
+}
+
+struct FailingSession {
+    inner: Box<dyn Session>,
+    fails: Arc<AtomicBool>,
+}
+
+impl Backend for Failing {
+    fn config(&self) -> &ModelConfig {
+        self.inner.config()
+    }
+
+    fn session(&self) -> Box<dyn Session> {
+        Box::new(FailingSession { inner: self.inner.session(), fails: Arc::clone(&self.fails) })
+    }
+}
+
+impl Slots for FailingSession {
+    fn slot_bytes(&self) -> usize {
+        self.inner.slot_bytes()
+    }
+
+    fn copy(&mut self, from: usize, to: usize, len: usize) {
+        self.inner.copy(from, to, len);
+    }
+}
+
+impl Session for FailingSession {
+    fn forward(&mut self, batch: &RaggedBatch) -> Result<(), CudaError> {
+        if self.fails.load(Ordering::Relaxed) {
+            return Err(CudaError::Call {
+                call: "cuLaunchKernel",
+                code: "CUDA_ERROR_LAUNCH_FAILED".to_owned(),
+            });
+        }
+        self.inner.forward(batch)
+    }
+
+    fn log_softmax(&mut self, rows: Range<usize>, query: &HeadQuery<'_>) -> Result<HeadAnswer, CudaError> {
+        self.inner.log_softmax(rows, query)
+    }
+
+    fn rest(&mut self) {
+        self.inner.rest();
+    }
+
+    fn clear(&mut self) {
+        self.inner.clear();
+    }
+}
+
+#[test]
+fn what_runs_is_given_up_and_what_comes_after_is_not() {
+    let (_dir, checkpoint) = checkpoint(Model { tied: true, quantized: None, wide: false }, 1);
+    let mut engine = Engine::load(&checkpoint, &options(2, 64)).unwrap();
+    let fails = Arc::new(AtomicBool::new(false));
+    let replica = engine.replicas.remove(0);
+    engine.replicas.push(crate::engine::run::Replica {
+        backend: Box::new(Failing { inner: replica.backend, fails: Arc::clone(&fails) }),
+        ..replica
+    });
+    *engine.replicas[0].prefixes.lock().unwrap() = engine.new_prefix_cache(&engine.replicas[0]);
+    let requests = two_hundred();
+    let expected = engine.score(&requests, &|_| ()).unwrap();
+
+    let request = |token: u32| GenerateRequest {
+        prompt: vec![token, 2, 3],
+        n: 2,
+        max_tokens: 5,
+        ..GenerateRequest::default()
+    };
+    let mut generator = engine.generator(GeneratorOptions::default());
+    generator.add(1, request(1)).unwrap();
+    generator.add(2, request(4)).unwrap();
+    assert_eq!(generator.step().unwrap().len(), 4);
+    fails.store(true, Ordering::Relaxed);
+    assert!(matches!(engine.score(&requests, &|_| ()), Err(EngineError::Device(_))));
+    let given_up: Vec<u64> = (0..2).map(|_| generator.step().unwrap_err().request).collect();
+    assert_eq!(given_up, [1, 2]);
+    assert!(generator.is_idle() && generator.load().kv_cache_bytes == 0);
+
+    fails.store(false, Ordering::Relaxed);
+    assert_eq!(engine.score(&requests, &|_| ()).unwrap(), expected);
+    generator.add(3, request(1)).unwrap();
+    let mut tokens = 0;
+    while !generator.is_idle() {
+        tokens += generator.step().unwrap().len();
+    }
+    assert_eq!(tokens, 10);
+}

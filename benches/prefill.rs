@@ -114,12 +114,18 @@ fn product_rate(place: &EnginePlace) -> Result<f64, CudaError> {
     Ok(2.0 * (SIDE as f64).powi(3) / best)
 }
 
-/// FLOP of the linear modules for one row, and of attention over all rows of the requests.
+/// FLOP of linear modules and attention over all rows of the requests. Behind the last attention only scored rows go on.
 fn flop(requests: &[ScoreRequest]) -> f64 {
-    let linear: usize = linears(0).iter().map(|(_, [n, k])| 2 * n * k).sum::<usize>() * LAYERS;
-    let inputs = requests.iter().map(|r| (r.tokens.len() - 1) as f64);
+    let of =
+        |modules: &[(String, [usize; 2])]| modules.iter().map(|(_, [n, k])| (2 * n * k) as f64).sum::<f64>();
+    let modules = linears(0);
+    let (linear, behind_attention) = (of(&modules) * LAYERS as f64, of(&modules[3..]));
     let attention = |len: f64| 4.0 * (HEADS * HEAD_DIM * LAYERS) as f64 * len * (len + 1.0) / 2.0;
-    inputs.map(|len| linear as f64 * len + attention(len)).sum()
+    let of_request = |r: &ScoreRequest| {
+        let (len, scored) = ((r.tokens.len() - 1) as f64, (r.tokens.len() - r.context_len) as f64);
+        linear * len + attention(len) - behind_attention * (len - scored)
+    };
+    requests.iter().map(of_request).sum()
 }
 
 fn main() -> anyhow::Result<()> {

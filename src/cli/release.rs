@@ -143,8 +143,7 @@ fn release(arguments: Arguments, settings: &Settings) -> Result<Ended, Failure> 
     if matches!(executor, Executor::Slurm(_))
         && config.device.as_ref().is_some_and(|d| *d != DeviceChoice::Cpu)
     {
-        let message = "device: under Slurm the built-in engine computes on CPUs";
-        return Err(Failure::config(message).with_hint("serve.engine names a command that serves on GPUs"));
+        return Err(release::slurm::no_gpus());
     }
     if arguments.prefetch {
         for line in release::prefetch(config.validate()?, settings.threads.clone())? {

@@ -74,13 +74,14 @@ impl EnginePlace {
         (!self.is_cpu()).then(|| format!("--device {}", DeviceChoice::Cuda(ordinals)))
     }
 
-    /// Places for two models that are up at once: each half of the GPUs where there are several.
+    /// Places for two models that are up at once: each half of the GPUs where there are several, an odd one left out, so
+    /// that both are computed alike.
     pub fn halves(&self) -> [Self; 2] {
-        let half = self.devices.len().div_ceil(2);
-        if half == self.devices.len() {
+        let half = self.devices.len() / 2;
+        if half == 0 {
             return [self.clone(), self.clone()];
         }
-        let (first, second) = self.devices.split_at(half);
+        let (first, second) = self.devices[..2 * half].split_at(half);
         [first, second].map(|devices| Self { devices: devices.to_vec(), products: self.products })
     }
 

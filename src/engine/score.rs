@@ -271,8 +271,7 @@ impl Engine {
         }
         let head = HeadQuery { targets: &planned.targets, offsets: &planned.offsets, top_n: query.top_n };
         let (rows, logits) = session.log_softmax(0..count, &head)?;
-        let ranks =
-            if query.with_ranks { self.ranks(session, planned, &logits)? } else { vec![None; logits.len()] };
+        let ranks = if query.with_ranks { self.ranks(session, planned)? } else { vec![None; logits.len()] };
         for (row, bounds) in rows.iter().zip(planned.offsets.windows(2)) {
             let of_row = bounds[0]..bounds[1];
             let scored = planned.slots[of_row.clone()].iter().zip(&planned.targets[of_row.clone()]);
@@ -289,10 +288,9 @@ impl Engine {
         &self,
         session: &mut dyn Session,
         planned: &PlannedBatch,
-        logits: &[f32],
     ) -> Result<Vec<Option<usize>>, EngineError> {
         let vocab: Vec<u32> = (0..self.vocab_size() as u32).collect();
-        let mut ranks = Vec::with_capacity(logits.len());
+        let mut ranks = Vec::with_capacity(planned.targets.len());
         let count = planned.batch.logit_rows.len();
         for first in (0..count).step_by(RANKED_ROWS) {
             let block = first..(first + RANKED_ROWS).min(count);
@@ -301,9 +299,13 @@ impl Engine {
             let (_, all) = session.log_softmax(block.clone(), &head)?;
             for (row, all) in block.zip(all.chunks(vocab.len())) {
                 let of_row = planned.offsets[row]..planned.offsets[row + 1];
-                // A logit that is not a number is no more than itself.
-                let rank = |logit: &f32| Some(all.iter().filter(|other| *other >= logit).count().max(1));
-                ranks.extend(logits[of_row].iter().map(rank));
+                // The target's logit of the same product: another number of rows may sum in another order. One that is
+                // not a number is no more than itself.
+                let rank = |target: &u32| {
+                    let logit = all[*target as usize];
+                    Some(all.iter().filter(|other| **other >= logit).count().max(1))
+                };
+                ranks.extend(planned.targets[of_row].iter().map(rank));
             }
         }
         Ok(ranks)

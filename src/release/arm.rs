@@ -122,7 +122,7 @@ pub struct Running {
     tokenizer: Arc<Tokenizer>,
     expected_digest: Digest,
     /// The built-in engine's scorer.
-    local: Option<Arc<dyn Scorer>>,
+    local: Option<Arc<LocalScorer>>,
     /// An endpoint's scorer, once the first wave has needed it.
     remote: Mutex<Option<Arc<dyn Scorer>>>,
     server: Option<ServerHandle>,
@@ -196,7 +196,7 @@ impl Arm {
     pub fn scorer(&self, opening: &ServeRecord) -> Result<Arc<dyn Scorer>, Failure> {
         let running = self.ready()?;
         if let Some(scorer) = &running.local {
-            return Ok(Arc::clone(scorer));
+            return Ok(Arc::<LocalScorer>::clone(scorer));
         }
         let mut slot = running.remote.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(scorer) = &*slot {
@@ -293,15 +293,14 @@ impl Arm {
         }
     }
 
-    /// What answers score requests of a running endpoint, one prompt at a time; `None` of the built-in engine, whose
-    /// numbers do not depend on what it is asked together.
-    pub fn one_by_one(&self, opening: &ServeRecord) -> Result<Option<EndpointScorer>, Failure> {
+    /// What answers score requests, one prompt at a time.
+    pub fn one_by_one(&self, opening: &ServeRecord) -> Result<Arc<dyn Scorer>, Failure> {
         let running = self.ready()?;
-        if running.local.is_some() {
-            return Ok(None);
+        if let Some(scorer) = &running.local {
+            return Ok(Arc::new(scorer.one_by_one()));
         }
         let options = EndpointOptions { batch_size: 1, concurrency: 1, ..running.options.clone() };
-        Ok(Some(EndpointScorer::connect(&options, opening.identity.clone())?))
+        Ok(Arc::new(EndpointScorer::connect(&options, opening.identity.clone())?))
     }
 
     /// Starts the arm, or returns the started one.
@@ -334,7 +333,7 @@ impl Arm {
                 let options = ServerOptions::local(&self.name.to_string());
                 let server = Server::start(engine.clone(), tokenizer.clone(), options)?;
                 let options = EndpointOptions::new(&server.url());
-                let local: Option<Arc<dyn Scorer>> = Some(Arc::new(LocalScorer::new(engine)));
+                let local = Some(Arc::new(LocalScorer::new(engine)));
                 let server = Some(server);
                 Running { local, server, ..Running::new(options, tokenizer, expected_digest) }
             }

@@ -304,7 +304,9 @@ fn not_tested(inputs: &Inputs) -> Vec<String> {
         list.push(format!("all items but {limit} a task (--limit)"));
     }
     let single = match &inputs.engines[ArmName::Baseline as usize] {
-        ArmEngine::Local { dtype, place } => super::noise_units::second_path(*dtype, place).is_none(),
+        ArmEngine::Local { dtype, place } => {
+            place.is_cpu() && super::noise_units::second_path(*dtype).is_none()
+        }
         ArmEngine::Command(_) | ArmEngine::Endpoint { .. } => false,
     };
     if inputs.config.noise_floor && single {

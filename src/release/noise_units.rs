@@ -10,7 +10,7 @@ use super::keys;
 use super::score_units::{EvalJob, Wave};
 use crate::base::json;
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Engine, EngineOptions, EnginePlace};
+use crate::engine::{Engine, EngineOptions};
 use crate::eval::local::LocalScorer;
 use crate::eval::{self, ItemRef, PreparedTask, Scorer};
 use crate::exec::{Context, FnUnit, Node, Output};
@@ -25,12 +25,12 @@ const ITEMS: usize = 256;
 /// Name of the node.
 pub const NOISE: &str = "noise-floor";
 
-/// The path that the noise floor is measured on: beside a GPU the CPU's best one, else the plainest one for `dtype`; `None`
-/// where the machine has only one.
-pub fn second_path(dtype: ComputeDtype, place: &EnginePlace) -> Option<KernelPath> {
-    if !place.is_cpu() {
-        return Some(KernelPath::best(dtype));
-    }
+/// How a running engine is asked again whose numbers depend on what it is asked together: over an endpoint, and on a GPU.
+const ONE_BY_ONE: &str = "one prompt at a time, last item first";
+
+/// The path that the noise floor of the CPU is measured on: the plainest one for `dtype`; `None` where the machine has only
+/// one.
+pub fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
     let paths = match dtype {
         ComputeDtype::F32 => KernelPath::available(),
         ComputeDtype::Bf16 => KernelPath::available_bf16(),
@@ -41,12 +41,10 @@ pub fn second_path(dtype: ComputeDtype, place: &EnginePlace) -> Option<KernelPat
 /// How the baseline is scored again, in words; `None` where it cannot be.
 fn other_way(build: &Build<'_>) -> Option<String> {
     match &build.inputs.engines[ArmName::Baseline as usize] {
-        ArmEngine::Local { dtype, place } => {
-            second_path(*dtype, place).map(|path| format!("on {}", path.name()))
+        ArmEngine::Local { dtype, place } if place.is_cpu() => {
+            second_path(*dtype).map(|path| format!("on {}", path.name()))
         }
-        ArmEngine::Command(_) | ArmEngine::Endpoint { .. } => {
-            Some("one prompt at a time, last item first".to_owned())
-        }
+        _ => Some(ONE_BY_ONE.to_owned()),
     }
 }
 
@@ -129,16 +127,14 @@ fn first_items<'a>(
 fn scorer(build: &Build<'_>, context: &Context<'_>) -> Result<Arc<dyn Scorer>, Failure> {
     let opening: ServeRecord = context.output(&names::serve(ArmName::Baseline))?;
     if let ArmEngine::Local { dtype, place } = &build.inputs.engines[ArmName::Baseline as usize]
-        && let Some(path) = second_path(*dtype, place)
+        && place.is_cpu()
+        && let Some(path) = second_path(*dtype)
     {
         let checkpoint = Checkpoint::open(&build.inputs.model.dir)?;
         let options = EngineOptions { dtype: *dtype, ..EngineOptions::new(build.inputs.threads.clone()) };
         return Ok(Arc::new(LocalScorer::new(Arc::new(Engine::load_with(&checkpoint, &options, path)?))));
     }
-    match build.arm(ArmName::Baseline).one_by_one(&opening)? {
-        Some(scorer) => Ok(Arc::new(scorer)),
-        None => Err(Failure::new(FailureClass::Unknown, "the noise floor of this engine cannot be measured")),
-    }
+    build.arm(ArmName::Baseline).one_by_one(&opening)
 }
 
 /// Compares `again` with the same documents as they were scored before.

@@ -4,8 +4,9 @@
 //! products take. f32 products use no TF32.
 //!
 //! Which kernel runs, and so in what order a sum is taken, is asked of the library's heuristic for a class of shapes: M
-//! rounded up to a power of two. Within a class a row's sums are taken alike whatever stands in the other rows, and the
-//! same call gives the same bits; between classes they may differ.
+//! rounded up to a power of two. The same call gives the same bits. With another number of rows, in another class for
+//! certain and perhaps in the same, a row's sums may be taken in another order: what is computed here depends on batches in
+//! the last bits, as of any engine on GPUs.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -305,11 +306,10 @@ impl Products {
                 &raw mut count,
             )
         };
-        check("cublasLtMatmulAlgoGetHeuristic", status)?;
-        if count == 0 {
-            let what = format!("cuBLASLt has no kernel for {key:?}");
-            return Err(CudaError::Argument { operation: "matrix product", what });
+        if status == Status::CUBLAS_STATUS_NOT_SUPPORTED || count == 0 {
+            return Err(CudaError::NoProduct { product: format!("{key:?}") });
         }
+        check("cublasLtMatmulAlgoGetHeuristic", status)?;
         // SAFETY: the library wrote the one result that it counted.
         let found = unsafe { found.assume_init() };
         check("cublasLtMatmulAlgoGetHeuristic", found.state)?;

@@ -92,6 +92,12 @@ pub enum CudaError {
         /// The function.
         symbol: &'static str,
     },
+    /// The library of matrix products has no kernel for a product.
+    #[error("cuBLASLt has no kernel for {product}")]
+    NoProduct {
+        /// Types and shape.
+        product: String,
+    },
     /// A kernel does not compile.
     #[error("kernel {kernel} does not compile for {architecture}: {log}")]
     Compile {
@@ -140,7 +146,10 @@ pub(super) fn check(call: &'static str, code: CUresult) -> Result<(), CudaError>
 impl Classified for CudaError {
     fn failure_class(&self) -> FailureClass {
         match self {
+            // What is larger than the device never fits, whoever else uses it now.
+            Self::OutOfMemory { bytes, total, .. } if bytes > total => FailureClass::UserConfigError,
             Self::OutOfMemory { .. } | Self::Call { .. } => FailureClass::InfraTransient,
+            Self::NoProduct { .. } => FailureClass::ModelUnsupported,
             Self::Compile { .. } | Self::Argument { .. } => FailureClass::Unknown,
             _ => FailureClass::UserConfigError,
         }
@@ -160,7 +169,7 @@ impl Classified for CudaError {
                 "give the container or job a GPU (--gpus, --gres=gpu:1), or use --device cpu"
             }
             Self::NoSuchDevice { .. } => "day0 doctor lists the devices",
-            Self::OldDevice { .. } => "use --device cpu",
+            Self::OldDevice { .. } | Self::NoProduct { .. } => "use --device cpu",
             Self::OutOfMemory { .. } => {
                 "free memory of the device (nvidia-smi), use another device, or --device cpu"
             }

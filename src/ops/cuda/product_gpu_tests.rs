@@ -94,7 +94,13 @@ fn products_are_sums_of_products() {
             }
             let scale = expected.iter().fold(0f32, |a, x| a.max(x.abs())).max(1.0);
             let relative = |x: &[f32]| x.iter().map(|x| x / scale).collect::<Vec<_>>();
-            close(&format!("{kind:?}"), act, &relative(&found), &relative(&expected), 2e-6);
+            // Tensor cores keep few bits of FP8 sums (about 14 on sm_90), and cut sums of bf16 products off.
+            let tolerance = match kind {
+                ProductKind::Fp8ToF32 => 1e-3,
+                ProductKind::Bf16 | ProductKind::Bf16ToF32 => 1e-5,
+                ProductKind::F32 | ProductKind::Int8ToInt32 => 2e-6,
+            };
+            close(&format!("{kind:?}"), act, &relative(&found), &relative(&expected), tolerance);
         }
     }
 }

@@ -23,6 +23,9 @@ pub fn release(request: Request, profile: Option<ProfileFile>, and_wait: bool) -
     let profile = profile.map(valid).transpose()?;
     let (existing, submission) = if let Some(path) = &request.resume {
         let existing = Existing::join(path, request.threads)?;
+        if existing.inputs.gpus().is_some() {
+            return Err(no_gpus());
+        }
         if let Some(ended) = already_closed(&existing)? {
             return Ok(ended);
         }
@@ -47,6 +50,12 @@ pub fn release(request: Request, profile: Option<ProfileFile>, and_wait: bool) -
         return wait(existing.run.path());
     }
     Ok(Ending::Submitted { run: existing.run.path().to_path_buf(), jobs: jobs_of(&submission) })
+}
+
+/// The refusal of `device:` beside this executor.
+pub fn no_gpus() -> Failure {
+    Failure::config("device: under Slurm the built-in engine computes on CPUs")
+        .with_hint("serve.engine names a command that serves on GPUs")
 }
 
 /// The profile, with what may go wrong said.

@@ -12,7 +12,7 @@ mod submit;
 mod wait;
 
 pub(super) use closing::tail;
-pub use front::{describe, release};
+pub use front::{describe, no_gpus, release};
 pub use part::{Part, run_part};
 pub use state::{Cause, JobRecord, SlurmDir, SubmissionRecord};
 pub(super) use submit::living;

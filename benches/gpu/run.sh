@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: tests, sanitizer, benches, and a checkpoint quantized on CPU and GPU. Results go to OUT.
+# Everything that needs a GPU: tests, sanitizer, benches, and what CPU and GPU must agree on: quantized bytes, scores, a
+# verdict. Results go to OUT.
 #   benches/gpu/run.sh [OUT]
 # Binaries built elsewhere are used where DAY0_TESTS (a library test binary), DAY0_BENCH (benches/gpu.rs), DAY0_PREFILL
 # (benches/prefill.rs) and DAY0_BINARY name them; otherwise cargo builds them. Needs libnvrtc 13.0 and libcublasLt 13 (see
@@ -38,8 +39,39 @@ for file in "$work"/cpu/*/*.safetensors; do
   cmp "$file" "$work/cuda/${file#"$work/cpu/"}"
 done
 echo "CPU and GPU wrote the same bytes" | tee "$out/same-bytes.txt"
-for dtype in f32 bf16; do
-  for device in cpu cuda; do
-    "$day0" eval --model day0-tiny --suite day0-tiny --dtype "$dtype" --device "$device" --out "$work/eval-$dtype-$device" --json > "$out/eval-$dtype-$device.json"
+
+# Scores on the GPU beside those on the CPU: the embedded model's, and SmolLM2's where DAY0_SMOLLM2 and DAY0_DATA name it
+# and its data.
+eval_on() { # DEVICE DTYPE OUT ARGUMENTS…
+  "$day0" eval "${@:4}" --dtype "$2" --device "$1" --out "$3" --json > "$3.json"
+}
+agree() { # NAME ARGUMENTS… of eval
+  for dtype in f32 bf16; do
+    for device in cpu cuda; do
+      eval_on "$device" "$dtype" "$work/$1-$dtype-$device" "${@:2}"
+      cp "$work/$1-$dtype-$device.json" "$out/"
+    done
   done
-done
+  {
+    echo "f32, GPU and CPU:"
+    benches/gpu/differences.py "$work/$1-f32-cuda" "$work/$1-f32-cpu" --within 2e-3 0.999
+    echo "bf16 on the GPU, f32 on the CPU:"
+    benches/gpu/differences.py "$work/$1-bf16-cuda" "$work/$1-f32-cpu" --mean 0.08 --p99 0.3
+    echo "bf16, GPU and CPU:"
+    benches/gpu/differences.py "$work/$1-bf16-cuda" "$work/$1-bf16-cpu" --mean 0.06
+  } | tee "$out/scores-$1.txt"
+}
+agree tiny --model day0-tiny --suite day0-tiny
+if [ -n "${DAY0_SMOLLM2:-}" ] && [ -n "${DAY0_DATA:-}" ]; then
+  agree smollm2 --model "$DAY0_SMOLLM2" --suite hellaswag,arc_easy --data "$DAY0_DATA" --limit 200
+  # A verdict far from a bound must be that of the CPU.
+  for device in cpu cuda; do
+    code=0
+    "$day0" release "$DAY0_SMOLLM2" --recipe w4a16_g32 --suite hellaswag,arc_easy --data "$DAY0_DATA" --limit 1000 \
+      --dtype bf16 --device "$device" --out "$work/release-$device" > "$out/release-$device.txt" || code=$?
+    echo "$code" > "$work/code-$device"
+  done
+  cmp "$work/code-cpu" "$work/code-cuda"
+else
+  echo "skipped: DAY0_SMOLLM2 and DAY0_DATA do not name SmolLM2 and its data" | tee "$out/scores-smollm2.txt"
+fi

@@ -42,14 +42,11 @@ echo "CPU and GPU wrote the same bytes" | tee "$out/same-bytes.txt"
 
 # Scores on the GPU beside those on the CPU: the embedded model's, and SmolLM2's where DAY0_SMOLLM2 and DAY0_DATA name it
 # and its data.
-eval_on() { # DEVICE DTYPE OUT ARGUMENTS…
-  "$day0" eval "${@:4}" --dtype "$2" --device "$1" --out "$3" --json > "$3.json"
-}
 agree() { # NAME ARGUMENTS… of eval
   for dtype in f32 bf16; do
     for device in cpu cuda; do
-      eval_on "$device" "$dtype" "$work/$1-$dtype-$device" "${@:2}"
-      cp "$work/$1-$dtype-$device.json" "$out/"
+      local name="$1-$dtype-$device"
+      "$day0" eval "${@:2}" --dtype "$dtype" --device "$device" --out "$work/$name" --json > "$out/$name.json"
     done
   done
   {

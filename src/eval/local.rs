@@ -42,9 +42,9 @@ impl Scorer for LocalScorer {
     /// A request that the engine does not take fails alone; the others are scored. Where a device fails, requests are as
     /// good as not asked.
     fn score(&self, requests: &[ScoreRequest], progress: OnDone<'_>) -> Vec<Result<ScoreResult, ItemError>> {
-        let failed = |message: String| ItemError { status: None, transient: false, message };
+        let failed = |transient: bool, message: String| ItemError { status: None, transient, message };
         let checks: Vec<Result<(), ItemError>> =
-            requests.iter().map(|r| self.engine.check(r).map_err(|e| failed(chain(&e)))).collect();
+            requests.iter().map(|r| self.engine.check(r).map_err(|e| failed(false, chain(&e)))).collect();
         let valid: Vec<ScoreRequest> =
             requests.iter().zip(&checks).filter(|(_, check)| check.is_ok()).map(|(r, _)| r.clone()).collect();
         let mut scored = Vec::with_capacity(valid.len());
@@ -57,15 +57,14 @@ impl Scorer for LocalScorer {
                 Ok(results) => scored.extend(results),
                 Err(error) => {
                     let transient = error.failure_class() == FailureClass::InfraTransient;
-                    let failed = ItemError { status: None, transient, message: chain(&error) };
-                    return requests.iter().map(|_| Err(failed.clone())).collect();
+                    return vec![Err(failed(transient, chain(&error))); requests.len()];
                 }
             }
         }
         let mut scored = scored.into_iter();
         let answer = |check: Result<(), ItemError>| {
             check.and_then(|()| {
-                scored.next().ok_or_else(|| failed("the engine left the request out".to_owned()))
+                scored.next().ok_or_else(|| failed(false, "the engine left the request out".to_owned()))
             })
         };
         checks.into_iter().map(answer).collect()

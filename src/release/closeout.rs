@@ -7,6 +7,7 @@ use super::arm::{ArmEngine, ArmName};
 use super::conductor::Ending;
 use super::config::{ConfigFile, Level, ReadinessConfig};
 use super::graph::names;
+use super::noise_units::is_measurable;
 use super::preflight::Inputs;
 use super::readiness::leveled;
 use super::ready_units;
@@ -303,13 +304,7 @@ fn not_tested(inputs: &Inputs) -> Vec<String> {
     if let Some(limit) = inputs.config.limit {
         list.push(format!("all items but {limit} a task (--limit)"));
     }
-    let single = match &inputs.engines[ArmName::Baseline as usize] {
-        ArmEngine::Local { dtype, place } => {
-            place.is_cpu() && super::noise_units::second_path(*dtype).is_none()
-        }
-        ArmEngine::Command(_) | ArmEngine::Endpoint { .. } => false,
-    };
-    if inputs.config.noise_floor && single {
+    if inputs.config.noise_floor && !is_measurable(&inputs.engines[ArmName::Baseline as usize]) {
         list.push("the noise floor: this machine has one kernel path only".to_owned());
     }
     if inputs.gpus().is_some() {

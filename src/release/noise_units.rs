@@ -25,12 +25,9 @@ const ITEMS: usize = 256;
 /// Name of the node.
 pub const NOISE: &str = "noise-floor";
 
-/// How a running engine is asked again whose numbers depend on what it is asked together: over an endpoint, and on a GPU.
-const ONE_BY_ONE: &str = "one prompt at a time, last item first";
-
 /// The path that the noise floor of the CPU is measured on: the plainest one for `dtype`; `None` where the machine has only
 /// one.
-pub fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
+fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
     let paths = match dtype {
         ComputeDtype::F32 => KernelPath::available(),
         ComputeDtype::Bf16 => KernelPath::available_bf16(),
@@ -38,24 +35,48 @@ pub fn second_path(dtype: ComputeDtype) -> Option<KernelPath> {
     paths.last().copied().filter(|_| paths.len() > 1)
 }
 
-/// How the baseline is scored again, in words; `None` where it cannot be.
-fn other_way(build: &Build<'_>) -> Option<String> {
-    match &build.inputs.engines[ArmName::Baseline as usize] {
-        ArmEngine::Local { dtype, place } if place.is_cpu() => {
-            second_path(*dtype).map(|path| format!("on {}", path.name()))
+/// How a baseline is scored again.
+#[derive(Clone, Copy)]
+enum OtherWay {
+    /// By other kernels of the CPU.
+    On(ComputeDtype, KernelPath),
+    /// By what answered before, whose numbers depend on what it is asked together: over an endpoint, and on a GPU.
+    OneByOne,
+}
+
+impl OtherWay {
+    /// `None` where there is no other way.
+    fn of(engine: &ArmEngine) -> Option<Self> {
+        match engine {
+            ArmEngine::Local { dtype, place } if place.is_cpu() => {
+                second_path(*dtype).map(|path| Self::On(*dtype, path))
+            }
+            _ => Some(Self::OneByOne),
         }
-        _ => Some(ONE_BY_ONE.to_owned()),
     }
+
+    fn in_words(self) -> String {
+        match self {
+            Self::On(_, path) => format!("on {}", path.name()),
+            Self::OneByOne => "one prompt at a time, last item first".to_owned(),
+        }
+    }
+}
+
+/// Whether the noise floor of a baseline can be measured.
+pub fn is_measurable(baseline: &ArmEngine) -> bool {
+    OtherWay::of(baseline).is_some()
 }
 
 /// Scores the first items of the baseline again, while what served them still does; `None` where there is no other way.
 pub fn noise_node<'a>(build: &'a Build<'a>, job: &'a EvalJob<'a>) -> Option<Node<'a>> {
-    let how = other_way(build)?;
+    let way = OtherWay::of(&build.inputs.engines[ArmName::Baseline as usize])?;
+    let how = way.in_words();
     let key = keys::derived(&format!("noise/2 {how} {ITEMS}"), &build.keys.compare);
     let mut after = job.wave_names();
     after.push(names::serve(ArmName::Baseline));
     let unit = FnUnit::new(key, move |context| {
-        let floors = measure(build, job, &how, context)?;
+        let floors = measure(build, job, way, context)?;
         json::write(&build.run.join("eval/noise.json"), &floors)?;
         Output::of(&floors)
     });
@@ -65,10 +86,10 @@ pub fn noise_node<'a>(build: &'a Build<'a>, job: &'a EvalJob<'a>) -> Option<Node
 fn measure(
     build: &Build<'_>,
     job: &EvalJob<'_>,
-    how: &str,
+    way: OtherWay,
     context: &Context<'_>,
 ) -> Result<BTreeMap<String, NoiseFloor>, Failure> {
-    let scorer = scorer(build, context)?;
+    let scorer = scorer(build, way, context)?;
     let mut floors = BTreeMap::new();
     for index in 0..job.sequences.len() {
         let (before, asked) = first_items(job, index, context)?;
@@ -94,7 +115,7 @@ fn measure(
                 .map(|(_, i)| i)
                 .collect();
             let before = before.get(task.name()).map_or(&[][..], Vec::as_slice);
-            floors.insert(task.name().to_owned(), floor(task, before, &own, how));
+            floors.insert(task.name().to_owned(), floor(task, before, &own, way));
         }
     }
     Ok(floors)
@@ -124,21 +145,22 @@ fn first_items<'a>(
     Ok((before, asked))
 }
 
-fn scorer(build: &Build<'_>, context: &Context<'_>) -> Result<Arc<dyn Scorer>, Failure> {
-    let opening: ServeRecord = context.output(&names::serve(ArmName::Baseline))?;
-    if let ArmEngine::Local { dtype, place } = &build.inputs.engines[ArmName::Baseline as usize]
-        && place.is_cpu()
-        && let Some(path) = second_path(*dtype)
-    {
-        let checkpoint = Checkpoint::open(&build.inputs.model.dir)?;
-        let options = EngineOptions { dtype: *dtype, ..EngineOptions::new(build.inputs.threads.clone()) };
-        return Ok(Arc::new(LocalScorer::new(Arc::new(Engine::load_with(&checkpoint, &options, path)?))));
+fn scorer(build: &Build<'_>, way: OtherWay, context: &Context<'_>) -> Result<Arc<dyn Scorer>, Failure> {
+    match way {
+        OtherWay::On(dtype, path) => {
+            let checkpoint = Checkpoint::open(&build.inputs.model.dir)?;
+            let options = EngineOptions { dtype, ..EngineOptions::new(build.inputs.threads.clone()) };
+            Ok(Arc::new(LocalScorer::new(Arc::new(Engine::load_with(&checkpoint, &options, path)?))))
+        }
+        OtherWay::OneByOne => {
+            let opening: ServeRecord = context.output(&names::serve(ArmName::Baseline))?;
+            build.arm(ArmName::Baseline).one_by_one(&opening)
+        }
     }
-    build.arm(ArmName::Baseline).one_by_one(&opening)
 }
 
 /// Compares `again` with the same documents as they were scored before.
-fn floor(task: &PreparedTask, before: &[ItemRecord], again: &[&ItemRecord], how: &str) -> NoiseFloor {
+fn floor(task: &PreparedTask, before: &[ItemRecord], again: &[&ItemRecord], way: OtherWay) -> NoiseFloor {
     let metric = eval::primary_metric(&task.task).name;
     let by_doc: BTreeMap<usize, &ItemRecord> = before.iter().map(|item| (item.doc_id, item)).collect();
     let (mut flips, mut largest, mut sum, mut count) = (0, 0.0f64, 0.0, 0u64);
@@ -154,7 +176,7 @@ fn floor(task: &PreparedTask, before: &[ItemRecord], again: &[&ItemRecord], how:
         }
     }
     NoiseFloor {
-        how: how.to_owned(),
+        how: way.in_words(),
         items,
         flips,
         mean_abs_dll: sum / count.max(1) as f64,

@@ -160,11 +160,8 @@ impl Inputs {
         ];
         provenance.inputs = inputs.into_iter().map(|(name, d)| (name.to_owned(), d.clone())).collect();
         provenance.seeds.insert("permutation".to_owned(), self.config.seed);
-        engine::kernel_path(self.config.dtype).clone_into(&mut provenance.kernel_path);
-        if let Some(place) = self.gpus() {
-            provenance.device = place.device();
-            provenance.kernel_path = place.kernel_path(self.config.dtype);
-        }
+        let place = self.gpus().cloned().unwrap_or_default();
+        (provenance.device, provenance.kernel_path) = (place.device(), place.kernel_path(self.config.dtype));
         provenance
     }
 

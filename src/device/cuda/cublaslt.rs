@@ -45,7 +45,6 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 const SMALLEST_CLASS: usize = 16;
 /// What buffers are aligned to at best, as far as the library cares.
 const BEST_ALIGNMENT: u64 = 256;
-const SET_LIMIT: &str = "cublasLtMatmulPreferenceSetAttribute";
 /// The value of an attribute that transposes (`CUBLAS_OP_T`).
 static TRANSPOSED: i32 = 1;
 
@@ -385,28 +384,22 @@ impl Limits {
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y),
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, y),
         ];
-        // SAFETY: the pointers are valid for the calls; what they make is destroyed in `drop`.
-        unsafe {
-            check("cublasLtMatmulPreferenceCreate", sys::cublasLtMatmulPreferenceCreate(&raw mut limits.0))?;
-            let room = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-            let set = sys::cublasLtMatmulPreferenceSetAttribute(
-                limits.0,
-                room,
-                (&raw const workspace).cast(),
-                size_of::<usize>(),
-            );
-            check(SET_LIMIT, set)?;
-            for (which, bytes) in alignments {
-                let set = sys::cublasLtMatmulPreferenceSetAttribute(
-                    limits.0,
-                    which,
-                    (&raw const bytes).cast(),
-                    size_of::<u32>(),
-                );
-                check(SET_LIMIT, set)?;
-            }
+        // SAFETY: the pointer is valid for the call; what it makes is destroyed in `drop`.
+        let made = unsafe { sys::cublasLtMatmulPreferenceCreate(&raw mut limits.0) };
+        check("cublasLtMatmulPreferenceCreate", made)?;
+        limits.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace)?;
+        for (which, bytes) in alignments {
+            limits.set(which, &bytes)?;
         }
         Ok(limits)
+    }
+
+    /// Sets a limit, in the type that the library expects of it.
+    fn set<T>(&mut self, which: Preference, value: &T) -> Result<(), CudaError> {
+        let (at, size) = (std::ptr::from_ref(value).cast(), size_of::<T>());
+        // SAFETY: the preference is alive, and the value for the call.
+        let set = unsafe { sys::cublasLtMatmulPreferenceSetAttribute(self.0, which, at, size) };
+        check("cublasLtMatmulPreferenceSetAttribute", set)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The decoder on a GPU: the graph of [`super::graph`] on device buffers, the operations of [`crate::ops::cuda`] and
+//! The decoder on a GPU: the graph of `super::graph` on device buffers, the operations of [`crate::ops::cuda`] and
 //! cuBLASLt's products.
 //!
 //! The residual stream, norms, softmax and log-sum-exp are f32. In bf16 mode what passes between operations is bf16; in

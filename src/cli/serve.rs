@@ -16,6 +16,10 @@ use crate::ops::kernel_path::ComputeDtype;
 use crate::record::Failure;
 use crate::serve::{Server, ServerOptions};
 
+/// Tokens of a pass at least: what many clients ask for at once is one pass, where the engine's own size would leave a
+/// small rest to a second, which reads all weights again.
+const SERVED_BATCHED_TOKENS: usize = 2048;
+
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Directory, .gguf file, hub id org/name[@revision], or day0-tiny.
@@ -35,6 +39,9 @@ pub(super) struct Arguments {
     /// Memory for the keys and values of running sequences; at least one of full length always fits.
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     kv_cache_mib: u32,
+    /// New tokens of one forward pass [default: 2048, on GPUs 16384].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_num_batched_tokens: Option<u32>,
     /// Requests in flight, queued ones included; more get 503.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..1_000_000))]
     max_requests: u32,
@@ -64,8 +71,11 @@ pub(super) fn run(arguments: Arguments, settings: &Settings) -> Result<u8, Failu
     let checkpoint = Checkpoint::open(&model.dir)?;
     let tokenizer = Arc::new(Tokenizer::load(&model.dir)?);
     let place = EnginePlace::open(&arguments.device)?;
-    let options =
+    let mut options =
         EngineOptions { dtype: arguments.dtype, ..EngineOptions::at(settings.threads.clone(), &place) };
+    options.max_batched_tokens = arguments
+        .max_num_batched_tokens
+        .map_or(options.max_batched_tokens.max(SERVED_BATCHED_TOKENS), |n| n as usize);
     let engine =
         Engine::load_at(&checkpoint, &options, &place)?.with_tokenizer_digest(tokenizer.digest().clone());
     let generation = generation(&arguments, engine.max_len())?;

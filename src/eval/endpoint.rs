@@ -2,7 +2,7 @@
 //! SGLang's own interface (`sglang`).
 //!
 //! A request is sent as lm-eval's `local-completions` sends it: token ids, `echo`, `logprobs` 1, `max_tokens` 1; the
-//! generated token is dropped. Every answer is checked before it counts (`answer`).
+//! generated token is dropped (day0's own server is asked for none). Every answer is checked before it counts (`answer`).
 
 pub(crate) mod answer;
 mod client;

@@ -22,6 +22,8 @@ use super::packed::PackedMatrix;
 const CHUNK_PANELS: usize = 32;
 /// Rows per task: their logits of one chunk are 384 KiB.
 const ROWS: usize = 96;
+/// Logits that are passed over together where none of them ranks.
+const RANKED_AT_ONCE: usize = 32;
 
 /// Which log-probabilities are asked of the rows.
 pub struct HeadQuery<'a> {
@@ -178,12 +180,20 @@ pub(crate) fn largest(logits: &[f32], first_token: usize, n: usize) -> Vec<(u32,
     if n == 0 {
         return top;
     }
-    for (i, logit) in logits.iter().enumerate() {
-        // A later token enters only if it is larger, which also keeps NaN out.
-        if top.len() < n && !logit.is_nan() || top.last().is_some_and(|(_, last)| logit > last) {
-            let place = top.partition_point(|(_, other)| other >= logit);
-            top.insert(place, ((first_token + i) as u32, *logit));
-            top.truncate(n);
+    for (block, logits) in logits.chunks(RANKED_AT_ONCE).enumerate() {
+        // A later token enters only if it is larger, which also keeps NaN out. Most blocks hold none.
+        if top.len() == n
+            && let Some((_, last)) = top.last()
+            && !logits.iter().fold(false, |any, logit| any | (logit > last))
+        {
+            continue;
+        }
+        for (i, logit) in logits.iter().enumerate() {
+            if top.len() < n && !logit.is_nan() || top.last().is_some_and(|(_, last)| logit > last) {
+                let place = top.partition_point(|(_, other)| other >= logit);
+                top.insert(place, ((first_token + block * RANKED_AT_ONCE + i) as u32, *logit));
+                top.truncate(n);
+            }
         }
     }
     top
@@ -253,6 +263,20 @@ mod tests {
             let query = HeadQuery { targets: &targets[r..=r], offsets: &[0, 1], top_n: 2 };
             let one = log_softmax(path, &x[r * k..][..k], &packed, None, map, &query);
             assert_eq!((&one.0[0], one.1[0]), (&all.0[r], all.1[r]));
+        }
+    }
+
+    proptest::proptest! {
+        /// Few values, so that there are ties; over several blocks.
+        #[test]
+        fn the_largest_are_those_of_a_stable_sort(
+            logits in proptest::collection::vec(proptest::sample::select(vec![-2.0f32, 0.5, 1.0, 7.0, 9.0, f32::NAN]), 0..200),
+            n in 0usize..40,
+        ) {
+            let mut order: Vec<(u32, f32)> = (100..).zip(logits.iter().copied()).filter(|(_, z)| !z.is_nan()).collect();
+            order.sort_by(|a, b| b.1.total_cmp(&a.1));
+            order.truncate(n);
+            proptest::prop_assert_eq!(largest(&logits, 100, n), order);
         }
     }
 

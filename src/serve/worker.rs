@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -24,6 +24,13 @@ const SCORED_ROWS: usize = 4 * 1024;
 const SCORED_ROWS_BESIDE_GENERATION: usize = 1024;
 /// Prompt tokens of one call, those included that prompts share: their answers take time too.
 const SCORED_TOKENS: usize = 16 * 1024;
+/// Clients that were answered together ask again one after the other: the engine waits for them, so as not to take the
+/// first alone, for at most this part of the time for which it worked.
+const GATHERED: u32 = 10;
+/// None of them has come for this time: no more will.
+const PAUSE: Duration = Duration::from_millis(8);
+/// How often they are looked for.
+const GLANCE: Duration = Duration::from_micros(200);
 
 /// What the thread shares with the server.
 #[derive(Debug, Default)]
@@ -56,6 +63,7 @@ pub(super) fn spawn(
             active: BTreeMap::new(),
             names: HashMap::new(),
             next_name: 0,
+            last: Last::default(),
         };
         worker.run(jobs, &flags);
     })
@@ -72,6 +80,16 @@ struct Worker<'a> {
     /// What the generation calls a prompt → request and prompt.
     names: HashMap<u64, (u64, usize)>,
     next_name: u64,
+    last: Last,
+}
+
+/// What the last turn did.
+#[derive(Debug, Clone, Copy, Default)]
+struct Last {
+    /// How long it took.
+    took: Duration,
+    /// Requests that it ended.
+    ended: usize,
 }
 
 impl Worker<'_> {
@@ -80,6 +98,7 @@ impl Worker<'_> {
             if self.active.is_empty() {
                 let Some(job) = jobs.blocking_recv() else { return };
                 self.accept(job);
+                self.gather(&mut jobs, flags);
             }
             while let Ok(job) = jobs.try_recv() {
                 self.accept(job);
@@ -88,12 +107,32 @@ impl Worker<'_> {
                 return;
             }
             self.drop_unwanted();
+            let (begun, before) = (Instant::now(), self.active.len());
             if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
                 flags.broken.store(true, Ordering::Relaxed);
                 self.fail_all("the engine panicked; see the log");
             }
             self.active.retain(|_, active| !active.is_done());
+            self.last = Last { took: begun.elapsed(), ended: before - self.active.len() };
             self.measure(jobs.len());
+        }
+    }
+
+    /// Waits for as many requests as the last turn ended, if they are on their way.
+    fn gather(&mut self, jobs: &mut mpsc::Receiver<Job>, flags: &Flags) {
+        let begun = Instant::now();
+        let mut came = begun;
+        while self.active.len() < self.last.ended
+            && begun.elapsed() < self.last.took / GATHERED
+            && came.elapsed() < PAUSE
+            && !flags.abandon.load(Ordering::Relaxed)
+        {
+            if let Ok(job) = jobs.try_recv() {
+                self.accept(job);
+                came = Instant::now();
+            } else {
+                std::thread::sleep(GLANCE);
+            }
         }
     }
 

@@ -76,10 +76,10 @@ pub(crate) enum Distrust {
     #[error("no log-probs in the answer")]
     NoLogprobs,
     #[error(
-        "{entries} log-prob entries for {prompt_tokens} prompt tokens and 1 generated one{}",
+        "{entries} log-prob entries for {prompt_tokens} prompt tokens and {generated} generated{}",
         if *entries <= 1 { " (the server seems to ignore echo)" } else { "" }
     )]
-    EntryCount { entries: usize, prompt_tokens: usize },
+    EntryCount { entries: usize, prompt_tokens: usize, generated: usize },
     #[error("the first log-prob is not null")]
     FirstNotNull,
     #[error("the log-prob at position {position} is {value}")]
@@ -114,8 +114,8 @@ impl Answer {
 }
 
 impl Choice {
-    /// The score of `request`, which was sent with echo, one ranked log-prob and one generated token.
-    pub fn score(&self, request: &ScoreRequest) -> Result<ScoreResult, Distrust> {
+    /// The score of `request`, which was sent with echo, one ranked log-prob and `generated` tokens to generate.
+    pub fn score(&self, request: &ScoreRequest, generated: usize) -> Result<ScoreResult, Distrust> {
         let (tokens, context_len) = (&request.tokens, request.context_len);
         if let Some(echoed) = &self.prompt_token_ids
             && echoed != tokens
@@ -127,7 +127,7 @@ impl Choice {
             return Err(Distrust::ContextLen { context_len, tokens: tokens.len() });
         }
         let logprobs = self.logprobs.as_ref().ok_or(Distrust::NoLogprobs)?;
-        check_entry_count(logprobs, tokens.len())?;
+        check_entry_count(logprobs, tokens.len(), generated)?;
         check_first_is_null(logprobs)?;
         // A server that was asked to score from the continuation on says nothing about the context.
         let is_unscored = |entry: &Option<f64>| entry.is_none();
@@ -150,10 +150,17 @@ impl Choice {
     }
 }
 
-/// Entries = prompt tokens + the generated one.
-pub(crate) fn check_entry_count(logprobs: &Logprobs, prompt_tokens: usize) -> Result<(), Distrust> {
+/// Entries = prompt tokens + those generated.
+pub(crate) fn check_entry_count(
+    logprobs: &Logprobs,
+    prompt_tokens: usize,
+    generated: usize,
+) -> Result<(), Distrust> {
     let entries = logprobs.token_logprobs.len();
-    if entries == prompt_tokens + 1 { Ok(()) } else { Err(Distrust::EntryCount { entries, prompt_tokens }) }
+    if entries == prompt_tokens + generated {
+        return Ok(());
+    }
+    Err(Distrust::EntryCount { entries, prompt_tokens, generated })
 }
 
 /// Nothing comes before the first token.
@@ -207,7 +214,7 @@ mod tests {
     }
 
     fn score(choice: Value) -> Result<ScoreResult, Distrust> {
-        serde_json::from_value::<Choice>(choice).unwrap().score(&request())
+        serde_json::from_value::<Choice>(choice).unwrap().score(&request(), 1)
     }
 
     #[test]
@@ -225,7 +232,7 @@ mod tests {
             choice
         };
         let lp = "/logprobs/token_logprobs";
-        let entries = |entries| Distrust::EntryCount { entries, prompt_tokens: 5 };
+        let entries = |entries| Distrust::EntryCount { entries, prompt_tokens: 5, generated: 1 };
         let value = |position, value: &str| Distrust::Value { position, value: value.to_owned() };
         let mut other_ids = good();
         other_ids["prompt_token_ids"] = json!([5, 6, 1, 8, 9]);

@@ -158,10 +158,12 @@ impl EndpointClient {
             let answers = self.sglang_generate(&prompts, &starts, 1)?;
             return Ok(answers.iter().zip(requests).map(|(a, r)| a.score(r)).collect());
         }
-        let starts: Vec<usize> = requests.iter().map(|r| r.context_len).collect();
-        let choices =
-            self.echo_from(model, &prompts, Some(starts).filter(|_| self.day0.load(Ordering::Relaxed)))?;
-        Ok(choices.iter().zip(requests).map(|(choice, request)| choice.score(request)).collect())
+        // day0's server computes just what is asked: nothing after a prompt, and nothing of its context.
+        let is_day0 = self.day0.load(Ordering::Relaxed);
+        let starts = is_day0.then(|| requests.iter().map(|r| r.context_len).collect());
+        let generated = usize::from(!is_day0);
+        let choices = self.echo_from(model, &prompts, starts, generated)?;
+        Ok(choices.iter().zip(requests).map(|(choice, request)| choice.score(request, generated)).collect())
     }
 
     /// SGLang's answers, one for each prompt.
@@ -187,19 +189,20 @@ impl EndpointClient {
             let answers = self.sglang_generate(prompts, &vec![0; prompts.len()], 1)?;
             return Ok(answers.into_iter().enumerate().map(|(i, a)| a.into_choice(i, true)).collect());
         }
-        self.echo_from(model, prompts, None)
+        self.echo_from(model, prompts, None, 1)
     }
 
-    /// The same of `/v1/completions`; with `starts`, only from these positions on.
+    /// The same of `/v1/completions`, with so many tokens generated; with `starts`, only from these positions on.
     fn echo_from(
         &self,
         model: &str,
         prompts: &[&[u32]],
         starts: Option<Vec<usize>>,
+        max_tokens: usize,
     ) -> Result<Vec<Choice>, CallError> {
         // The fields and values of lm-eval's `local-completions`, seed included.
-        let body = json!({"model": model, "prompt": prompts, "max_tokens": 1, "temperature": 0, "logprobs": 1,
-                          "echo": true, "seed": 1234});
+        let body = json!({"model": model, "prompt": prompts, "max_tokens": max_tokens, "temperature": 0,
+                          "logprobs": 1, "echo": true, "seed": 1234});
         let mut extras = vec![("return_token_ids", json!(true))];
         extras.extend(starts.map(|starts| ("logprob_start_len", json!(starts))));
         self.completions(&body, &extras, prompts.len())

@@ -158,7 +158,7 @@ pub(crate) fn read_fingerprint(
         if choice.prompt_token_ids.is_none() {
             token_ids_echoed = None;
         }
-        let score = choice.score(&request).map_err(|e| CallError::malformed(e.to_string()))?;
+        let score = choice.score(&request, 1).map_err(|e| CallError::malformed(e.to_string()))?;
         loglikelihoods.push(score.loglikelihood());
     }
     let rounded: Vec<i64> = loglikelihoods.iter().map(|l| (l * 10.0).round() as i64).collect();
@@ -230,9 +230,11 @@ impl Scorer for EndpointScorer {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..self.concurrency.min(batches.len()) {
+            // This thread is one of them.
+            for _ in 1..self.concurrency.min(batches.len()) {
                 scope.spawn(work);
             }
+            work();
         });
         done.into_iter().flat_map(|slot| slot.into_inner().unwrap_or_default()).collect()
     }

@@ -51,7 +51,11 @@ impl Generated {
         let entries = self.meta_info.input_token_logprobs.as_ref().ok_or(Distrust::NoLogprobs)?;
         let expected = tokens.len() - start;
         if entries.len() != expected {
-            return Err(Distrust::EntryCount { entries: entries.len() + 1, prompt_tokens: expected });
+            return Err(Distrust::EntryCount {
+                entries: entries.len() + 1,
+                prompt_tokens: expected,
+                generated: 1,
+            });
         }
         if let Some(at) = entries.iter().zip(&tokens[start..]).position(|(entry, token)| entry.1 != *token) {
             return Err(Distrust::OtherTokens { position: start + at });

@@ -119,7 +119,7 @@ proptest! {
 fn one_bad_request_fails_alone() {
     let (server, engine) = fake_server();
     let mut requests = requests(20);
-    requests[13].tokens = vec![1; 64];
+    requests[13].tokens = vec![1; 65];
     requests[5].tokens[2] = 100_000;
     let results = score(&options(&server.url()), &requests);
     for (at, (request, result)) in requests.iter().zip(results).enumerate() {

@@ -137,7 +137,7 @@ fn judge(choice: &Choice, request: &ScoreRequest, greedy: Result<(), String>) ->
     let n = request.tokens.len();
     let mut problems = Vec::new();
     let mut ok = |check: Result<(), String>| check.map_err(|problem| problems.push(problem)).is_ok();
-    let entry_count_ok = ok(check_entry_count(&logprobs, n).map_err(|e| e.to_string()));
+    let entry_count_ok = ok(check_entry_count(&logprobs, n, 1).map_err(|e| e.to_string()));
     let first_is_null = ok(check_first_is_null(&logprobs).map_err(|e| e.to_string()));
     let rest_finite = ok(check_rest(&logprobs, 1..n).map_err(|e| e.to_string()));
     let greedy_consistent = ok(greedy);
@@ -154,7 +154,7 @@ fn judge(choice: &Choice, request: &ScoreRequest, greedy: Result<(), String>) ->
 /// The generated token is the best one where the echo repeats it, up to the rounding between prefill and decode.
 fn check_greedy(choice: &Choice, request: &ScoreRequest, first: Option<&FirstToken>) -> Result<(), String> {
     let at = request.context_len;
-    choice.score(request).map_err(|e| e.to_string())?;
+    choice.score(request, 1).map_err(|e| e.to_string())?;
     let logprobs = choice.logprobs.as_ref().ok_or("no log-probs")?;
     let value = |v: Option<Option<f64>>| v.flatten().unwrap_or(f64::NEG_INFINITY);
     let echoed = value(logprobs.token_logprobs.get(at).copied());

@@ -1,5 +1,6 @@
 //! A zero-initialized f32 array aligned to a cache line, so that no vector load crosses two lines.
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 /// Floats per cache line.
@@ -98,6 +99,48 @@ impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `deref`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+thread_local! {
+    /// Memory of arrays made before on this thread: a layer holds two or three at a time.
+    static SPARE: RefCell<Vec<Buffer>> = RefCell::default();
+}
+
+/// An array of what an op hands to the next, whose memory serves the thread again.
+#[derive(Default)]
+pub(super) struct Scratch(Buffer);
+
+impl Scratch {
+    /// At least `len` floats, of whatever was there.
+    pub fn of(len: usize) -> Self {
+        let mut buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        buffer.ensure(len);
+        Self(buffer)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        const KEPT: usize = 4;
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < KEPT {
+                spare.push(std::mem::take(&mut self.0));
+            }
+        });
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Buffer;
+    fn deref(&self) -> &Buffer {
+        &self.0
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut Buffer {
+        &mut self.0
     }
 }
 

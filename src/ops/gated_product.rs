@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::buffer::Buffer;
 use super::gated::{Activation, gated_row};
 use super::kernel_path::KernelPath;
-use super::linear::{Input, UNIT_ROWS, multiply_block};
+use super::linear::{Input, multiply_block};
 use super::microkernel::NR;
 use super::packed::PackedMatrix;
 use super::unit_rows::{PART, RoundedRows};
@@ -46,7 +46,7 @@ pub fn gated_product(
     let half = inner / NR;
     let input = Input::rounded(x, rows, w);
     let (made, parts) = RoundedRows::in_parts(path, rows, inner);
-    let row_block = if w.is_decoded() { rows.max(1) } else { UNIT_ROWS };
+    let row_block = input.row_block(rows, w);
     let (blocks, chunks) = (rows.div_ceil(row_block), half.div_ceil(PANELS));
     (0..blocks * chunks).into_par_iter().for_each(|task| {
         let of_block = task / chunks * row_block..((task / chunks + 1) * row_block).min(rows);

@@ -12,7 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activation_quant::ActivationQuant;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Scratch};
 use super::kernel_path::KernelPath;
 use super::microkernel::{self, Former, MR, NR, Tile};
 use super::packed::{CodeKind, PackedMatrix, Panels};
@@ -28,8 +28,8 @@ const K_BLOCK: usize = 256;
 
 /// Bytes of W's panels in one task of a narrow kernel.
 const TASK_BYTES: usize = 512 << 10;
-/// Rows of x in one task of a narrow kernel.
-pub(super) const UNIT_ROWS: usize = 256;
+/// Rows of x in one task of a narrow kernel, about.
+const UNIT_ROWS: usize = 256;
 
 /// Where a product goes: columns of a row-major matrix that several products may share.
 pub struct Columns<'a> {
@@ -77,16 +77,20 @@ pub fn linear_rounded(
 
 /// Inputs as the kernels of a matrix read them.
 pub(super) enum Input<'a> {
-    F32(&'a [f32]),
+    /// Block after block of K, and in it tile after tile of up to [`MR`] rows, each \[k\]\[rows\].
+    F32 {
+        packed: Scratch,
+        rows: usize,
+    },
     Units(UnitRows),
     Rounded(&'a UnitRows),
 }
 
 impl<'a> Input<'a> {
     /// x \[T, K\] for products with `w`, which holds no codes.
-    pub fn new(path: KernelPath, x: &'a [f32], w: &PackedMatrix) -> Self {
+    pub fn new(path: KernelPath, x: &[f32], w: &PackedMatrix) -> Self {
         match &w.panels {
-            Panels::F32(_) => Self::F32(x),
+            Panels::F32(_) => Self::F32 { packed: pack_tiles(x, w.k()), rows: x.len() / w.k() },
             Panels::Bf16(_) | Panels::Coded(_) => Self::Units(UnitRows::bf16(UnitDot::bf16(path), x, w.k())),
             Panels::Codes(_) => unreachable!("codes take quantized inputs"),
         }
@@ -110,6 +114,35 @@ impl<'a> Input<'a> {
         };
         Self::Units(UnitRows::codes(path, dot, quant, x, w.k()))
     }
+
+    /// Rows of one task: whole tiles, all `rows` where W's panels are decoded for each task.
+    pub fn row_block(&self, rows: usize, w: &PackedMatrix) -> usize {
+        let dot = match self {
+            Self::F32 { .. } => return ROW_BLOCK,
+            Self::Units(x) => x.dot,
+            Self::Rounded(x) => x.dot,
+        };
+        if w.is_decoded() {
+            return rows.max(1);
+        }
+        // Blocks of about equal size: a small rest would read as much of W as the others.
+        let blocks = rows.div_ceil(UNIT_ROWS).max(1);
+        rows.div_ceil(blocks).next_multiple_of(dot.tile_rows()).max(1)
+    }
+}
+
+/// x \[T, K\] as the f32 kernel reads it.
+fn pack_tiles(x: &[f32], width: usize) -> Scratch {
+    let mut packed = Scratch::of(x.len());
+    let rows = x.len() / width;
+    for k0 in (0..width).step_by(K_BLOCK) {
+        let k = K_BLOCK.min(width - k0);
+        let tiles = packed[k0 * rows..][..k * rows].par_chunks_mut(MR * k);
+        tiles.zip(x.par_chunks(MR * width)).for_each(|(to, x)| {
+            microkernel::pack_rows(&x[k0..], width, x.len() / width, k, to);
+        });
+    }
+    packed
 }
 
 /// All rows times all panels, as tasks.
@@ -119,23 +152,19 @@ fn multiply(path: KernelPath, input: &Input<'_>, rows: usize, w: &PackedMatrix, 
         "the product fits its columns"
     );
     let threads = rayon::current_num_threads();
-    let (row_block, panels) = match input {
-        Input::F32(_) => {
-            let blocks = rows.div_ceil(ROW_BLOCK);
-            // Few rows (decoding) are split over W instead.
-            let panels = if blocks >= 4 * threads { w.panels() } else { 8 };
-            (ROW_BLOCK, panels)
-        }
+    let row_block = input.row_block(rows, w);
+    let blocks = rows.div_ceil(row_block);
+    let panels = match input {
+        // Few rows (decoding) are split over W instead.
+        Input::F32 { .. } if blocks >= 4 * threads => w.panels(),
+        Input::F32 { .. } => 8,
         Input::Units(_) | Input::Rounded(_) => {
-            // Decoded panels serve all rows.
-            let row_block = if w.is_decoded() { rows.max(1) } else { UNIT_ROWS };
-            let blocks = rows.div_ceil(row_block);
             let tasks = (4 * threads).div_ceil(blocks.max(1));
             let of_cache = TASK_BYTES / (w.units() * NR * size_of::<u32>());
-            (row_block, of_cache.min(w.panels().div_ceil(tasks)).max(1))
+            of_cache.min(w.panels().div_ceil(tasks)).max(1)
         }
     };
-    let (blocks, parts) = (rows.div_ceil(row_block), w.panels().div_ceil(panels.max(1)));
+    let parts = w.panels().div_ceil(panels.max(1));
     let target = SharedOut(out.data.as_mut_ptr());
     (0..blocks * parts).into_par_iter().for_each(|task| {
         let (block, part) = (task / parts, task % parts);
@@ -164,7 +193,6 @@ impl SharedOut {
 }
 
 thread_local! {
-    static PACKED_ROWS: RefCell<Buffer> = RefCell::new(Buffer::default());
     /// Panels of a weight-only scheme.
     static DECODED: RefCell<Buffer> = RefCell::new(Buffer::default());
 }
@@ -184,11 +212,10 @@ pub(super) unsafe fn multiply_block(
     ldc: usize,
 ) {
     let x = match input {
-        Input::F32(x) => {
+        Input::F32 { packed, rows: all } => {
             let Panels::F32(data) = &w.panels else { unreachable!("inputs were made for this matrix") };
-            let x = &x[rows.start * w.k()..rows.end * w.k()];
             // SAFETY: the caller's promise.
-            unsafe { multiply_f32(path, x, rows.len(), w, data, panels, c, ldc) };
+            unsafe { multiply_f32(path, (packed, *all), rows, w, data, panels, c, ldc) };
             return;
         }
         Input::Units(x) => x,
@@ -215,51 +242,45 @@ pub(super) unsafe fn multiply_block(
     }
 }
 
-/// x \[rows, K\].
+/// x as [`pack_tiles`] leaves it, of which `rows` begin at a whole tile.
 ///
 /// # Safety
 /// As for [`multiply_block`].
 #[expect(clippy::too_many_arguments, reason = "one block of one product")]
 unsafe fn multiply_f32(
     path: KernelPath,
-    x: &[f32],
-    rows: usize,
+    (x, all_rows): (&[f32], usize),
+    rows: Range<usize>,
     w: &PackedMatrix,
     data: &Buffer,
     panels: Range<usize>,
     c: *mut f32,
     ldc: usize,
 ) {
-    PACKED_ROWS.with_borrow_mut(|packed| {
-        packed.ensure(rows * K_BLOCK.min(w.k()));
-        for k0 in (0..w.k()).step_by(K_BLOCK) {
-            let k = K_BLOCK.min(w.k() - k0);
-            let former = if k0 > 0 { Former::Add } else { Former::Ignore };
-            for row in (0..rows).step_by(MR) {
-                let count = MR.min(rows - row);
-                microkernel::pack_rows(&x[row * w.k() + k0..], w.k(), count, k, &mut packed[row * k..]);
-            }
-            for panel in panels.clone() {
-                let b = data[panel * NR * w.k() + k0 * NR..].as_ptr();
-                let columns = NR.min(w.n() - panel * NR);
-                for row in (0..rows).step_by(MR) {
-                    let count = MR.min(rows - row);
-                    let a = packed[row * k..].as_ptr();
-                    // SAFETY: `packed` holds k·count floats from there, the panel k rows of 32; C as promised, or the
-                    // local tile where the last panel is cut.
-                    unsafe {
-                        let c = c.add(row * ldc + panel * NR);
-                        let tile = Tile { k, a, b, ldb: NR, c, ldc, former };
-                        if columns == NR {
-                            microkernel::compute(path, count, tile);
-                        } else {
-                            cut_tile(path, count, columns, tile);
-                        }
+    assert!(rows.start.is_multiple_of(MR), "blocks begin at whole tiles");
+    for k0 in (0..w.k()).step_by(K_BLOCK) {
+        let k = K_BLOCK.min(w.k() - k0);
+        let former = if k0 > 0 { Former::Add } else { Former::Ignore };
+        for panel in panels.clone() {
+            let b = data[panel * NR * w.k() + k0 * NR..].as_ptr();
+            let columns = NR.min(w.n() - panel * NR);
+            for row in rows.clone().step_by(MR) {
+                let count = MR.min(rows.end - row);
+                let a = x[k0 * all_rows + row * k..].as_ptr();
+                // SAFETY: x holds k·count floats from there, the panel k rows of 32; C as promised, or the local tile
+                // where the last panel is cut.
+                unsafe {
+                    let c = c.add((row - rows.start) * ldc + panel * NR);
+                    let tile = Tile { k, a, b, ldb: NR, c, ldc, former };
+                    if columns == NR {
+                        microkernel::compute(path, count, tile);
+                    } else {
+                        cut_tile(path, count, columns, tile);
                     }
                 }
             }
         }
-    });
+    }
 }
 
 /// A tile of which only the first `columns` columns exist in C.

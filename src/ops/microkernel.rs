@@ -200,9 +200,22 @@ unsafe fn portable<const ROWS: usize>(t: Tile) {
 
 /// Copies `rows` rows of `k` floats, `ld` apart, to the kernel's layout \[k\]\[rows\].
 pub fn pack_rows(src: &[f32], ld: usize, rows: usize, k: usize, dst: &mut [f32]) {
+    interleave(src, ld, rows, k, rows, dst);
+}
+
+/// Copies `rows` ≤ [`MR`] rows of `k` values, `ld` apart, to the layout \[k\]\[group\], of whose groups the first `rows`
+/// are written.
+pub fn interleave<T: Copy>(src: &[T], ld: usize, rows: usize, k: usize, group: usize, dst: &mut [T]) {
+    if rows == MR && group == MR {
+        let rows: [&[T]; MR] = std::array::from_fn(|r| &src[r * ld..][..k]);
+        for (i, to) in dst.as_chunks_mut::<MR>().0.iter_mut().take(k).enumerate() {
+            *to = rows.map(|row| row[i]);
+        }
+        return;
+    }
     for r in 0..rows {
         let row = &src[r * ld..][..k];
-        for (slot, x) in dst[r..].iter_mut().step_by(rows).zip(row) {
+        for (slot, x) in dst[r..].iter_mut().step_by(group).zip(row) {
             *slot = *x;
         }
     }

@@ -90,6 +90,11 @@ impl UnitDot {
         }
     }
 
+    /// Rows of A that lie together ([`super::unit_rows`]).
+    pub fn group_rows(self) -> usize {
+        if self.is_tiled() { amx::TILE_ROWS } else { self.tile_rows() }
+    }
+
     /// Most rows of C that are computed at once.
     pub fn tile_rows(self) -> usize {
         match self {
@@ -107,8 +112,10 @@ impl UnitDot {
 pub(super) struct UnitTile {
     /// Depth in units.
     pub units: usize,
-    /// A as \[units\]\[rows\].
+    /// A as \[units\]\[rows\], `lda` units between those of one row.
     pub a: *const u32,
+    /// Distance of A's units.
+    pub lda: usize,
     /// B as \[units\]\[32\].
     pub b: *const u32,
     /// C as \[rows\]\[32\], `ldc` numbers between rows: f32, or i32 for int8.
@@ -181,7 +188,7 @@ macro_rules! vector_kernel {
                     let b = t.b.add(i * NR);
                     let (b0, b1) = (_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast()));
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        let a = _mm512_set1_epi32((*t.a.add(i * ROWS + r)).cast_signed());
+                        let a = _mm512_set1_epi32((*t.a.add(i * t.lda + r)).cast_signed());
                         acc[0] = $dot(acc[0], a, b0);
                         acc[1] = $dot(acc[1], a, b1);
                     }
@@ -210,18 +217,18 @@ vector_kernel!(int8_vnni, "avx512f,avx512bw,avx512vnni", __m512i, _mm512_setzero
 unsafe fn plain(isa: Isa, rows: usize, tile: UnitTile, is_int8: bool) {
     let path = KernelPath { isa, dot: Dot::F32 };
     for row in 0..rows {
-        // SAFETY: the caller promises `units` rows of A, each of `rows` units, and of B, each of 32, and rows of C.
+        // SAFETY: the caller promises `units` rows of A, each of `lda` units, and of B, each of 32, and rows of C.
         let (a, b, c) = unsafe {
             (
-                std::slice::from_raw_parts(tile.a, tile.units * rows),
+                std::slice::from_raw_parts(tile.a, tile.units * tile.lda),
                 std::slice::from_raw_parts(tile.b.cast::<[u32; NR]>(), tile.units),
                 &mut *tile.c.add(row * tile.ldc).cast::<[u32; NR]>(),
             )
         };
         if is_int8 {
-            int8_row(path, &a[row..], rows, b, c, tile.continues);
+            int8_row(path, &a[row..], tile.lda, b, c, tile.continues);
         } else {
-            bf16_row(path, &a[row..], rows, b, c, tile.continues);
+            bf16_row(path, &a[row..], tile.lda, b, c, tile.continues);
         }
     }
 }

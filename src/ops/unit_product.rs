@@ -2,28 +2,22 @@
 
 #![expect(clippy::inline_always, reason = "inlined into loops that are compiled once more for wider vectors")]
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::amx::{self, Block, TILE_ROWS, Tiles};
-use super::buffer::Buffer;
 use super::kernel_path::{KernelPath, per_path};
-use super::microkernel::{self, NR};
+use super::microkernel::NR;
 use super::packed::{CodeKind, CodePanels, UNIT_PAD};
 use super::unit_kernels::{self, UnitTile};
 use super::unit_rows::UnitRows;
 
-/// Inner block in units: packed rows stay in the first-level cache, panels of a task in the second-level cache.
+/// Inner block in units: rows of a tile stay in the first-level cache, panels of a task in the second-level cache.
 const UNIT_BLOCK: usize = 512;
-/// The same for matrix tiles, whose rows are not packed again.
+/// The same for matrix tiles.
 const TILED_BLOCK: usize = 1024;
 
-thread_local! {
-    static PACKED_ROWS: RefCell<Buffer> = RefCell::new(Buffer::default());
-}
-
-/// Rows `rows` of x times `panels`, which begin at the start of `data`, cut at `n` columns: f32 for bf16 panels, i32 for
-/// int8 ones.
+/// Rows `rows` of x, from whole tiles on, times `panels`, which begin at the start of `data`, cut at `n` columns: f32 for
+/// bf16 panels, i32 for int8 ones.
 ///
 /// # Safety
 /// As for [`super::linear::multiply_block`].
@@ -37,44 +31,40 @@ pub(super) unsafe fn multiply_units(
     ldc: usize,
 ) {
     let tiles = x.dot.is_tiled().then(Tiles::configure);
+    let (tile_rows, group) = (x.dot.tile_rows(), x.dot.group_rows());
+    assert!(rows.start.is_multiple_of(tile_rows), "blocks begin at whole tiles");
     // C of rows and columns that exist only in part.
     let mut spare = [0u32; 2 * TILE_ROWS * NR];
-    PACKED_ROWS.with_borrow_mut(|packed| {
-        let unit_block = if x.dot.is_tiled() { TILED_BLOCK } else { UNIT_BLOCK };
-        packed.ensure(x.dot.tile_rows() * UNIT_BLOCK);
-        for first in (0..x.units).step_by(unit_block) {
-            let units = unit_block.min(x.units - first);
-            for row in rows.clone().step_by(x.dot.tile_rows()) {
-                let count = x.dot.tile_rows().min(rows.end - row);
-                if !x.dot.is_tiled() {
-                    microkernel::pack_rows(&x.data[row * x.units + first..], x.units, count, units, packed);
-                }
-                for panel in panels.clone() {
-                    let b = data[((panel - panels.start) * x.units + first) * NR..].as_ptr();
-                    let columns = NR.min(n - panel * NR);
-                    let is_whole = columns == NR && (!x.dot.is_tiled() || count.is_multiple_of(TILE_ROWS));
-                    // SAFETY: A and B were made for this depth; C as promised, or the spare tile.
-                    unsafe {
-                        let target = c.add((row - rows.start) * ldc + panel * NR).cast::<u32>();
-                        let (to, ld) = if is_whole { (target, ldc) } else { (spare.as_mut_ptr(), NR) };
-                        if !is_whole && first > 0 {
-                            copy_rows(target, ldc, to, NR, count, columns);
-                        }
-                        if let Some(tiles) = &tiles {
-                            matrix_tile(tiles, x, row..row + count, first..first + units, b, to, ld);
-                        } else {
-                            let (a, continues) = (packed.units().as_ptr(), first > 0);
-                            let tile = UnitTile { units, a, b, c: to, ldc: ld, continues };
-                            unit_kernels::compute(x.dot, count, tile);
-                        }
-                        if !is_whole {
-                            copy_rows(to, NR, target, ldc, count, columns);
-                        }
+    let unit_block = if x.dot.is_tiled() { TILED_BLOCK } else { UNIT_BLOCK };
+    for first in (0..x.units).step_by(unit_block) {
+        let units = unit_block.min(x.units - first);
+        for row in rows.clone().step_by(tile_rows) {
+            let count = tile_rows.min(rows.end - row);
+            for panel in panels.clone() {
+                let b = data[((panel - panels.start) * x.units + first) * NR..].as_ptr();
+                let columns = NR.min(n - panel * NR);
+                let is_whole = columns == NR && (!x.dot.is_tiled() || count.is_multiple_of(TILE_ROWS));
+                // SAFETY: A and B were made for this depth; C as promised, or the spare tile.
+                unsafe {
+                    let target = c.add((row - rows.start) * ldc + panel * NR).cast::<u32>();
+                    let (to, ld) = if is_whole { (target, ldc) } else { (spare.as_mut_ptr(), NR) };
+                    if !is_whole && first > 0 {
+                        copy_rows(target, ldc, to, NR, count, columns);
+                    }
+                    if let Some(tiles) = &tiles {
+                        matrix_tile(tiles, x, row..row + count, first..first + units, b, to, ld);
+                    } else {
+                        let a = x.data.units()[(row / group * x.units + first) * group..].as_ptr();
+                        let tile = UnitTile { units, a, lda: group, b, c: to, ldc: ld, continues: first > 0 };
+                        unit_kernels::compute(x.dot, count, tile);
+                    }
+                    if !is_whole {
+                        copy_rows(to, NR, target, ldc, count, columns);
                     }
                 }
             }
         }
-    });
+    }
 }
 
 /// Up to 32 rows of matrix tiles.

@@ -2,7 +2,8 @@
 //! with a scale for each row.
 //!
 //! Rows consist of units of 4 bytes as panels do ([`super::packed`]), padded with zeros. For matrix tiles they lie in tiles
-//! of 16 rows, \[T/16\]\[units/16\]\[16\]\[16\]; else row by row, \[T\]\[units\].
+//! of 16 rows, \[T/16\]\[units/16\]\[16\]\[16\]; else in groups of as many rows R as a kernel takes at once,
+//! \[T/R\]\[units\]\[R\].
 
 use std::cell::RefCell;
 
@@ -11,14 +12,15 @@ use rayon::prelude::*;
 
 use super::activation_quant::{self, ActivationQuant};
 use super::amx::TILE_ROWS;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Scratch};
 use super::kernel_path::KernelPath;
+use super::microkernel;
 use super::packed::{UNIT_PAD, padded_units};
 use super::unit_kernels::UnitDot;
 
 /// Rows of x for one product.
 pub(super) struct UnitRows {
-    pub data: Buffer,
+    pub data: Scratch,
     pub dot: UnitDot,
     /// Units of a row.
     pub units: usize,
@@ -84,14 +86,19 @@ impl Parts {
         for (i, numbers) in numbers.as_chunks::<PART>().0.iter().enumerate() {
             let mut units = [0; UNIT_PAD];
             bf16_units(self.dot, numbers, &mut units);
-            let step = first / PART + i;
-            let at = if self.dot.is_tiled() {
-                ((row / TILE_ROWS * (self.units / UNIT_PAD) + step) * TILE_ROWS + row % TILE_ROWS) * UNIT_PAD
-            } else {
-                row * self.units + step * UNIT_PAD
-            };
+            let (step, group) = (first / PART + i, self.dot.group_rows());
+            let at = (row / group * self.units + step * UNIT_PAD) * group;
             // SAFETY: the caller's promise.
-            unsafe { self.to.add(at).copy_from_nonoverlapping(units.as_ptr(), UNIT_PAD) };
+            unsafe {
+                if self.dot.is_tiled() {
+                    let to = self.to.add(at + row % group * UNIT_PAD);
+                    to.copy_from_nonoverlapping(units.as_ptr(), UNIT_PAD);
+                } else {
+                    for (unit, bits) in units.into_iter().enumerate() {
+                        self.to.add(at + unit * group + row % group).write(bits);
+                    }
+                }
+            }
         }
     }
 }
@@ -99,21 +106,8 @@ impl Parts {
 thread_local! {
     /// One row.
     static NUMBERS: RefCell<Buffer> = RefCell::default();
-    /// Memory of rows made before on this thread: a layer holds two or three at a time.
-    static SPARE: RefCell<Vec<Buffer>> = RefCell::default();
     /// Codes of one row.
     static CODES: RefCell<Buffer> = RefCell::default();
-}
-
-impl Drop for UnitRows {
-    fn drop(&mut self) {
-        const KEPT: usize = 4;
-        SPARE.with_borrow_mut(|spare| {
-            if spare.len() < KEPT {
-                spare.push(std::mem::take(&mut self.data));
-            }
-        });
-    }
 }
 
 impl UnitRows {
@@ -151,28 +145,30 @@ impl UnitRows {
     }
 
     fn new(dot: UnitDot, rows: usize, units: usize) -> Self {
-        let mut data = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        data.ensure(rows.next_multiple_of(TILE_ROWS) * units);
+        let data = Scratch::of(rows.next_multiple_of(dot.group_rows()) * units);
         Self { data, dot, units, scales: Vec::new() }
     }
 
     /// Has every row made and puts it in its place.
     fn fill(&mut self, rows: usize, make: &(dyn Fn(usize, &mut [u32]) + Sync)) {
-        let (units, is_tiled) = (self.units, self.dot.is_tiled());
-        let groups = self.data.units_mut().par_chunks_mut(TILE_ROWS * units);
-        groups.take(rows.div_ceil(TILE_ROWS)).enumerate().for_each_init(
-            || vec![0u32; units],
-            |row, (group, to)| {
-                for i in 0..TILE_ROWS.min(rows - group * TILE_ROWS) {
-                    let index = group * TILE_ROWS + i;
-                    if is_tiled {
-                        make(index, row);
+        let (units, group_rows, is_tiled) = (self.units, self.dot.group_rows(), self.dot.is_tiled());
+        let groups = self.data.units_mut().par_chunks_mut(group_rows * units);
+        groups.take(rows.div_ceil(group_rows)).enumerate().for_each_init(
+            || vec![0u32; group_rows * units],
+            |made, (group, to)| {
+                let count = group_rows.min(rows - group * group_rows);
+                let made = &mut made[..count * units];
+                for (i, row) in made.chunks_exact_mut(units).enumerate() {
+                    make(group * group_rows + i, row);
+                }
+                if is_tiled {
+                    for (i, row) in made.chunks_exact(units).enumerate() {
                         for (step, part) in row.chunks_exact(UNIT_PAD).enumerate() {
                             to[(step * TILE_ROWS + i) * UNIT_PAD..][..UNIT_PAD].copy_from_slice(part);
                         }
-                    } else {
-                        make(index, &mut to[i * units..][..units]);
                     }
+                } else {
+                    microkernel::interleave(made, units, count, units, group_rows, to);
                 }
             },
         );

@@ -6,6 +6,7 @@ mod batch_invariance;
 mod bf16;
 mod calibrate;
 mod cuda;
+mod cuda_packed;
 mod failing_device;
 pub(crate) mod fixture;
 mod generation;

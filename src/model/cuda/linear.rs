@@ -8,6 +8,7 @@ use super::super::linear::code_kind;
 use super::super::module_rows::ModuleRows;
 use super::super::placement::Placement;
 use super::super::weights::Weights;
+use super::packed::PackedWeight;
 use super::place::OnDevice;
 use crate::device::cuda::{CudaError, Device, DeviceBuffer, Operand, Product, ProductKind, Products, Stream};
 use crate::ops::activation_quant::ActivationQuant;
@@ -39,7 +40,9 @@ struct Part {
 enum Weight {
     /// In the type of activations.
     Dense(DeviceBuffer),
-    /// Bytes below a scale for each row.
+    /// As it is stored; computed with as a dense one.
+    Packed(PackedWeight),
+    /// Bytes below a scale for each row, of which products are taken.
     Codes { kind: CodeKind, codes: DeviceBuffer, scales: DeviceBuffer },
 }
 
@@ -59,12 +62,14 @@ pub(in crate::model) struct LinearRoom {
     codes: [DeviceBuffer; 2],
     /// Products of codes: \[T, N\] of four bytes.
     sums: DeviceBuffer,
+    /// A packed weight dequantized: \[N, K\] of the largest.
+    dense: DeviceBuffer,
 }
 
 impl LinearRoom {
     pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
         let empty = || DeviceBuffer::new(device, 1);
-        Ok(Self { quantized: empty()?, codes: [empty()?, empty()?], sums: empty()? })
+        Ok(Self { quantized: empty()?, codes: [empty()?, empty()?], sums: empty()?, dense: empty()? })
     }
 }
 
@@ -128,6 +133,8 @@ impl DeviceLinear {
         let weight = if let (Some(kind), Some(rows)) = (kind, codes) {
             let [codes, scales] = place.codes(kind, &rows, self.k)?;
             Weight::Codes { kind, codes, scales }
+        } else if let Some(packed) = PackedWeight::load(place, pending)? {
+            Weight::Packed(packed)
         } else {
             let rows: Vec<&dyn WeightRows> = pending.iter().map(|rows| rows as &dyn WeightRows).collect();
             Weight::Dense(place.dense(&rows, self.k)?)
@@ -185,7 +192,7 @@ impl DeviceLinear {
         room: &mut LinearRoom,
         (y, out): (&DeviceBuffer, Act),
     ) -> Result<(), CudaError> {
-        let mut quantized = None;
+        let mut held = None;
         for part in &self.parts {
             let both = part.columns.start.max(columns.start)..part.columns.end.min(columns.end);
             if both.is_empty() || rows == 0 {
@@ -200,33 +207,41 @@ impl DeviceLinear {
                     Weight::Codes { kind, codes, scales } => {
                         self.product_of_codes(on, (x, part.input), (*kind, codes, scales), first, room, y)?;
                     }
+                    Weight::Packed(weight) => {
+                        let x = self.input(on, part.input, (x, rows), &mut room.quantized, &mut held)?;
+                        weight.forward(on, x, first, &mut room.dense, y)?;
+                    }
                     Weight::Dense(weight) => {
-                        let x = match part.input {
-                            None => x,
-                            Some(quant) => {
-                                if quantized != Some(quant) {
-                                    room.quantized.ensure(rows * self.k * on.act.size())?;
-                                    let shape = [rows, self.k];
-                                    fake_quantize(on.stream, (on.act, quant), x, &room.quantized, shape)?;
-                                    quantized = Some(quant);
-                                }
-                                &room.quantized
-                            }
-                        };
-                        let kind = match (on.act, out) {
-                            (Act::F32, _) => ProductKind::F32,
-                            (Act::Bf16, Act::Bf16) => ProductKind::Bf16,
-                            (Act::Bf16, Act::F32) => ProductKind::Bf16ToF32,
-                        };
+                        let x = self.input(on, part.input, (x, rows), &mut room.quantized, &mut held)?;
                         let w = Operand { buffer: weight, offset: first * self.k * on.act.size() };
-                        let shape = [rows, n, self.k];
-                        let product = Product { kind, x: x.into(), w, y: y.at, shape, stride: y.stride };
-                        on.products.run(on.stream, &product)?;
+                        dense_product(on, x, (w, self.k), y)?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The input as the modules of a part take it; in `quantized`, which holds it as `held` says, where it is quantized.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn input<'a>(
+        &self,
+        on: On<'_>,
+        quant: Option<ActivationQuant>,
+        (x, rows): (&'a DeviceBuffer, usize),
+        quantized: &'a mut DeviceBuffer,
+        held: &mut Option<ActivationQuant>,
+    ) -> Result<&'a DeviceBuffer, CudaError> {
+        let Some(quant) = quant else { return Ok(x) };
+        if *held != Some(quant) {
+            quantized.ensure(rows * self.k * on.act.size())?;
+            // SAFETY: the caller's promise.
+            unsafe { fake_quantize(on.stream, (on.act, quant), x, quantized, [rows, self.k])? };
+            *held = Some(quant);
+        }
+        Ok(quantized)
     }
 
     /// y = (codes of x · codes of w) · scales, from row `first` of the weight on.
@@ -266,4 +281,24 @@ impl DeviceLinear {
             scale_product(on.stream, sums, [(&*x_scales).into(), w_scales], y)
         }
     }
+}
+
+/// y = x · wᵀ of a dense weight of `k` columns, both of activations.
+///
+/// # Safety
+/// Buffers stay alive and untouched until the stream was synchronized.
+pub(super) unsafe fn dense_product(
+    on: On<'_>,
+    x: &DeviceBuffer,
+    (w, k): (Operand<'_>, usize),
+    y: Columns<'_>,
+) -> Result<(), CudaError> {
+    let kind = match (on.act, y.act) {
+        (Act::F32, _) => ProductKind::F32,
+        (Act::Bf16, Act::Bf16) => ProductKind::Bf16,
+        (Act::Bf16, Act::F32) => ProductKind::Bf16ToF32,
+    };
+    let product = Product { kind, x: x.into(), w, y: y.at, shape: [y.rows, y.n, k], stride: y.stride };
+    // SAFETY: the caller's promise.
+    unsafe { on.products.run(on.stream, &product) }
 }

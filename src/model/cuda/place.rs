@@ -11,7 +11,7 @@ use super::super::placement::Placement;
 use super::super::weights::Weights;
 use super::linear::DeviceLinear;
 use crate::checkpoint::CheckpointError;
-use crate::device::cuda::{Device, DeviceBuffer, Stream};
+use crate::device::cuda::{CudaError, Device, DeviceBuffer, Stream};
 use crate::ops::cuda::Act;
 use crate::ops::fp8;
 use crate::ops::packed::{CodeKind, CodeRows, WeightRows};
@@ -30,6 +30,11 @@ pub(in crate::model) struct OnDevice {
 impl OnDevice {
     pub fn new(device: &Arc<Device>, act: Act) -> Result<Self, ModelError> {
         Ok(Self { stream: Stream::new(device)?, act })
+    }
+
+    /// Type of activations.
+    pub fn act(&self) -> Act {
+        self.act
     }
 
     /// Where to.
@@ -83,6 +88,19 @@ impl OnDevice {
             scales.extend(part.scales()?);
         }
         Ok([codes, self.vector(scales)?])
+    }
+
+    /// Bytes of a file one behind the other.
+    pub fn bytes(&self, parts: &[&[u8]]) -> Result<DeviceBuffer, CudaError> {
+        let buffer = DeviceBuffer::new(self.device(), parts.iter().map(|part| part.len()).sum())?;
+        let mut offset = 0;
+        for part in parts {
+            // SAFETY: both live until the stream is synchronized below.
+            unsafe { self.stream.copy_in(part, &buffer, offset)? };
+            offset += part.len();
+        }
+        self.stream.synchronize()?;
+        Ok(buffer)
     }
 
     /// Reads rows of parts as numbers and writes them as elements of `size` bytes.

@@ -2,13 +2,15 @@
 
 use super::*;
 use crate::device::cuda::test_device::device;
-use crate::device::cuda::{DeviceBuffer, Stream};
+use crate::device::cuda::{CudaError, DeviceBuffer, Operand, Stream};
 use crate::ops::activation_quant::{self, ActivationElement, ActivationQuant};
 use crate::ops::attention::{HeadShape, Scores};
+use crate::ops::dequantize::Global;
 use crate::ops::gated::Activation;
 use crate::ops::kernel_path::KernelPath;
 use crate::ops::log_softmax::LogitMap;
 use crate::ops::quantize_weight::{Arithmetic, Collected, Tile, WeightQuantizer};
+use crate::ops::weight_layout::WeightLayout;
 
 /// Numbers in (−1, 1), those of bf16 where activations are.
 pub(super) fn noise(len: usize, seed: u32, act: Act) -> Vec<f32> {
@@ -395,7 +397,8 @@ fn cache_rows_are_keys_and_values() {
     assert!(found[32..160].iter().all(|x| *x == 0.0));
 }
 
-/// Sums over dequantized weights in f64, for every kind of code and scale.
+/// Sums over dequantized weights, rounded to bf16, in f64, for every kind of code and scale; the columns of a wider result
+/// from a later row of the weight on.
 #[test]
 fn quantized_linear_layers_compute_with_dequantized_weights() {
     let Some(device) = device() else { return };
@@ -403,32 +406,47 @@ fn quantized_linear_layers_compute_with_dequantized_weights() {
     for (name, act) in [
         ("int4_g32", Act::F32),
         ("int4_g32_asym", Act::F32),
+        ("int3_g32", Act::F32),
         ("fp8_channel", Act::F32),
+        ("fp8_tensor", Act::F32),
+        ("fp8_block", Act::F32),
         ("nvfp4", Act::F32),
         ("mxfp4", Act::Bf16),
+        ("mxfp6", Act::F32),
+        ("mxfp8", Act::F32),
         ("int8_channel", Act::F32),
     ] {
         let layout = crate::ops::quantize_weight::tests::layout(name);
-        let (rows, shape) = (70, if layout.group_size().is_some() { [90, 160] } else { [90, 165] });
-        let weight = noise(shape[0] * shape[1], 13, Act::Bf16);
-        let x = noise(rows * shape[1], 14, Act::Bf16);
-        let stored = Stored::new(&stream, &layout, shape, &weight);
-        let dense = stored.dense(&stream, &layout);
-        let (on_x, y) = (put(&stream, Act::Bf16, &x), room(&stream, rows * shape[0] * act.size()));
+        let (rows, n, first, stride) = (70, 90, 50, 100);
+        let k = if layout.group_size().is_some() { 160 } else { 165 };
+        let weight = noise((first + n) * k, 13, Act::Bf16);
+        let x = noise(rows * k, 14, Act::Bf16);
+        let stored = Stored::new(&stream, &layout, [first + n, k], &weight);
+        let dense = stored.dense(&stream);
+        let on_x = put(&stream, Act::Bf16, &x);
+        let y = put(&stream, act, &vec![7.0; rows * stride]);
+        let at = Operand { buffer: &y, offset: 3 * act.size() };
+        let columns = Columns { act, at, rows, n, stride };
         let of = stored.weight();
         // SAFETY: buffers live until the download has synchronized the stream.
         unsafe {
-            linear_quantized(&stream, act, &on_x, rows, (&of, &layout, FloatDtype::Bf16), &y).unwrap();
-            let large = DeviceWeight { shape: [shape[0] * 2, shape[1]], ..stored.weight() };
-            assert!(
-                linear_quantized(&stream, act, &on_x, rows, (&large, &layout, FloatDtype::Bf16), &y).is_err()
-            );
+            linear_quantized(&stream, &on_x, (&of, first), columns).unwrap();
+            let large = DeviceWeight { shape: [of.shape[0] * 2, k], ..of };
+            for refused in [(&large, first), (&of, first + 1)] {
+                let refused = linear_quantized(&stream, &on_x, refused, columns);
+                assert!(matches!(refused, Err(CudaError::Argument { .. })), "{name}");
+            }
+            assert!(linear_quantized(&stream, &on_x, (&of, first), Columns { rows: 80, ..columns }).is_err());
         }
-        let found = get(&stream, act, &y, rows * shape[0]);
-        let expected: Vec<f32> = (0..rows * shape[0])
+        let found = get(&stream, act, &y, rows * stride);
+        let expected: Vec<f32> = (0..rows * stride)
             .map(|i| {
-                let (x, w) = (&x[i / shape[0] * shape[1]..], &dense[i % shape[0] * shape[1]..]);
-                let products = x[..shape[1]].iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                let (row, Some(column)) = (i / stride, (i % stride).checked_sub(3).filter(|c| *c < n)) else {
+                    return 7.0;
+                };
+                let (x, w) = (&x[row * k..][..k], &dense[(first + column) * k..]);
+                let products =
+                    x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(FloatDtype::Bf16.round(*b)));
                 products.sum::<f64>() as f32
             })
             .collect();
@@ -438,22 +456,25 @@ fn quantized_linear_layers_compute_with_dequantized_weights() {
             assert!((found - expected).abs() <= allowed, "{name} {i}: {found}, expected {expected}");
         }
     }
-    let blocks = crate::ops::quantize_weight::tests::layout("fp8_block");
-    let stored = Stored::new(&stream, &blocks, [40, 96], &noise(40 * 96, 15, Act::Bf16));
+    let groups = crate::ops::quantize_weight::tests::layout("int4_g32");
+    let stored = Stored::new(&stream, &groups, [40, 96], &noise(40 * 96, 15, Act::Bf16));
     let (x, y) = (room(&stream, 96 * 2), room(&stream, 40 * 4));
-    // SAFETY: refused.
-    let refused = unsafe {
-        linear_quantized(&stream, Act::F32, &x, 1, (&stored.weight(), &blocks, FloatDtype::Bf16), &y)
-    };
-    assert!(matches!(refused, Err(CudaError::Argument { .. })));
+    let columns = Columns { act: Act::F32, at: (&y).into(), rows: 1, n: 40, stride: 40 };
+    let of = stored.weight();
+    for block in [[1, 24], [0, 32], [1, 0]] {
+        // SAFETY: refused.
+        let refused = unsafe { linear_quantized(&stream, &x, (&DeviceWeight { block, ..of }, 0), columns) };
+        assert!(matches!(refused, Err(CudaError::Argument { .. })), "{block:?}");
+    }
 }
 
 /// A weight quantized by the CPU, on the device.
 struct Stored {
+    layout: WeightLayout,
     codes: DeviceBuffer,
     scales: DeviceBuffer,
     zero_points: DeviceBuffer,
-    global: f32,
+    global: Option<Global>,
     shape: [usize; 2],
 }
 
@@ -472,31 +493,35 @@ impl Stored {
         let tensors = quantizer.finish(collected).tensors;
         let of = |suffix: &str| tensors.iter().find(|(s, _)| *s == suffix).map(|(_, bytes)| bytes.clone());
         Self {
+            layout: *layout,
             codes: stream.upload(&tile.codes).unwrap(),
             scales: stream.upload(&of("weight_scale").unwrap()).unwrap(),
             zero_points: stream.upload(&zero_points).unwrap(),
-            global: of("weight_global_scale").map_or(1.0, |b| f32::from_le_bytes(b.try_into().unwrap())),
+            global: of("weight_global_scale")
+                .map(|b| Global::Divisor(f32::from_le_bytes(b.try_into().unwrap()))),
             shape,
         }
     }
 
     fn weight(&self) -> DeviceWeight<'_> {
         DeviceWeight {
+            coding: self.layout.coding(FloatDtype::Bf16),
+            shape: self.shape,
+            block: self.layout.block(self.shape),
+            global: self.global,
             codes: &self.codes,
             scales: &self.scales,
             zero_points: Some(&self.zero_points),
-            global: self.global,
-            shape: self.shape,
         }
     }
 
     /// The dense weight by the dequantizing kernel, which has a test of its own.
-    fn dense(&self, stream: &Stream, layout: &WeightLayout) -> Vec<f32> {
-        let kernel = Dequantizer::new(stream.device(), layout, FloatDtype::Bf16, Act::F32).unwrap().unwrap();
+    fn dense(&self, stream: &Stream) -> Vec<f32> {
         let len = self.shape[0] * self.shape[1];
         let out = room(stream, len * 4);
+        let rows = 0..self.shape[0];
         // SAFETY: buffers live until the download has synchronized the stream.
-        unsafe { kernel.launch(stream, &self.weight(), &out).unwrap() };
+        unsafe { dequantize(stream, Act::F32, &self.weight(), rows, (&out).into()).unwrap() };
         get(stream, Act::F32, &out, len)
     }
 }

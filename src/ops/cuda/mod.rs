@@ -15,10 +15,11 @@ mod product;
 mod quantize;
 mod quantize_tokens;
 mod rms_norm;
+mod weight;
 
 pub use amax::tensor_amax;
 pub use attention::{AttentionInputs, AttentionLists, DeviceSequence, attention, store_cache};
-pub use dequantize::{Dequantizer, DeviceWeight};
+pub use dequantize::dequantize;
 pub use elementwise::{RotatedColumns, embed, gated, gather_rows, rope};
 pub use fake_quantize::fake_quantize;
 pub use linear_quantized::linear_quantized;
@@ -28,6 +29,7 @@ pub use product::{Columns, add_bias, scale_product};
 pub use quantize::{CudaQuantizeError, CudaQuantizer, Lane};
 pub use quantize_tokens::quantize_tokens;
 pub use rms_norm::{Normalized, rms_norm, rms_norm_parts};
+pub use weight::DeviceWeight;
 
 #[cfg(test)]
 mod compile_tests;
@@ -42,7 +44,7 @@ mod product_gpu_tests;
 
 use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Variant};
 use crate::ops::float_dtype::FloatDtype;
-use crate::ops::weight_layout::{Element, Packing, ScaleKind, WeightLayout};
+use crate::ops::weight_layout::{Element, Packing, ScaleKind};
 
 /// Elements that one thread codes: groups and rows are cut into steps of so many (`kernels/pack.cuh`).
 const STEP: usize = 16;
@@ -99,24 +101,13 @@ fn scale_name(scale: ScaleKind) -> &'static str {
 }
 
 /// Bits that a code takes.
-fn code_bits(layout: &WeightLayout) -> u8 {
-    match (layout.packing, layout.element) {
+fn code_bits(packing: Packing, element: Element) -> u8 {
+    match (packing, element) {
         (Packing::Words, Element::Int(bits)) => bits,
         (Packing::Nibbles, _) => 4,
         (Packing::Sextets, _) => 6,
         _ => 8,
     }
-}
-
-/// The defines by which kernels read weights of a layout.
-fn layout_defines(variant: Variant, layout: &WeightLayout, scale_dtype: FloatDtype) -> Variant {
-    variant
-        .define("DTYPE", dtype_name(scale_dtype))
-        .define("ELEMENT", element_name(layout.element))
-        .define("BITS", code_bits(layout))
-        .define("SCALE", scale_name(layout.scale))
-        .define("ASYMMETRIC", !layout.symmetric)
-        .define("OFFSET", layout.packing == Packing::Words)
 }
 
 /// Every kernel in the combinations of defines that differ in code, the two most used of each source first: for the test

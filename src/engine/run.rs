@@ -26,6 +26,8 @@ pub struct EngineOptions {
     pub max_batched_tokens: usize,
     /// Memory of the keys and values that are kept for prompts of later calls.
     pub prefix_cache_bytes: usize,
+    /// Whether GPUs record the launches of generation steps to repeat them at once.
+    pub records_steps: bool,
 }
 
 /// Default of `prefix_cache_bytes`: the header of a few tasks, or the contexts of many requests, of a small model.
@@ -62,6 +64,7 @@ impl EngineOptions {
             dtype: ComputeDtype::F32,
             max_batched_tokens: MAX_BATCHED_TOKENS,
             prefix_cache_bytes: PREFIX_CACHE_BYTES,
+            records_steps: true,
         }
     }
 }
@@ -122,7 +125,8 @@ impl Engine {
         }
         let mut backends: Vec<Box<dyn Backend>> = Vec::new();
         for device in place.devices() {
-            backends.push(Box::new(CudaDecoder::load(checkpoint, device, options.dtype)?));
+            let decoder = CudaDecoder::load(checkpoint, device, options.dtype, options.records_steps)?;
+            backends.push(Box::new(decoder));
         }
         Self::new(checkpoint, options, backends, (place.device(), place.kernel_path(options.dtype)))
     }

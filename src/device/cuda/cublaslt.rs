@@ -18,6 +18,7 @@ use cudarc::cublaslt::sys::{
     cublasLtMatmulPreferenceAttributes_t as Preference, cublasStatus_t as Status, cudaDataType_t as Type,
 };
 
+use super::counts::Asked;
 use super::error::CudaError;
 use super::{Device, DeviceBuffer, Stream, library};
 use crate::base::env_vars;
@@ -218,7 +219,7 @@ impl Products {
             return Ok(());
         }
         product.check()?;
-        self.device.enter()?;
+        self.device.enter_for(Asked::Launch)?;
         let call = Call::new(product.kind, product.shape, product.stride)?;
         let class = m.next_power_of_two().max(SMALLEST_CLASS);
         let key = Key {

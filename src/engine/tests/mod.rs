@@ -7,6 +7,7 @@ mod bf16;
 mod calibrate;
 mod cuda;
 mod cuda_packed;
+mod cuda_steps;
 mod failing_device;
 pub(crate) mod fixture;
 mod generation;

@@ -18,20 +18,23 @@ pub struct CudaDecoder {
     pub(super) graph: Graph<OnDevice>,
     pub(super) device: Arc<Device>,
     pub(super) act: Act,
+    /// Whether generation steps are recorded (`steps`).
+    pub(super) records_steps: bool,
 }
 
 impl CudaDecoder {
-    /// Loads every tensor of the checkpoint to a device.
+    /// Loads every tensor of the checkpoint to a device. Generation steps are recorded where `records_steps` says so.
     pub fn load(
         checkpoint: &Checkpoint,
         device: &Arc<Device>,
         dtype: ComputeDtype,
+        records_steps: bool,
     ) -> Result<Arc<Self>, ModelError> {
         let config = ModelConfig::parse(checkpoint.config())?;
         let act = if dtype == ComputeDtype::Bf16 { Act::Bf16 } else { Act::F32 };
         let place = OnDevice::new(device, act)?;
         let graph = Graph::load(checkpoint, config, dtype, &place)?;
-        Ok(Arc::new(Self { graph, device: Arc::clone(device), act }))
+        Ok(Arc::new(Self { graph, device: Arc::clone(device), act, records_steps }))
     }
 }
 

@@ -6,6 +6,7 @@
 //! as the CPU's products round them, and stay packed in memory (`packed`). Quantized inputs are really quantized, and where
 //! codes have a scale for each row, the product is taken of the codes.
 
+mod batch;
 mod decoder;
 mod experts;
 mod head;
@@ -14,5 +15,6 @@ mod packed;
 mod pass;
 mod place;
 mod session;
+mod steps;
 
 pub use decoder::CudaDecoder;

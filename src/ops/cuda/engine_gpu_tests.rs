@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::device::cuda::test_device::device;
-use crate::device::cuda::{CudaError, DeviceBuffer, Operand, Stream};
+use crate::device::cuda::{CudaError, DeviceBuffer, DeviceSlice, Operand, Stream, WordLists};
 use crate::ops::activation_quant::{self, ActivationElement, ActivationQuant};
 use crate::ops::attention::{HeadShape, Scores};
 use crate::ops::dequantize::Global;
@@ -119,10 +119,10 @@ fn rope_and_gates_are_those_of_the_cpu() {
         let on_positions = put_words(&stream, &positions);
         let columns = RotatedColumns { rows, heads, head_dim, rotary_dim: 8, stride, first_position: 5 };
         // SAFETY: buffers live until the downloads below have synchronized the stream.
-        unsafe { rope(&stream, act, &on_x, columns, &on_positions, &on_table).unwrap() };
+        unsafe { rope(&stream, act, &on_x, columns, (&on_positions).into(), &on_table).unwrap() };
         let wide = RotatedColumns { rotary_dim: 12, ..columns };
         // SAFETY: refused.
-        assert!(unsafe { rope(&stream, act, &on_x, wide, &on_positions, &on_table) }.is_err());
+        assert!(unsafe { rope(&stream, act, &on_x, wide, (&on_positions).into(), &on_table) }.is_err());
         let mut expected = x;
         let shape = crate::ops::rope::RotatedHeads { heads, head_dim, stride };
         let cpu_table = crate::ops::rope::RopeTable::new(&frequencies, 1.0, 5..35);
@@ -152,9 +152,9 @@ fn rows_are_embedded_and_gathered() {
     let (x, out, rows) = (room(&stream, 4 * 33 * 4), room(&stream, 2 * 33 * 4), put_words(&stream, &[1, 3]));
     // SAFETY: buffers live until the downloads below have synchronized the stream; tokens and rows exist.
     unsafe {
-        embed(&stream, &tokens, (&on_table, FloatDtype::Bf16), 2.0, &x, [4, 33]).unwrap();
-        gather_rows(&stream, &x, &rows, &out, [2, 33], 4).unwrap();
-        assert!(embed(&stream, &tokens, (&on_table, FloatDtype::Bf16), 2.0, &x, [5, 33]).is_err());
+        embed(&stream, (&tokens).into(), (&on_table, FloatDtype::Bf16), 2.0, &x, [4, 33]).unwrap();
+        gather_rows(&stream, &x, (&rows).into(), &out, [2, 33], 4).unwrap();
+        assert!(embed(&stream, (&tokens).into(), (&on_table, FloatDtype::Bf16), 2.0, &x, [5, 33]).is_err());
     }
     let found = get(&stream, Act::F32, &x, 4 * 33);
     for (row, token) in [8usize, 0, 3, 3].into_iter().enumerate() {
@@ -235,13 +235,12 @@ fn log_softmax_over_tiles_is_that_over_all_logits() {
             let tile = LogitTile { logits: &buffer, rows, stride: width, columns, first_token: first };
             // SAFETY: the stream is synchronized before the tile's buffer is dropped.
             unsafe {
-                log_softmax_tile(&stream, tile, map, &states, (&on_targets, &on_offsets, &target_logits))
-                    .unwrap();
+                let lists = [&on_targets, &on_offsets].map(DeviceSlice::from);
+                log_softmax_tile(&stream, tile, map, &states, lists, &target_logits).unwrap();
                 let none = LogitTile { columns: 0, ..tile };
                 let wide = LogitTile { columns: width + 1, ..tile };
                 for wrong in [none, wide] {
-                    let targets = (&on_targets, &on_offsets, &target_logits);
-                    assert!(log_softmax_tile(&stream, wrong, map, &states, targets).is_err());
+                    assert!(log_softmax_tile(&stream, wrong, map, &states, lists, &target_logits).is_err());
                 }
             }
             stream.synchronize().unwrap();
@@ -286,9 +285,12 @@ fn attention_is_its_formula() {
         let (qkv, cache) = (noise(rows * stride, 10, act), noise(kept * 2 * 2 * 64, 11, act));
         let (on_qkv, on_cache) = (put(&stream, act, &qkv), put(&stream, act, &cache));
         let out = room(&stream, rows * 4 * 64 * act.size());
-        let mut lists = AttentionLists::new(&device).unwrap();
-        lists.set(&stream, (act, 64), &sequences, &key_rows).unwrap();
-        let inputs = AttentionInputs { act, shape, scores, qkv: &on_qkv, cache: &on_cache, lists: &lists };
+        let lists = AttentionLists::new((act, 64), &sequences, &key_rows).unwrap();
+        let mut words = WordLists::new(&device).unwrap();
+        words.replace(&stream, &lists.words()).unwrap();
+        let words = [0, 1, 2].map(|list| words.list(list));
+        let inputs =
+            AttentionInputs { act, shape, scores, qkv: &on_qkv, cache: &on_cache, lists: &lists, words };
         // SAFETY: buffers live until the download has synchronized the stream.
         unsafe { attention(&stream, &inputs, &out).unwrap() };
         let found = get(&stream, act, &out, rows * 4 * 64);
@@ -360,8 +362,7 @@ fn refuses_bad_lists(
 ) {
     let of = (good.act, good.shape.head_dim);
     let refused = |shape: HeadShape, sequences: &[DeviceSequence], key_rows: &[i32]| {
-        let mut lists = AttentionLists::new(stream.device()).unwrap();
-        let result = lists.set(stream, of, sequences, key_rows).and_then(|()| {
+        let result = AttentionLists::new(of, sequences, key_rows).and_then(|lists| {
             // SAFETY: refused.
             unsafe { attention(stream, &AttentionInputs { shape, lists: &lists, ..*good }, out) }
         });
@@ -389,9 +390,13 @@ fn cache_rows_are_keys_and_values() {
     let shape = HeadShape { heads: 2, kv_heads: 1, head_dim: 16 };
     let qkv = noise(5 * 64, 12, Act::Bf16);
     let (from, cache) = (put(&stream, Act::Bf16, &qkv), put(&stream, Act::Bf16, &[0.0; 6 * 32]));
-    let (rows, slots) = (put_words(&stream, &[4, 1]), put_words(&stream, &[0, 5]));
+    let (rows, slots) = (put_words(&stream, &[4, 3, 1]), put_words(&stream, &[0, NO_SLOT, 5]));
+    let lists = [&rows, &slots].map(DeviceSlice::from);
     // SAFETY: buffers live until the download has synchronized the stream; rows and slots exist.
-    unsafe { store_cache(&stream, (Act::Bf16, shape), &from, &cache, (&rows, &slots), 2).unwrap() };
+    unsafe {
+        store_cache(&stream, (Act::Bf16, shape), &from, &cache, lists, 3).unwrap();
+        assert!(store_cache(&stream, (Act::Bf16, shape), &from, &cache, lists, 4).is_err());
+    }
     let found = get(&stream, Act::Bf16, &cache, 6 * 32);
     assert_eq!((&found[..32], &found[160..]), (&qkv[4 * 64 + 32..][..32], &qkv[64 + 32..][..32]));
     assert!(found[32..160].iter().all(|x| *x == 0.0));
@@ -538,11 +543,11 @@ fn experts_get_their_rows_and_give_them_back() {
     let on_experts = put_words(&stream, &experts);
     let (counts, places) = (room(&stream, count * 4), room(&stream, rows * top * 4));
     let (sorted, y) = (room(&stream, rows * top * k * 2), room(&stream, rows * k * 2));
-    let choice = ExpertChoice { act: Act::Bf16, experts: &on_experts, rows, top, count, k };
+    let choice = ExpertChoice { act: Act::Bf16, experts: (&on_experts).into(), rows, top, count, k };
     // SAFETY: buffers live until the downloads below have synchronized the stream; experts exist.
     unsafe {
         moe_scatter(&stream, choice, &on_x, (&counts, &places, &sorted)).unwrap();
-        moe_combine(&stream, choice, (&sorted, &places, &on_weights), &y).unwrap();
+        moe_combine(&stream, choice, (&sorted, &places, (&on_weights).into()), &y).unwrap();
         let many = ExpertChoice { rows: 1 << 24, ..choice };
         assert!(moe_scatter(&stream, many, &on_x, (&counts, &places, &sorted)).is_err());
     }

@@ -18,7 +18,7 @@ mod rms_norm;
 mod weight;
 
 pub use amax::tensor_amax;
-pub use attention::{AttentionInputs, AttentionLists, DeviceSequence, attention, store_cache};
+pub use attention::{AttentionInputs, AttentionLists, DeviceSequence, NO_SLOT, attention, store_cache};
 pub use dequantize::dequantize;
 pub use elementwise::{RotatedColumns, embed, gated, gather_rows, rope};
 pub use fake_quantize::fake_quantize;
@@ -42,7 +42,7 @@ mod numeric_tests;
 #[cfg(test)]
 mod product_gpu_tests;
 
-use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Variant};
+use crate::device::cuda::{CudaError, DeviceBuffer, DeviceSlice, LaunchShape, Variant};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::weight_layout::{Element, Packing, ScaleKind};
 
@@ -135,12 +135,30 @@ fn alignment(n: usize) -> i32 {
     if n == 0 { 16 } else { 1 << n.trailing_zeros().min(4) }
 }
 
-/// Refuses buffers that are smaller than what a kernel reads or writes: what they are, bytes needed, the buffer.
-fn require(operation: &'static str, buffers: &[(&str, usize, &DeviceBuffer)]) -> Result<(), CudaError> {
-    match buffers.iter().find(|(_, needed, buffer)| *needed > buffer.len()) {
+/// Memory of a device.
+trait Memory {
+    /// Its size.
+    fn bytes(&self) -> usize;
+}
+
+impl Memory for DeviceBuffer {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Memory for DeviceSlice<'_> {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Refuses memory that is smaller than what a kernel reads or writes: what it is, bytes needed, the memory.
+fn require(operation: &'static str, memory: &[(&str, usize, &dyn Memory)]) -> Result<(), CudaError> {
+    match memory.iter().find(|(_, needed, there)| *needed > there.bytes()) {
         None => Ok(()),
-        Some((what, needed, buffer)) => {
-            let what = format!("{what} takes {needed} bytes, its buffer has {}", buffer.len());
+        Some((what, needed, there)) => {
+            let what = format!("{what} takes {needed} bytes, its buffer has {}", there.bytes());
             Err(CudaError::Argument { operation, what })
         }
     }

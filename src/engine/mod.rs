@@ -3,6 +3,7 @@
 mod calibrate;
 pub mod error;
 mod generator;
+mod lane;
 mod pages;
 mod place;
 mod plan;

@@ -10,15 +10,25 @@ use crate::engine::{Engine, EngineError, GenerateRequest, GeneratorOptions};
 use crate::model::{Backend, HeadAnswer, ModelConfig, RaggedBatch, Session, Slots};
 use crate::ops::log_softmax::HeadQuery;
 
-/// A backend whose passes fail while it is told so.
-struct Failing {
-    inner: Box<dyn Backend>,
-    fails: Arc<AtomicBool>,
+/// Why a pass over a batch fails, if it does.
+pub(super) type Failure = Arc<dyn Fn(&RaggedBatch) -> Option<CudaError> + Send + Sync>;
+
+/// A backend whose passes fail where it is told so.
+pub(super) struct Failing {
+    pub inner: Box<dyn Backend>,
+    pub failure: Failure,
+}
+
+/// Passes fail as long as `fails` is set.
+pub(super) fn while_set(fails: &Arc<AtomicBool>) -> Failure {
+    let fails = Arc::clone(fails);
+    let error = CudaError::Call { call: "cuLaunchKernel", code: "CUDA_ERROR_LAUNCH_FAILED".to_owned() };
+    Arc::new(move |_| fails.load(Ordering::Relaxed).then(|| error.clone()))
 }
 
 struct FailingSession {
     inner: Box<dyn Session>,
-    fails: Arc<AtomicBool>,
+    failure: Failure,
 }
 
 impl Backend for Failing {
@@ -27,7 +37,7 @@ impl Backend for Failing {
     }
 
     fn session(&self) -> Box<dyn Session> {
-        Box::new(FailingSession { inner: self.inner.session(), fails: Arc::clone(&self.fails) })
+        Box::new(FailingSession { inner: self.inner.session(), failure: Arc::clone(&self.failure) })
     }
 }
 
@@ -43,11 +53,8 @@ impl Slots for FailingSession {
 
 impl Session for FailingSession {
     fn forward(&mut self, batch: &RaggedBatch) -> Result<(), CudaError> {
-        if self.fails.load(Ordering::Relaxed) {
-            return Err(CudaError::Call {
-                call: "cuLaunchKernel",
-                code: "CUDA_ERROR_LAUNCH_FAILED".to_owned(),
-            });
+        if let Some(error) = (self.failure)(batch) {
+            return Err(error);
         }
         self.inner.forward(batch)
     }
@@ -65,17 +72,20 @@ impl Session for FailingSession {
     }
 }
 
+/// The engine with passes that fail.
+fn failing(mut engine: Engine, failure: Failure) -> Engine {
+    let replica = engine.replicas.remove(0);
+    let backend = Box::new(Failing { inner: replica.backend, failure });
+    engine.replicas.push(crate::engine::run::Replica { backend, ..replica });
+    *engine.replicas[0].prefixes.lock().unwrap() = engine.new_prefix_cache(&engine.replicas[0]);
+    engine
+}
+
 #[test]
 fn what_runs_is_given_up_and_what_comes_after_is_not() {
     let (_dir, checkpoint) = checkpoint(Model { tied: true, quantized: None, wide: false }, 1);
-    let mut engine = Engine::load(&checkpoint, &options(2, 64)).unwrap();
     let fails = Arc::new(AtomicBool::new(false));
-    let replica = engine.replicas.remove(0);
-    engine.replicas.push(crate::engine::run::Replica {
-        backend: Box::new(Failing { inner: replica.backend, fails: Arc::clone(&fails) }),
-        ..replica
-    });
-    *engine.replicas[0].prefixes.lock().unwrap() = engine.new_prefix_cache(&engine.replicas[0]);
+    let engine = failing(Engine::load(&checkpoint, &options(2, 64)).unwrap(), while_set(&fails));
     let requests = two_hundred();
     let expected = engine.score(&requests, &|_| ()).unwrap();
 

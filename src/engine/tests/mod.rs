@@ -14,4 +14,5 @@ mod generation;
 mod gguf;
 mod golden;
 mod reference;
+mod replicas;
 mod sampling;

@@ -47,6 +47,9 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     let mut without_products = doctor("");
     without_products.env("DAY0_CUBLASLT", dir.path());
     run(without_products).says("libcublasLt.so could not be loaded from").says("nvidia-cublas");
+    run(doctor("cublaslt=120103"))
+        .says("libcublasLt.so is version 12.1.3, expected 13")
+        .says("pip install nvidia-cublas==13.0.*");
     let mut without_driver = doctor("");
     without_driver.env_remove("LD_LIBRARY_PATH");
     let text = run(without_driver).stdout;
@@ -150,6 +153,10 @@ fn scores_are_those_of_the_cpu() {
         .expect(2)
         .says("libcublasLt.so could not be loaded")
         .says("nvidia-cublas");
+    let mut old = on(&emulator, "cublaslt=120103", dir.path(), eval("cuda", "old-products"));
+    old.env("DAY0_CUBLASLT", &emulator);
+    let text = format!("libcublasLt.so from {} is version 12.1.3, expected 13", emulator.display());
+    common::ran(old.output().unwrap()).expect(2).says(&text);
 }
 
 /// A random llama of one narrow layer in `dir/model`, with the tokenizer of day0-tiny.

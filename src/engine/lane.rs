@@ -21,6 +21,7 @@ use crate::ops::log_softmax::{HeadQuery, HeadRow};
 /// Generates on one device for any number of requests at once.
 pub(super) struct Lane<'a> {
     engine: &'a Engine,
+    replica: &'a Replica,
     options: GeneratorOptions,
     /// Tokens of the longest sequence.
     max_len: usize,
@@ -63,13 +64,14 @@ struct Turn {
 
 impl<'a> Lane<'a> {
     /// Nothing to generate yet, for sequences of at most `max_len` tokens.
-    pub fn new(engine: &'a Engine, replica: &Replica, options: GeneratorOptions, max_len: usize) -> Self {
+    pub fn new(engine: &'a Engine, replica: &'a Replica, options: GeneratorOptions, max_len: usize) -> Self {
         let session = replica.backend.session();
         let wanted = options.kv_cache_bytes / (session.slot_bytes() * PAGE).max(1);
         // A sequence of full length, and a part-filled page where it branched off.
         let least = tiles_for(max_len) + 1;
         Self {
             engine,
+            replica,
             options,
             max_len,
             session,
@@ -202,7 +204,7 @@ impl<'a> Lane<'a> {
     /// Which sequences get how many rows, with pages for them: those that wait for one token first, prompts in what
     /// is left. Where pages run out, the youngest sequence gives up its own.
     fn take_turns(&mut self) -> Vec<Turn> {
-        let mut budget = self.engine.max_batched_tokens;
+        let mut budget = self.replica.limits.rows();
         let mut wanted = Vec::new();
         self.choose_kind();
         for decoding in [true, false] {

@@ -1,5 +1,6 @@
 //! Layer 5: batching, prefix sharing, scoring, generation.
 
+mod batch_limits;
 mod calibrate;
 pub mod error;
 mod generator;

@@ -10,6 +10,7 @@ use crate::ops::kernel_path::{ComputeDtype, KernelPath};
 use crate::record::provenance::{GIT_HASH, TOOL_VERSION};
 use crate::record::score::{EngineIdentity, ScoreRequest};
 
+use super::batch_limits::BatchLimits;
 use super::error::{EngineError, RequestError};
 use super::place::EnginePlace;
 use super::prefix_cache::PrefixCache;
@@ -76,7 +77,6 @@ pub struct Engine {
     /// Where it is in memory.
     pub(super) host: Option<CpuBackend>,
     pub(super) max_batched_tokens: usize,
-    prefix_cache_bytes: usize,
     identity: EngineIdentity,
 }
 
@@ -87,6 +87,7 @@ pub(super) type SessionCache = PrefixCache<Box<dyn Session>>;
 pub(super) struct Replica {
     pub backend: Box<dyn Backend>,
     pub prefixes: Mutex<SessionCache>,
+    pub limits: BatchLimits,
 }
 
 impl Engine {
@@ -149,20 +150,20 @@ impl Engine {
         };
         let replica = |backend: Box<dyn Backend>| {
             let prefixes = Mutex::new(PrefixCache::new(backend.session(), options.prefix_cache_bytes));
-            Replica { backend, prefixes }
+            let limits = BatchLimits::new(options.max_batched_tokens.max(1), options.prefix_cache_bytes);
+            Replica { backend, prefixes, limits }
         };
         Ok(Self {
             replicas: backends.into_iter().map(replica).collect(),
             host: None,
             max_batched_tokens: options.max_batched_tokens.max(1),
-            prefix_cache_bytes: options.prefix_cache_bytes,
             identity,
         })
     }
 
     /// An empty cache of the allowed size.
-    pub(super) fn new_prefix_cache(&self, replica: &Replica) -> SessionCache {
-        PrefixCache::new(replica.backend.session(), self.prefix_cache_bytes)
+    pub(super) fn new_prefix_cache(replica: &Replica) -> SessionCache {
+        PrefixCache::new(replica.backend.session(), replica.limits.cache_bytes())
     }
 
     /// Records the tokenizer that made the requests.

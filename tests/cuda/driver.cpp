@@ -5,7 +5,7 @@
 // modules are the shared libraries that compiler.cpp makes (see device.h). A stream that is captured runs nothing; a thread
 // that waits, copies from or to the host, or takes or frees memory meanwhile breaks the capture. What goes wrong on real
 // machines is chosen by DAY0_EMULATOR, a comma-separated list of: no-device, no-init, old-driver, devices=N, memory=BYTES,
-// sm=MAJOR.MINOR, launch-fails, no-capture.
+// sm=MAJOR.MINOR, launch-fails.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -27,7 +27,7 @@ namespace {
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
        INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600,
-       LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, UNKNOWN = 999 };
+       LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, UNKNOWN = 999 };
 
 std::string setting(const char* key) {
     const char* all = std::getenv("DAY0_EMULATOR");
@@ -322,7 +322,6 @@ API cuStreamSynchronize(void* stream) {
 API cuStreamBeginCapture_v2(void* stream, unsigned) {
     Guard guard(lock);
     Stream* found = stream_of(stream);
-    if (!setting("no-capture").empty()) return NOT_SUPPORTED;
     if (!stream || !found) return INVALID_HANDLE;
     if (found->capture) return INVALID_VALUE;
     found->capture = new Graph;

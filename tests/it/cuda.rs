@@ -159,6 +159,29 @@ fn scores_are_those_of_the_cpu() {
     common::ran(old.output().unwrap()).expect(2).says(&text);
 }
 
+/// A batch that finds no memory is tried again in smaller ones, with the same results; where not even the smallest finds
+/// any, the error says what would help.
+#[test]
+fn batches_shrink_where_memory_is_short() {
+    let Some(emulator) = emulator() else { return };
+    let _turn = common::serial();
+    let dir = tempfile::tempdir().unwrap();
+    let eval = |settings: &str, out: &'static str| {
+        let args = ["eval", "--model", "day0-tiny", "--device", "cuda", "--suite", "tiny_colours"];
+        let args = args.into_iter().chain(["--limit", "100", "--out", out]);
+        common::ran(on(&emulator, settings, dir.path(), args).output().unwrap())
+    };
+    let found = |out: &str| loglikelihoods(&common::read_json(dir.path().join(out).join("record.json")));
+    eval("", "ample").expect(0);
+    eval("memory=54000000", "short").expect(0).says("going on with batches of");
+    assert_eq!(found("short"), found("ample"));
+    eval("memory=48000000", "full")
+        .expect(75)
+        .says("not even a batch of")
+        .says("has no")
+        .says("; use another device, or --device cpu");
+}
+
 /// A random llama of one narrow layer in `dir/model`, with the tokenizer of day0-tiny.
 fn narrow_model(dir: &Path) {
     let model = dir.join("model");

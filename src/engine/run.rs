@@ -124,11 +124,8 @@ impl Engine {
         if place.is_cpu() {
             return Self::load(checkpoint, options);
         }
-        let mut backends: Vec<Box<dyn Backend>> = Vec::new();
-        for device in place.devices() {
-            let decoder = CudaDecoder::load(checkpoint, device, options.dtype, options.records_steps)?;
-            backends.push(Box::new(decoder));
-        }
+        let loaded = CudaDecoder::load(checkpoint, place.devices(), options.dtype, options.records_steps)?;
+        let backends = loaded.into_iter().map(|decoder| Box::new(decoder) as Box<dyn Backend>).collect();
         Self::new(checkpoint, options, backends, (place.device(), place.kernel_path(options.dtype)))
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::experts::{ExpertBlock, choose};
 use super::super::layer::GatedMlp;
 use super::linear::{LinearRoom, On};
-use super::place::OnDevice;
+use super::place::OnDevices;
 use super::session::row_bytes;
 use crate::device::cuda::{CudaError, Device, DeviceBuffer, WordLists};
 use crate::ops::cuda::{Act, ExpertChoice, gated, moe_add_shared, moe_combine, moe_scatter};
@@ -55,7 +55,7 @@ impl MlpRoom {
     pub unsafe fn forward(
         &mut self,
         (on, activation): (On<'_>, Activation),
-        mlp: &GatedMlp<OnDevice>,
+        mlp: &GatedMlp<OnDevices>,
         (x, rows): (&DeviceBuffer, usize),
         y: &DeviceBuffer,
     ) -> Result<(), CudaError> {
@@ -91,7 +91,7 @@ impl ExpertRoom {
     pub unsafe fn forward(
         &mut self,
         (on, activation): (On<'_>, Activation),
-        block: &ExpertBlock<OnDevice>,
+        block: &ExpertBlock<OnDevices>,
         (h, rows, hidden): (&DeviceBuffer, usize, usize),
         room: &mut MlpRoom,
         y: &DeviceBuffer,
@@ -127,7 +127,7 @@ impl ExpertRoom {
     fn route(
         &mut self,
         on: On<'_>,
-        block: &ExpertBlock<OnDevice>,
+        block: &ExpertBlock<OnDevices>,
         rows: usize,
     ) -> Result<Vec<usize>, CudaError> {
         let count = block.config.count;

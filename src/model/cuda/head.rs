@@ -49,7 +49,7 @@ impl Head {
         (hidden, rows): (&DeviceBuffer, Range<usize>),
         query: &HeadQuery<'_>,
     ) -> Result<HeadAnswer, CudaError> {
-        let on = On { stream, products, act: decoder.act };
+        let on = On { replica: decoder.replica, stream, products, act: decoder.act };
         let mut answer = (Vec::with_capacity(rows.len()), Vec::with_capacity(query.targets.len()));
         for first in (0..rows.len()).step_by(ROWS) {
             let block = first..(first + ROWS).min(rows.len());

@@ -9,7 +9,7 @@ use super::super::module_rows::ModuleRows;
 use super::super::placement::Placement;
 use super::super::weights::Weights;
 use super::packed::PackedWeight;
-use super::place::OnDevice;
+use super::place::{OnDevices, Replicated};
 use crate::device::cuda::{CudaError, Device, DeviceBuffer, Operand, Product, ProductKind, Products, Stream};
 use crate::ops::activation_quant::ActivationQuant;
 use crate::ops::cuda::{Act, Columns, add_bias, fake_quantize, quantize_tokens, scale_product};
@@ -24,7 +24,7 @@ const OLDEST_FP8: (u32, u32) = (8, 9);
 pub(in crate::model) struct DeviceLinear {
     parts: Vec<Part>,
     /// First column, number of columns, and what is added to them.
-    biases: Vec<(usize, usize, DeviceBuffer)>,
+    biases: Vec<(usize, usize, Replicated)>,
     n: usize,
     k: usize,
 }
@@ -39,16 +39,17 @@ struct Part {
 /// \[N, K\].
 enum Weight {
     /// In the type of activations.
-    Dense(DeviceBuffer),
+    Dense(Replicated),
     /// As it is stored; computed with as a dense one.
     Packed(PackedWeight),
     /// Bytes below a scale for each row, of which products are taken.
-    Codes { kind: CodeKind, codes: DeviceBuffer, scales: DeviceBuffer },
+    Codes { kind: CodeKind, codes: Replicated, scales: Replicated },
 }
 
-/// Where products are queued, and for activations of which type.
+/// Where products are queued, on the device of which replica, and for activations of which type.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct On<'a> {
+    pub replica: usize,
     pub stream: &'a Stream,
     pub products: &'a Products,
     pub act: Act,
@@ -76,7 +77,7 @@ impl LinearRoom {
 impl DeviceLinear {
     /// Loads modules, each with its number of outputs, that take `k` inputs and all have biases or none.
     pub fn load(
-        place: &OnDevice,
+        place: &OnDevices,
         weights: &Weights<'_>,
         modules: &[(String, usize)],
         k: usize,
@@ -103,7 +104,7 @@ impl DeviceLinear {
     }
 
     /// A single module, unquantized.
-    pub fn dense(weight: DeviceBuffer, [n, k]: [usize; 2]) -> Self {
+    pub fn dense(weight: Replicated, [n, k]: [usize; 2]) -> Self {
         let parts = vec![Part { weight: Weight::Dense(weight), input: None, columns: 0..n }];
         Self { parts, biases: Vec::new(), n, k }
     }
@@ -111,7 +112,7 @@ impl DeviceLinear {
     /// Uploads what is pending as one part behind those before.
     fn add(
         &mut self,
-        place: &OnDevice,
+        place: &OnDevices,
         weights: &Weights<'_>,
         input: Option<ActivationQuant>,
         pending: &mut Vec<ModuleRows<'_>>,
@@ -124,7 +125,7 @@ impl DeviceLinear {
         let takes_codes = |kind: CodeKind| {
             n.is_multiple_of(CODES_MULTIPLE)
                 && self.k.is_multiple_of(CODES_MULTIPLE)
-                && (kind == CodeKind::Int8 || place.device().capability() >= OLDEST_FP8)
+                && (kind == CodeKind::Int8 || place.capability() >= OLDEST_FP8)
         };
         let kind =
             input.and_then(|input| code_kind(weights.dtype(), input, self.k)).filter(|k| takes_codes(*k));
@@ -150,7 +151,7 @@ impl DeviceLinear {
     }
 
     /// The dense weight of a group of one module: the head as the embedding.
-    pub fn table(&self) -> Option<&DeviceBuffer> {
+    pub fn table(&self) -> Option<&Replicated> {
         match self.parts.as_slice() {
             [Part { weight: Weight::Dense(weight), .. }] => Some(weight),
             _ => None,
@@ -174,7 +175,11 @@ impl DeviceLinear {
             self.forward_columns(on, (x, rows), 0..self.n, room, (y, on.act))?;
             for (first, n, bias) in &self.biases {
                 let at = Operand { buffer: y, offset: first * on.act.size() };
-                add_bias(on.stream, bias, Columns { act: on.act, at, rows, n: *n, stride: self.n })?;
+                add_bias(
+                    on.stream,
+                    bias.of(on.replica),
+                    Columns { act: on.act, at, rows, n: *n, stride: self.n },
+                )?;
             }
         }
         Ok(())
@@ -205,7 +210,8 @@ impl DeviceLinear {
             unsafe {
                 match &part.weight {
                     Weight::Codes { kind, codes, scales } => {
-                        self.product_of_codes(on, (x, part.input), (*kind, codes, scales), first, room, y)?;
+                        let weight = (*kind, codes.of(on.replica), scales.of(on.replica));
+                        self.product_of_codes(on, (x, part.input), weight, first, room, y)?;
                     }
                     Weight::Packed(weight) => {
                         let x = self.input(on, part.input, (x, rows), &mut room.quantized, &mut held)?;
@@ -213,7 +219,8 @@ impl DeviceLinear {
                     }
                     Weight::Dense(weight) => {
                         let x = self.input(on, part.input, (x, rows), &mut room.quantized, &mut held)?;
-                        let w = Operand { buffer: weight, offset: first * self.k * on.act.size() };
+                        let offset = first * self.k * on.act.size();
+                        let w = Operand { buffer: weight.of(on.replica), offset };
                         dense_product(on, x, (w, self.k), y)?;
                     }
                 }

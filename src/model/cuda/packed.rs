@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::super::error::ModelError;
 use super::super::module_rows::ModuleRows;
 use super::linear::{On, dense_product};
-use super::place::OnDevice;
+use super::place::{OnDevices, Replicated};
 use crate::device::cuda::{CudaError, DeviceBuffer, Operand};
 use crate::ops::cuda::{Act, Columns, DeviceWeight, dequantize, linear_quantized};
 use crate::ops::dequantize::{Global, PackedTensors};
@@ -33,16 +33,16 @@ struct Piece {
     shape: [usize; 2],
     block: [usize; 2],
     global: Option<Global>,
-    codes: DeviceBuffer,
-    scales: DeviceBuffer,
-    zero_points: Option<DeviceBuffer>,
+    codes: Replicated,
+    scales: Replicated,
+    zero_points: Option<Replicated>,
     /// Its rows among those of all pieces.
     rows: Range<usize>,
 }
 
 impl PackedWeight {
     /// Uploads modules as they are stored; `None` where one cannot be decoded by the kernels.
-    pub fn load(place: &OnDevice, modules: &[ModuleRows<'_>]) -> Result<Option<Self>, ModelError> {
+    pub fn load(place: &OnDevices, modules: &[ModuleRows<'_>]) -> Result<Option<Self>, ModelError> {
         if place.act() != Act::Bf16 {
             return Ok(None);
         }
@@ -85,11 +85,11 @@ impl PackedWeight {
             unsafe {
                 if y.rows > FEW_ROWS {
                     let out = Operand { buffer: room, offset: before * k * size };
-                    dequantize(on.stream, Act::Bf16, &piece.weight(), rows, out)?;
+                    dequantize(on.stream, Act::Bf16, &piece.weight(on.replica), rows, out)?;
                 } else {
                     let at = Operand { buffer: y.at.buffer, offset: y.at.offset + before * y.act.size() };
                     let y = Columns { at, n: rows.len(), ..y };
-                    linear_quantized(on.stream, x, (&piece.weight(), rows.start), y)?;
+                    linear_quantized(on.stream, x, (&piece.weight(on.replica), rows.start), y)?;
                 }
             }
         }
@@ -117,7 +117,7 @@ fn are_alike(a: &PackedTensors<'_>, b: &PackedTensors<'_>) -> bool {
 }
 
 impl Piece {
-    fn load(place: &OnDevice, modules: &[PackedTensors<'_>], first: usize) -> Result<Self, CudaError> {
+    fn load(place: &OnDevices, modules: &[PackedTensors<'_>], first: usize) -> Result<Self, CudaError> {
         let PackedTensors { coding, shape: [_, k], block, global, .. } = modules[0];
         let n = modules.iter().map(|module| module.shape[0]).sum::<usize>();
         let codes: Vec<&[u8]> = modules.iter().map(|module| module.codes).collect();
@@ -136,15 +136,16 @@ impl Piece {
         })
     }
 
-    fn weight(&self) -> DeviceWeight<'_> {
+    /// On the device of a replica.
+    fn weight(&self, replica: usize) -> DeviceWeight<'_> {
         DeviceWeight {
             coding: self.coding,
             shape: self.shape,
             block: self.block,
             global: self.global,
-            codes: &self.codes,
-            scales: &self.scales,
-            zero_points: self.zero_points.as_ref(),
+            codes: self.codes.of(replica),
+            scales: self.scales.of(replica),
+            zero_points: self.zero_points.as_ref().map(|zero_points| zero_points.of(replica)),
         }
     }
 }

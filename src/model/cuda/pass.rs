@@ -12,7 +12,7 @@ use super::CudaDecoder;
 use super::batch::{DeviceBatch, List};
 use super::experts::{ExpertRoom, MlpRoom};
 use super::linear::On;
-use super::place::OnDevice;
+use super::place::{OnDevices, Replicated};
 use super::session::{DeviceCache, row_bytes};
 use super::steps::StepShape;
 use crate::device::cuda::{CudaError, Device, DeviceBuffer, Products, Stream};
@@ -104,7 +104,7 @@ impl Pass {
         cache: &DeviceCache,
     ) -> Result<(), CudaError> {
         let (graph, act) = (&decoder.graph, decoder.act);
-        let on = On { stream, products, act };
+        let on = On { replica: decoder.replica, stream, products, act };
         let step = Step { on, config: &graph.config, heads: graph.heads };
         let (mut rows, hidden) = (self.batch.rows, graph.config.hidden_size);
         let Some(table) = graph.embedding.as_ref().or_else(|| graph.head.table()) else {
@@ -116,7 +116,7 @@ impl Pass {
         // one again is queued behind those before; tokens are below V, as the engine checks.
         unsafe {
             let tokens = self.batch.list(List::Tokens);
-            embed(stream, tokens, (table, dtype), scale, &self.x[0], [rows, hidden])?;
+            embed(stream, tokens, (table.of(on.replica), dtype), scale, &self.x[0], [rows, hidden])?;
             for (index, layer) in graph.layers.iter().enumerate() {
                 self.enter(step, layer.attention_norms.pre.as_ref(), index > 0, rows)?;
                 self.attend(step, layer, &cache.layers[index])?;
@@ -191,7 +191,7 @@ impl Pass {
     unsafe fn enter(
         &self,
         step: Step<'_>,
-        norm: Option<&DeviceBuffer>,
+        norm: Option<&Replicated>,
         add: bool,
         rows: usize,
     ) -> Result<(), CudaError> {
@@ -200,7 +200,7 @@ impl Pass {
             act: step.on.act,
             rows,
             k: config.hidden_size,
-            weight: norm,
+            weight: norm.map(|norm| norm.of(step.on.replica)),
             eps: config.rms_norm_eps,
         };
         let y = add.then_some((&self.y, config.residual_scale));
@@ -212,7 +212,7 @@ impl Pass {
     ///
     /// # Safety
     /// As for the operations.
-    unsafe fn leave(&self, step: Step<'_>, norms: &Norms<OnDevice>, rows: usize) -> Result<(), CudaError> {
+    unsafe fn leave(&self, step: Step<'_>, norms: &Norms<OnDevices>, rows: usize) -> Result<(), CudaError> {
         let Some(weight) = &norms.post else { return Ok(()) };
         let hidden = step.config.hidden_size;
         // SAFETY: the caller's promise.
@@ -226,7 +226,7 @@ impl Pass {
     unsafe fn attend(
         &mut self,
         step: Step<'_>,
-        layer: &Layer<OnDevice>,
+        layer: &Layer<OnDevices>,
         cache: &DeviceBuffer,
     ) -> Result<(), CudaError> {
         let Step { on, config, heads } = step;
@@ -291,7 +291,7 @@ impl Pass {
     unsafe fn feed_forward(
         &mut self,
         step: Step<'_>,
-        mlp: &Mlp<OnDevice>,
+        mlp: &Mlp<OnDevices>,
         rows: usize,
     ) -> Result<(), CudaError> {
         let how = (step.on, step.config.activation);
@@ -316,13 +316,13 @@ unsafe fn normalize_parts(
     step: Step<'_>,
     (x, rows, stride): (&DeviceBuffer, usize, usize),
     columns: std::ops::Range<usize>,
-    weight: &DeviceBuffer,
+    weight: &Replicated,
 ) -> Result<(), CudaError> {
     let of = Normalized {
         act: step.on.act,
         rows,
         k: weight.len() / size_of::<f32>(),
-        weight: Some(weight),
+        weight: Some(weight.of(step.on.replica)),
         eps: step.config.rms_norm_eps,
     };
     // SAFETY: the caller's promise.
@@ -330,6 +330,6 @@ unsafe fn normalize_parts(
 }
 
 /// How a layer's scores are taken.
-fn scores(config: &ModelConfig, layer: &Layer<OnDevice>) -> Scores {
+fn scores(config: &ModelConfig, layer: &Layer<OnDevices>) -> Scores {
     Scores { scale: config.attention_scale, softcap: config.attention_softcap, window: layer.config.window }
 }

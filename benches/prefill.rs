@@ -156,9 +156,12 @@ fn main() -> anyhow::Result<()> {
     };
     let engine = Engine::load_at(&checkpoint, &options, &place)?;
     let mut best = f64::INFINITY;
+    let device = place.devices().first().context("a GPU that was opened")?;
+    let mut asked = device.counts();
     for _ in 0..=RUNS {
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), device.counts());
         engine.score(&requests, &|_| ())?;
+        asked = device.counts() - before;
         best = best.min(start.elapsed().as_secs_f64());
     }
     let flop_s = flop(&requests) / best;
@@ -168,5 +171,6 @@ fn main() -> anyhow::Result<()> {
         flop_s / 1e12,
         100.0 * flop_s / rate
     );
+    println!("{} launches, {} copies and {} waits for them", asked.launches, asked.copies, asked.waits);
     Ok(())
 }

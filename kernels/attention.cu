@@ -222,10 +222,14 @@ KERNEL(128) attention(Attention job) {
 }
 #endif
 
+// A slot for rows that are not kept.
+#define NO_SLOT 0xffffffffu
+
 // Appends keys and values of batch rows to the cache: row rows_i goes to slot slots_i. One thread an element.
 KERNEL(256) store_cache(const act* qkv, act* cache, const u32* rows, const u32* slots, u32 count, u32 first_column, u32 width, u32 stride) {
     u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= (u64)count * width) return;
     u64 i = at / width, column = at % width;
+    if (slots[i] == NO_SLOT) return;
     cache[(u64)slots[i] * width + column] = qkv[(u64)rows[i] * stride + first_column + column];
 }

@@ -13,6 +13,15 @@ pub enum EngineError {
     /// The device that computes it fails.
     #[error(transparent)]
     Device(#[from] CudaError),
+    /// A device without memory for the smallest batch. Says what would help, as servers and records of items pass messages
+    /// on, but no hints.
+    #[error("not even a batch of {rows} rows fits: {full}; use another device, or --device cpu")]
+    BatchMemory {
+        /// Rows that were tried last.
+        rows: usize,
+        /// What did not fit.
+        full: CudaError,
+    },
     /// Devices whose results are not those of each other.
     #[error("{first} and {other} differ in architecture, and so in results")]
     Devices {
@@ -89,7 +98,7 @@ impl Classified for EngineError {
     fn failure_class(&self) -> FailureClass {
         match self {
             Self::Model(e) => e.failure_class(),
-            Self::Device(e) => e.failure_class(),
+            Self::Device(e) | Self::BatchMemory { full: e, .. } => e.failure_class(),
             Self::NotOnDevice { .. } | Self::Devices { .. } => FailureClass::UserConfigError,
             Self::Threads { .. } => FailureClass::InfraTransient,
             Self::Request { source, .. } => source.failure_class(),
@@ -100,7 +109,7 @@ impl Classified for EngineError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Model(e) => e.hint(),
-            Self::Device(e) => e.hint(),
+            Self::Device(e) | Self::BatchMemory { full: e, .. } => e.hint(),
             Self::NotOnDevice { .. } => Some("use --device cpu".to_owned()),
             Self::Devices { .. } => Some("name devices of one kind with --device cuda:N,M".to_owned()),
             Self::Threads { .. } => Some("lower --threads or raise the process limit".to_owned()),

@@ -1,8 +1,10 @@
 //! Layer 5: batching, prefix sharing, scoring, generation.
 
+mod batch_limits;
 mod calibrate;
 pub mod error;
 mod generator;
+mod lane;
 mod pages;
 mod place;
 mod plan;

@@ -65,6 +65,13 @@ pub(super) struct Planner<'a> {
     held: Vec<Page>,
 }
 
+/// How far a planner was.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mark {
+    next: usize,
+    answered: usize,
+}
+
 /// A piece of the current path.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
@@ -130,7 +137,7 @@ impl<'a> Planner<'a> {
                 let end = (shared + max_rows).min((shared / PAGE + cache.room()) * PAGE);
                 if end > shared {
                     filling.add(index, request, shared..end, self.answered);
-                    self.answered = end;
+                    self.answered = self.answered.max(end);
                     return Some(self.finish(filling, &request.input()[..end], 0, cache));
                 }
             }
@@ -163,6 +170,18 @@ impl<'a> Planner<'a> {
         filling.batch.stored = stored;
         filling.batch.long = self.long;
         filling.finish(requests)
+    }
+
+    /// How far it is.
+    pub fn mark(&self) -> Mark {
+        Mark { next: self.next, answered: self.answered }
+    }
+
+    /// Goes back to where it was, for a cache that is empty: what was answered before is computed again where it is needed,
+    /// and not answered again.
+    pub fn back_to(&mut self, mark: Mark) {
+        (self.next, self.answered) = (mark.next, mark.answered);
+        self.held.clear();
     }
 
     /// The batch was computed: pages that only it read may go.
@@ -481,6 +500,38 @@ mod tests {
             prop_assert_eq!(&*slots, &(0..tokens.len() - context_len).collect::<Vec<_>>());
         }
         Ok(())
+    }
+
+    /// A planner that goes back with an empty cache, in smaller batches, answers every token once.
+    #[test]
+    fn nothing_is_answered_twice_after_going_back() {
+        let tokens: Vec<u32> = (0..200).collect();
+        let all =
+            [(tokens.clone(), 30), (tokens[..60].to_vec(), 20), ([&tokens[..50], &[7, 8]].concat(), 49)];
+        let requests: Vec<PlanRequest<'_>> =
+            all.iter().map(|(tokens, c)| PlanRequest { tokens, context_len: *c }).collect();
+        for failing in 0..5 {
+            let (mut planner, mut cache, mut rows) = (Planner::new(&requests, false), cache(100), 64);
+            let mut answered = vec![Vec::new(); requests.len()];
+            for batch in 0.. {
+                let mark = planner.mark();
+                let Some(planned) = planner.next_batch(rows, &mut cache) else { break };
+                assert!(planned.batch.tokens.len() <= rows);
+                if batch == failing {
+                    cache = self::cache(100);
+                    planner.back_to(mark);
+                    rows /= 2;
+                    continue;
+                }
+                remember(&planned.batch, &mut cache);
+                Planner::done(&planned, &mut cache);
+                planned.slots.iter().for_each(|(request, slot)| answered[*request].push(*slot));
+            }
+            for (slots, (tokens, context_len)) in answered.iter_mut().zip(&all) {
+                slots.sort_unstable();
+                assert_eq!(*slots, (0..tokens.len() - context_len).collect::<Vec<_>>(), "{failing}");
+            }
+        }
     }
 
     /// Tokens that often agree for longer than a page.

@@ -10,6 +10,7 @@ use crate::ops::kernel_path::{ComputeDtype, KernelPath};
 use crate::record::provenance::{GIT_HASH, TOOL_VERSION};
 use crate::record::score::{EngineIdentity, ScoreRequest};
 
+use super::batch_limits::BatchLimits;
 use super::error::{EngineError, RequestError};
 use super::place::EnginePlace;
 use super::prefix_cache::PrefixCache;
@@ -26,6 +27,8 @@ pub struct EngineOptions {
     pub max_batched_tokens: usize,
     /// Memory of the keys and values that are kept for prompts of later calls.
     pub prefix_cache_bytes: usize,
+    /// Whether GPUs record the launches of generation steps to repeat them at once.
+    pub records_steps: bool,
 }
 
 /// Default of `prefix_cache_bytes`: the header of a few tasks, or the contexts of many requests, of a small model.
@@ -62,6 +65,7 @@ impl EngineOptions {
             dtype: ComputeDtype::F32,
             max_batched_tokens: MAX_BATCHED_TOKENS,
             prefix_cache_bytes: PREFIX_CACHE_BYTES,
+            records_steps: true,
         }
     }
 }
@@ -73,7 +77,6 @@ pub struct Engine {
     /// Where it is in memory.
     pub(super) host: Option<CpuBackend>,
     pub(super) max_batched_tokens: usize,
-    prefix_cache_bytes: usize,
     identity: EngineIdentity,
 }
 
@@ -84,6 +87,7 @@ pub(super) type SessionCache = PrefixCache<Box<dyn Session>>;
 pub(super) struct Replica {
     pub backend: Box<dyn Backend>,
     pub prefixes: Mutex<SessionCache>,
+    pub limits: BatchLimits,
 }
 
 impl Engine {
@@ -120,10 +124,8 @@ impl Engine {
         if place.is_cpu() {
             return Self::load(checkpoint, options);
         }
-        let mut backends: Vec<Box<dyn Backend>> = Vec::new();
-        for device in place.devices() {
-            backends.push(Box::new(CudaDecoder::load(checkpoint, device, options.dtype)?));
-        }
+        let loaded = CudaDecoder::load(checkpoint, place.devices(), options.dtype, options.records_steps)?;
+        let backends = loaded.into_iter().map(|decoder| Box::new(decoder) as Box<dyn Backend>).collect();
         Self::new(checkpoint, options, backends, (place.device(), place.kernel_path(options.dtype)))
     }
 
@@ -145,20 +147,20 @@ impl Engine {
         };
         let replica = |backend: Box<dyn Backend>| {
             let prefixes = Mutex::new(PrefixCache::new(backend.session(), options.prefix_cache_bytes));
-            Replica { backend, prefixes }
+            let limits = BatchLimits::new(options.max_batched_tokens.max(1), options.prefix_cache_bytes);
+            Replica { backend, prefixes, limits }
         };
         Ok(Self {
             replicas: backends.into_iter().map(replica).collect(),
             host: None,
             max_batched_tokens: options.max_batched_tokens.max(1),
-            prefix_cache_bytes: options.prefix_cache_bytes,
             identity,
         })
     }
 
     /// An empty cache of the allowed size.
-    pub(super) fn new_prefix_cache(&self, replica: &Replica) -> SessionCache {
-        PrefixCache::new(replica.backend.session(), self.prefix_cache_bytes)
+    pub(super) fn new_prefix_cache(replica: &Replica) -> SessionCache {
+        PrefixCache::new(replica.backend.session(), replica.limits.cache_bytes())
     }
 
     /// Records the tokenizer that made the requests.

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::error::{EngineError, RequestError};
+use super::pages::PAGE;
 use super::plan::{PlanRequest, PlannedBatch, Planner, shares};
 use super::run::{Engine, Replica, SessionCache};
-use crate::model::Session;
+use crate::device::cuda::CudaError;
+use crate::model::{Session, Slots as _};
 use crate::ops::log_softmax::{HeadQuery, HeadRow};
 use crate::record::score::{ScoreRequest, ScoreResult};
 
@@ -214,22 +216,22 @@ impl Engine {
         let cache = if let Some(cache) = kept.as_deref_mut() {
             cache
         } else {
-            own = self.new_prefix_cache(replica);
+            own = Self::new_prefix_cache(replica);
             &mut own
         };
-        let computed = self.run_with(cache, requests, query, progress, each);
+        let computed = self.run_with((replica, &mut *cache), requests, query, progress, each);
         match &computed {
             Ok(_) => cache.kv.rest(),
             // Nobody knows what a pass that failed left in the cache.
-            Err(_) => *cache = self.new_prefix_cache(replica),
+            Err(_) => *cache = Self::new_prefix_cache(replica),
         }
         computed
     }
 
-    /// As above, with what is in the cache.
+    /// As above, with what is in the cache. A batch for which the device has no memory is tried again in smaller ones.
     fn run_with(
         &self,
-        cache: &mut SessionCache,
+        (replica, cache): (&Replica, &mut SessionCache),
         requests: &[PlanRequest<'_>],
         query: RowQuery,
         progress: &dyn Fn(usize),
@@ -238,14 +240,29 @@ impl Engine {
         // Long inputs of some models rotate all positions differently and share nothing with short ones.
         let is_long = |i: &usize| self.config().is_long_input(requests[*i].input().len());
         let (long, short): (Vec<usize>, Vec<usize>) = (0..requests.len()).partition(is_long);
+        let longest = requests.iter().map(|request| request.input().len()).max().unwrap_or(0);
         let (mut done, mut computed) = (0, 0);
         for (indices, long) in [(short, false), (long, true)] {
             let planned: Vec<PlanRequest<'_>> = indices.iter().map(|i| requests[*i]).collect();
             let mut planner = Planner::new(&planned, long);
-            while let Some(planned) = planner.next_batch(self.max_batched_tokens, cache) {
-                self.answer(&planned, cache.kv.as_mut(), query, &mut |scored| {
+            loop {
+                let mark = planner.mark();
+                let Some(planned) = planner.next_batch(replica.limits.rows(), cache) else { break };
+                let answered = self.answer(&planned, cache.kv.as_mut(), query, &mut |scored| {
                     each(Scored { request: indices[scored.request], ..scored });
-                })?;
+                });
+                match answered {
+                    Ok(()) => {}
+                    Err(EngineError::Device(full @ CudaError::OutOfMemory { .. })) => {
+                        let prompt_bytes = (longest + PAGE) * cache.kv.slot_bytes();
+                        replica.limits.shrink(planned.batch.tokens.len(), prompt_bytes, full)?;
+                        // Nobody knows what the pass left in the cache; nothing of its batch was answered.
+                        *cache = Self::new_prefix_cache(replica);
+                        planner.back_to(mark);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
                 Planner::done(&planned, cache);
                 computed += planned.batch.tokens.len();
                 done += planned.requests;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ops::coded::{CodeGrid, GroupedRows};
-use crate::ops::dequantize::StoredWeight;
+use crate::ops::dequantize::{PackedTensors, StoredWeight};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::packed::{CodeKind, CodeRows, WeightRows};
 
@@ -52,6 +52,17 @@ impl<'a> ModuleRows<'a> {
                 Some(self)
             }
             _ => None,
+        }
+    }
+
+    /// The tensors of the weight as they are stored, where kernels of bf16 products can decode it: not where it is rounded
+    /// to f16 first.
+    pub(super) fn as_packed(&self) -> Result<Option<PackedTensors<'_>>, CheckpointError> {
+        match &self.source {
+            Source::Stored { weight, rounded: None | Some(FloatDtype::Bf16 | FloatDtype::F32) } => {
+                weight.packed(self.checkpoint).map(Some)
+            }
+            _ => Ok(None),
         }
     }
 

@@ -6,6 +6,7 @@
 use safetensors::Dtype;
 
 use crate::checkpoint::quant_args::{Dialect, Format, QuantType, QuantizationArgs, Strategy};
+use crate::ops::float_dtype::FloatDtype;
 use crate::ops::int_pack;
 
 /// Type of the codes.
@@ -65,6 +66,34 @@ pub enum Packing {
     Sextets,
     /// A dense bit stream in 32-bit words, `weight_packed`.
     Words,
+}
+
+impl Packing {
+    /// Bytes of the codes of a row of `k` elements.
+    pub fn row_bytes(self, element: Element, k: usize) -> usize {
+        match (self, element) {
+            (Self::Bytes, _) => k,
+            (Self::Nibbles, _) => k.div_ceil(2),
+            (Self::Sextets, _) => k.div_ceil(4) * 3,
+            (Self::Words, Element::Int(bits)) => int_pack::packed_bytes(k, bits),
+            (Self::Words, _) => unreachable!("only integers are packed into words (WeightLayout::new)"),
+        }
+    }
+}
+
+/// How the codes and scales of a weight are coded, whatever shares a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WeightCoding {
+    /// Type of the codes.
+    pub element: Element,
+    /// How codes are stored.
+    pub packing: Packing,
+    /// How scales are stored.
+    pub scale: ScaleKind,
+    /// Type of float scales.
+    pub scale_dtype: FloatDtype,
+    /// Whether there is no zero point.
+    pub symmetric: bool,
 }
 
 /// The layout of a quantized weight.
@@ -198,6 +227,12 @@ impl WeightLayout {
             return Ok(Self { dialect, ..self });
         }
         Err(LayoutError::Dialect { precision: self.precision(), dialect })
+    }
+
+    /// How codes are coded, below float scales of this type.
+    pub fn coding(&self, scale_dtype: FloatDtype) -> WeightCoding {
+        let Self { element, packing, scale, symmetric, .. } = *self;
+        WeightCoding { element, packing, scale, scale_dtype, symmetric }
     }
 
     /// Rows and columns that share one scale in a weight of `shape` [N, K]; at least 1 each.

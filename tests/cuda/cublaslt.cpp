@@ -4,7 +4,7 @@
 // Contracts are checked where the real library would fail or be slow: an algorithm is one that the heuristic gave, for at
 // least as many columns, with no stricter alignment than the operands have; FP8 and int8 take multiples of 16 and
 // compute capability 8.9 in the case of FP8. DAY0_EMULATOR may contain exact-products: algorithms then take exactly the
-// columns that they were asked for.
+// columns that they were asked for; and cublaslt=VERSION, as the library counts versions.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -119,8 +119,9 @@ void run(void* state) {
             }
         }
     }
-    delete work;
 }
+
+void destroy(void* state) { delete (Work*)state; }
 
 bool is_known(const Description& description, int type, int out_type) {
     bool floats = description.compute == COMPUTE_32F && description.scale == R_32F;
@@ -144,7 +145,11 @@ bool fits(const Description& description, const Layout& a, const Layout& b, cons
 
 #define API extern "C" __attribute__((visibility("default"))) int
 
-extern "C" __attribute__((visibility("default"))) size_t cublasLtGetVersion() { return 130002; }
+extern "C" __attribute__((visibility("default"))) size_t cublasLtGetVersion() {
+    const char* all = std::getenv("DAY0_EMULATOR");
+    const char* version = all ? strstr(all, "cublaslt=") : nullptr;
+    return version ? strtoull(version + 9, nullptr, 10) : 130002;
+}
 
 API cublasLtCreate(void** handle) {
     *handle = new int(0);
@@ -234,7 +239,7 @@ API cublasLtMatmul(void* handle, void* description, const void* alpha, const voi
     memcpy(&one, alpha, 4);
     memcpy(&zero, beta, 4);
     if (one != (of_d.type == R_32I ? 1u : 0x3f800000u) || zero != 0u || c != d || c_layout != d_layout) return INVALID_VALUE;
-    using Submit = int (*)(void*, const uint64_t*, int, void (*)(void*), void*);
+    using Submit = int (*)(void*, const uint64_t*, int, void (*)(void*), void (*)(void*), void*);
     static Submit submit = (Submit)dlsym(dlopen("libcuda.so", RTLD_NOW | RTLD_NOLOAD), "emulator_submit");
     uint64_t in = size_of(of_a.type), out = size_of(of_d.type);
     const uint64_t ranges[] = {(uint64_t)a, (of_a.leading * (of_a.columns - 1) + of_a.rows) * in,
@@ -243,7 +248,7 @@ API cublasLtMatmul(void* handle, void* description, const void* alpha, const voi
                                (uint64_t)workspace, workspace_bytes};
     Work* work = new Work{of_a.type, of_d.type, (const char*)a, (const char*)b, (char*)d, of_a.columns, of_b.columns, of_a.rows,
                           of_a.leading, of_b.leading, of_d.leading};
-    if (!submit || submit(stream, ranges, 4, run, work) != 0) {
+    if (!submit || submit(stream, ranges, 4, run, destroy, work) != 0) {
         delete work;
         return INVALID_VALUE;
     }

@@ -2,9 +2,10 @@
 //
 // It keeps the contracts a real driver has and checks more of them: work on a stream runs only when something waits for
 // it, so a buffer that is used too early shows; allocations end at a page that cannot be touched and begin with garbage;
-// modules are the shared libraries that compiler.cpp makes (see device.h). What goes wrong on real machines is chosen by
-// DAY0_EMULATOR, a comma-separated list of: no-device, no-init, old-driver, devices=N, memory=BYTES, sm=MAJOR.MINOR,
-// launch-fails.
+// modules are the shared libraries that compiler.cpp makes (see device.h). A stream that is captured runs nothing; a thread
+// that waits, copies from or to the host, or takes or frees memory meanwhile breaks the capture. What goes wrong on real
+// machines is chosen by DAY0_EMULATOR, a comma-separated list of: no-device, no-init, old-driver, devices=N, memory=BYTES,
+// sm=MAJOR.MINOR, launch-fails.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -14,16 +15,19 @@
 #include <elf.h>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <sys/mman.h>
+#include <thread>
 #include <unistd.h>
+#include <vector>
 
 namespace {
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
        INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600,
-       LAUNCH_FAILED = 719, UNKNOWN = 999 };
+       LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, UNKNOWN = 999 };
 
 std::string setting(const char* key) {
     const char* all = std::getenv("DAY0_EMULATOR");
@@ -40,9 +44,16 @@ std::string setting(const char* key) {
 
 struct Work { uint64_t number; std::function<int()> run; };
 
+// What a capture recorded, in order.
+struct Graph { std::vector<std::function<int()>> work; };
+
 struct Stream {
     std::deque<Work> queue;
     uint64_t submitted = 0, done = 0;
+    // While it is captured.
+    Graph* capture = nullptr;
+    std::thread::id captured_by;
+    bool broken = false;
 };
 
 struct Event { Stream* stream = nullptr; uint64_t number = 0; uint64_t stamp = 0; };
@@ -88,7 +99,22 @@ int drain(Stream& stream, uint64_t until) {
     return sticky;
 }
 
-void submit(Stream& stream, std::function<int()> run) { stream.queue.push_back({++stream.submitted, std::move(run)}); }
+void submit(Stream& stream, std::function<int()> run) {
+    if (stream.capture) {
+        stream.capture->work.push_back(std::move(run));
+    } else {
+        stream.queue.push_back({++stream.submitted, std::move(run)});
+    }
+}
+
+// Breaks the captures of the calling thread, which does what none can record. Whether there are any.
+bool breaks_capture() {
+    bool any = false;
+    for (auto& each : streams) {
+        if (each.second->capture && each.second->captured_by == std::this_thread::get_id()) any = each.second->broken = true;
+    }
+    return any;
+}
 
 Stream* stream_of(void* handle) {
     if (!handle) return &default_stream;
@@ -190,6 +216,7 @@ API cuMemAlloc_v2(uint64_t* at, size_t bytes) {
     Guard guard(lock);
     if (current < 0) return INVALID_CONTEXT;
     if (bytes == 0) return INVALID_VALUE;
+    if (breaks_capture()) return CAPTURE_UNSUPPORTED;
     if (used[current] + bytes > total_bytes()) return OUT_OF_MEMORY;
     size_t page = (size_t)sysconf(_SC_PAGESIZE), data = (bytes + page - 1) / page * page;
     char* mapped = (char*)mmap(nullptr, data + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -210,6 +237,7 @@ API cuMemFree_v2(uint64_t at) {
     Guard guard(lock);
     auto found = allocations.find(at);
     if (found == allocations.end()) return INVALID_VALUE;
+    if (breaks_capture()) return CAPTURE_UNSUPPORTED;
     drain_all();
     used[found->second.device] -= found->second.bytes;
     munmap(found->second.mapped, found->second.mapped_bytes);
@@ -218,21 +246,25 @@ API cuMemFree_v2(uint64_t at) {
 }
 
 API cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+    Guard guard(lock);
+    if (breaks_capture()) return CAPTURE_UNSUPPORTED;
     return posix_memalign(at, 4096, bytes ? bytes : 1) == 0 ? SUCCESS : OUT_OF_MEMORY;
 }
 
 API cuMemFreeHost(void* at) {
     Guard guard(lock);
+    if (breaks_capture()) return CAPTURE_UNSUPPORTED;
     drain_all();
     free(at);
     return SUCCESS;
 }
 
-static int copy(uint64_t device, size_t bytes, void* stream, std::function<void()> run) {
+static int copy(uint64_t device, size_t bytes, void* stream, bool of_host, std::function<void()> run) {
     Guard guard(lock);
     Stream* on = stream_of(stream);
     if (current < 0) return INVALID_CONTEXT;
     if (!on || !on_device(device, bytes)) return INVALID_VALUE;
+    if (of_host && on->capture && breaks_capture()) return CAPTURE_UNSUPPORTED;
     submit(*on, [run = std::move(run)] {
         run();
         return SUCCESS;
@@ -241,11 +273,11 @@ static int copy(uint64_t device, size_t bytes, void* stream, std::function<void(
 }
 
 API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
-    return copy(to, bytes, stream, [=] { memcpy((void*)to, from, bytes); });
+    return copy(to, bytes, stream, true, [=] { memcpy((void*)to, from, bytes); });
 }
 
 API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
-    return copy(from, bytes, stream, [=] { memcpy(to, (void*)from, bytes); });
+    return copy(from, bytes, stream, true, [=] { memcpy(to, (void*)from, bytes); });
 }
 
 API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
@@ -253,11 +285,11 @@ API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream)
         Guard guard(lock);
         if (!on_device(from, bytes)) return INVALID_VALUE;
     }
-    return copy(to, bytes, stream, [=] { memmove((void*)to, (void*)from, bytes); });
+    return copy(to, bytes, stream, false, [=] { memmove((void*)to, (void*)from, bytes); });
 }
 
 API cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream) {
-    return copy(to, bytes, stream, [=] { memset((void*)to, value, bytes); });
+    return copy(to, bytes, stream, false, [=] { memset((void*)to, value, bytes); });
 }
 
 API cuStreamCreate(void** stream, unsigned) {
@@ -274,15 +306,75 @@ API cuStreamDestroy_v2(void* stream) {
     Stream* found = stream_of(stream);
     if (!stream || !found) return INVALID_HANDLE;
     drain(*found, UINT64_MAX);
+    // What is left of it is kept for events that were recorded there, which stay valid.
     streams.erase(stream);
-    delete found;
     return SUCCESS;
 }
 
 API cuStreamSynchronize(void* stream) {
     Guard guard(lock);
     Stream* found = stream_of(stream);
-    return found ? drain(*found, UINT64_MAX) : INVALID_HANDLE;
+    if (!found) return INVALID_HANDLE;
+    if (found->capture && breaks_capture()) return CAPTURE_UNSUPPORTED;
+    return drain(*found, UINT64_MAX);
+}
+
+API cuStreamBeginCapture_v2(void* stream, unsigned) {
+    Guard guard(lock);
+    Stream* found = stream_of(stream);
+    if (!stream || !found) return INVALID_HANDLE;
+    if (found->capture) return INVALID_VALUE;
+    found->capture = new Graph;
+    found->captured_by = std::this_thread::get_id();
+    found->broken = false;
+    return SUCCESS;
+}
+
+API cuStreamEndCapture(void* stream, void** graph) {
+    Guard guard(lock);
+    Stream* found = stream_of(stream);
+    if (!found || !found->capture) return INVALID_VALUE;
+    Graph* recorded = found->capture;
+    found->capture = nullptr;
+    if (found->broken) {
+        delete recorded;
+        *graph = nullptr;
+        return CAPTURE_INVALIDATED;
+    }
+    *graph = recorded;
+    return SUCCESS;
+}
+
+API cuGraphDestroy(void* graph) {
+    delete (Graph*)graph;
+    return SUCCESS;
+}
+
+API cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) {
+    *made = new Graph(*(Graph*)graph);
+    return SUCCESS;
+}
+
+API cuGraphExecDestroy(void* graph) {
+    Guard guard(lock);
+    drain_all();
+    delete (Graph*)graph;
+    return SUCCESS;
+}
+
+API cuGraphLaunch(void* graph, void* stream) {
+    Guard guard(lock);
+    Stream* on = stream_of(stream);
+    if (current < 0) return INVALID_CONTEXT;
+    if (!on) return INVALID_HANDLE;
+    submit(*on, [graph] {
+        for (auto& run : ((Graph*)graph)->work) {
+            int code = run();
+            if (code != SUCCESS) return code;
+        }
+        return (int)SUCCESS;
+    });
+    return SUCCESS;
 }
 
 API cuEventCreate(void** event, unsigned) {
@@ -299,6 +391,7 @@ API cuEventRecord(void* event, void* stream) {
     Guard guard(lock);
     Stream* found = stream_of(stream);
     if (!found) return INVALID_HANDLE;
+    if (found->capture && breaks_capture()) return CAPTURE_UNSUPPORTED;
     Event* recorded = (Event*)event;
     submit(*found, [recorded] {
         recorded->stamp = ++clock_ticks;
@@ -392,8 +485,9 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     return SUCCESS;
 }
 
-// For cublaslt.cpp: queues work that touches these ranges, pairs of address and bytes.
-API emulator_submit(void* stream, const uint64_t* ranges, int count, void (*run)(void*), void* state) {
+// For cublaslt.cpp: queues work that touches these ranges, pairs of address and bytes. It may run any number of times
+// before its state goes, which is the caller's where the work is refused.
+API emulator_submit(void* stream, const uint64_t* ranges, int count, void (*run)(void*), void (*destroy)(void*), void* state) {
     Guard guard(lock);
     Stream* on = stream_of(stream);
     if (current < 0) return INVALID_CONTEXT;
@@ -401,8 +495,9 @@ API emulator_submit(void* stream, const uint64_t* ranges, int count, void (*run)
     for (int i = 0; i < count; i++) {
         if (!on_device(ranges[2 * i], ranges[2 * i + 1])) return INVALID_VALUE;
     }
-    submit(*on, [=] {
-        run(state);
+    std::shared_ptr<void> held(state, destroy);
+    submit(*on, [run, held] {
+        run(held.get());
         return SUCCESS;
     });
     return SUCCESS;

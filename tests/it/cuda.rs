@@ -47,6 +47,9 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     let mut without_products = doctor("");
     without_products.env("DAY0_CUBLASLT", dir.path());
     run(without_products).says("libcublasLt.so could not be loaded from").says("nvidia-cublas");
+    run(doctor("cublaslt=120103"))
+        .says("libcublasLt.so is version 12.1.3, expected 13")
+        .says("pip install nvidia-cublas==13.0.*");
     let mut without_driver = doctor("");
     without_driver.env_remove("LD_LIBRARY_PATH");
     let text = run(without_driver).stdout;
@@ -150,6 +153,33 @@ fn scores_are_those_of_the_cpu() {
         .expect(2)
         .says("libcublasLt.so could not be loaded")
         .says("nvidia-cublas");
+    let mut old = on(&emulator, "cublaslt=120103", dir.path(), eval("cuda", "old-products"));
+    old.env("DAY0_CUBLASLT", &emulator);
+    let text = format!("libcublasLt.so from {} is version 12.1.3, expected 13", emulator.display());
+    common::ran(old.output().unwrap()).expect(2).says(&text);
+}
+
+/// A batch that finds no memory is tried again in smaller ones, with the same results; where not even the smallest finds
+/// any, the error says what would help.
+#[test]
+fn batches_shrink_where_memory_is_short() {
+    let Some(emulator) = emulator() else { return };
+    let _turn = common::serial();
+    let dir = tempfile::tempdir().unwrap();
+    let eval = |settings: &str, out: &'static str| {
+        let args = ["eval", "--model", "day0-tiny", "--device", "cuda", "--suite", "tiny_colours"];
+        let args = args.into_iter().chain(["--limit", "100", "--out", out]);
+        common::ran(on(&emulator, settings, dir.path(), args).output().unwrap())
+    };
+    let found = |out: &str| loglikelihoods(&common::read_json(dir.path().join(out).join("record.json")));
+    eval("", "ample").expect(0);
+    eval("memory=54000000", "short").expect(0).says("going on with batches of");
+    assert_eq!(found("short"), found("ample"));
+    eval("memory=48000000", "full")
+        .expect(75)
+        .says("not even a batch of")
+        .says("has no")
+        .says("; use another device, or --device cpu");
 }
 
 /// A random llama of one narrow layer in `dir/model`, with the tokenizer of day0-tiny.

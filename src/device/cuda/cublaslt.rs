@@ -18,6 +18,7 @@ use cudarc::cublaslt::sys::{
     cublasLtMatmulPreferenceAttributes_t as Preference, cublasStatus_t as Status, cudaDataType_t as Type,
 };
 
+use super::counts::Asked;
 use super::error::CudaError;
 use super::{Device, DeviceBuffer, Stream, library};
 use crate::base::env_vars;
@@ -39,6 +40,8 @@ const SYMBOLS: &[&str] = &[
     "cublasLtMatrixLayoutDestroy",
 ];
 
+/// The major version whose functions cudarc declares (feature `cuda-13000`).
+const MAJOR: usize = 13;
 /// Room for partial sums: what NVIDIA recommends for sm_90 (cuBLAS documentation, `cublasSetWorkspace`).
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// The smallest class of M.
@@ -48,21 +51,34 @@ const BEST_ALIGNMENT: u64 = 256;
 /// The value of an attribute that transposes (`CUBLAS_OP_T`).
 static TRANSPOSED: i32 = 1;
 
-/// Version of the library as it counts itself, e.g. 130002; an error if there is none. Asked once.
+/// Version of the library as it counts itself, e.g. 130002; an error if there is none, or none of the major version whose
+/// functions are called. Asked once.
 pub fn products_version() -> Result<usize, CudaError> {
     static VERSION: OnceLock<Result<usize, CudaError>> = OnceLock::new();
     let load = || {
         let asked = env_vars::get_os(env_vars::DAY0_CUBLASLT).map(PathBuf::from);
+        let at = asked.as_ref().map(|path| path.display().to_string());
         let library = library::find(asked.as_deref(), "cublasLt", None);
-        let library =
-            library.ok_or_else(|| CudaError::NoProducts { at: asked.map(|p| p.display().to_string()) })?;
+        let library = library.ok_or_else(|| CudaError::NoProducts { at: at.clone() })?;
         if let Some(symbol) = library::missing(&library, SYMBOLS) {
             return Err(CudaError::ProductsSymbol { symbol });
         }
         // SAFETY: the library is present with all its symbols; cudarc opens it by the same names and keeps it for good.
-        Ok(unsafe { sys::cublasLtGetVersion() })
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let [major, minor, patch] = parts(version);
+        if major == MAJOR {
+            return Ok(version);
+        }
+        Err(CudaError::ProductsVersion { found: format!("{major}.{minor}.{patch}"), expected: MAJOR, at })
     };
     VERSION.get_or_init(load).clone()
+}
+
+/// Major, minor and patch of a version as the library counts it: 10000 · major + 100 · minor + patch, up to version 11
+/// 1000 · major (`CUBLAS_VERSION` of cublas_api.h).
+fn parts(version: usize) -> [usize; 3] {
+    let unit = if version < 100_000 { 1000 } else { 10_000 };
+    [version / unit, version % unit / 100, version % 100]
 }
 
 /// Types of x and w, and of y.
@@ -218,7 +234,7 @@ impl Products {
             return Ok(());
         }
         product.check()?;
-        self.device.enter()?;
+        self.device.enter_for(Asked::Launch)?;
         let call = Call::new(product.kind, product.shape, product.stride)?;
         let class = m.next_power_of_two().max(SMALLEST_CLASS);
         let key = Key {
@@ -418,4 +434,16 @@ fn check(call: &'static str, status: Status) -> Result<(), CudaError> {
         return Ok(());
     }
     Err(CudaError::Call { call, code: format!("{status:?}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_the_library_counts_them() {
+        assert_eq!(parts(130_002), [13, 0, 2]);
+        assert_eq!(parts(120_103), [12, 1, 3]);
+        assert_eq!(parts(11_401), [11, 4, 1]);
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUresult};
 
+use super::counts::{Asked, Counters, DeviceCounts};
 use super::error::{CudaError, check};
 use super::library::check_driver;
 use super::module::{CubinCache, Kernel, Module, ModuleKey};
@@ -26,6 +27,7 @@ pub struct Device {
     l2_bytes: u64,
     allocated: AtomicU64,
     peak: AtomicU64,
+    counters: Counters,
     cache: CubinCache,
     modules: Mutex<HashMap<Variant, Arc<Module>>>,
 }
@@ -94,6 +96,7 @@ impl Device {
             l2_bytes: u64::from(attribute(handle, A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
+            counters: Counters::default(),
             cache,
             modules: Mutex::default(),
         };
@@ -141,6 +144,11 @@ impl Device {
         (self.allocated.load(Ordering::Acquire), self.peak.load(Ordering::Acquire))
     }
 
+    /// What it was asked for so far.
+    pub fn counts(&self) -> DeviceCounts {
+        self.counters.get()
+    }
+
     /// Free and total bytes as the driver counts them, other processes included.
     pub fn memory(&self) -> Result<(u64, u64), CudaError> {
         self.enter()?;
@@ -156,12 +164,20 @@ impl Device {
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
     }
 
+    /// As above, for something that is counted.
+    pub(super) fn enter_for(&self, asked: Asked) -> Result<(), CudaError> {
+        self.counters.count(asked);
+        self.enter()
+    }
+
     pub(super) fn count_allocation(&self, bytes: usize) {
+        self.counters.count(Asked::Allocation);
         let now = self.allocated.fetch_add(bytes as u64, Ordering::AcqRel) + bytes as u64;
         self.peak.fetch_max(now, Ordering::AcqRel);
     }
 
     pub(super) fn count_release(&self, bytes: usize) {
+        self.counters.count(Asked::Allocation);
         self.allocated.fetch_sub(bytes as u64, Ordering::AcqRel);
     }
 

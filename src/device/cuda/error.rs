@@ -92,6 +92,16 @@ pub enum CudaError {
         /// The function.
         symbol: &'static str,
     },
+    /// The library of matrix products is of another major version, whose functions may take other arguments.
+    #[error("libcublasLt.so{} is version {found}, expected {expected}", at.as_ref().map_or(String::new(), |p| format!(" from {p}")))]
+    ProductsVersion {
+        /// Its version, e.g. 12.1.3.
+        found: String,
+        /// The major version that day0 calls.
+        expected: usize,
+        /// Where the user said it was.
+        at: Option<String>,
+    },
     /// The library of matrix products has no kernel for a product.
     #[error("cuBLASLt has no kernel for {product}")]
     NoProduct {
@@ -176,7 +186,7 @@ impl Classified for CudaError {
             Self::NoCompiler { .. } => {
                 "pip install nvidia-cuda-nvrtc==13.0.* and set DAY0_NVRTC to the folder that holds libnvrtc.so.13, or use --device cpu"
             }
-            Self::NoProducts { .. } | Self::ProductsSymbol { .. } => {
+            Self::NoProducts { .. } | Self::ProductsSymbol { .. } | Self::ProductsVersion { .. } => {
                 "pip install nvidia-cublas==13.0.* and set DAY0_CUBLASLT to the folder that holds libcublasLt.so.13, or use --device cpu"
             }
             Self::Compiler { .. } => {

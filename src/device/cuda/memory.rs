@@ -1,6 +1,6 @@
 //! Memory of a device, and host memory that it can copy from and to while the CPU goes on.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
@@ -84,6 +84,43 @@ impl DeviceBuffer {
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         self.release();
+    }
+}
+
+/// Bytes of a buffer.
+#[derive(Clone, Copy)]
+pub struct DeviceSlice<'a> {
+    buffer: &'a DeviceBuffer,
+    offset: usize,
+    len: usize,
+}
+
+impl<'a> From<&'a DeviceBuffer> for DeviceSlice<'a> {
+    fn from(buffer: &'a DeviceBuffer) -> Self {
+        Self { buffer, offset: 0, len: buffer.len() }
+    }
+}
+
+impl<'a> DeviceSlice<'a> {
+    /// The bytes `range` of a buffer; none beyond its end.
+    pub(super) fn of(buffer: &'a DeviceBuffer, range: &Range<usize>) -> Self {
+        let offset = range.start.min(buffer.len());
+        Self { buffer, offset, len: range.end.min(buffer.len()) - offset }
+    }
+
+    /// Address on the device.
+    pub fn address(&self) -> u64 {
+        self.buffer.address() + self.offset as u64
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 

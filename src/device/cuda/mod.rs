@@ -6,24 +6,30 @@
 //! first (`library`).
 
 mod choice;
+mod counts;
 mod cublaslt;
 mod device;
 mod error;
 mod library;
+mod lists;
 mod memory;
 mod module;
 mod nvrtc;
+mod recording;
 mod source;
 mod stream;
 
 pub use choice::{DeviceChoice, DeviceChoiceError};
+pub use counts::DeviceCounts;
 pub use cublaslt::{Operand, Product, ProductKind, Products, products_version};
 pub use device::Device;
 pub use error::CudaError;
 pub use library::check_driver;
-pub use memory::{DeviceBuffer, PinnedBuffer};
+pub use lists::WordLists;
+pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer};
 pub use module::{Argument, CubinCache, Kernel, LaunchShape};
 pub use nvrtc::{Cubin, compile, version as compiler_version};
+pub use recording::Recording;
 pub(crate) use source::kernel_source;
 pub use source::{KernelSource, Variant};
 pub use stream::{Event, Stream};

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule};
 
+use super::counts::Asked;
 use super::error::{CudaError, check};
 use super::source::Variant;
 use super::{Device, Stream, nvrtc};
@@ -214,7 +215,7 @@ impl Kernel {
             let what = format!("loaded on {:?}, launched on {:?}", self.device, stream.device());
             return Err(CudaError::Argument { operation: self.name, what });
         }
-        self.device.enter()?;
+        self.device.enter_for(Asked::Launch)?;
         if shape.shared_bytes > PLAIN_SHARED_BYTES {
             let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.

@@ -37,6 +37,7 @@ pub(super) const HEADERS: &[KernelSource] = &[
     kernel_source!("pack.cuh"),
     kernel_source!("qparams.cuh"),
     kernel_source!("step.cuh"),
+    kernel_source!("weight.cuh"),
 ];
 
 /// A source with the values of its defines.

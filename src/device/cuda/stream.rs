@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUstream, CUstream_flags};
 
+use super::counts::Asked;
 use super::error::{CudaError, check};
 use super::{Device, DeviceBuffer};
 
@@ -40,7 +41,7 @@ impl Stream {
 
     /// Waits for everything queued so far; errors of earlier work show here.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        self.device.enter()?;
+        self.device.enter_for(Asked::Wait)?;
         // SAFETY: the stream lives as long as `self`.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw) })
     }
@@ -54,7 +55,7 @@ impl Stream {
         if from.is_empty() {
             return Ok(());
         }
-        self.device.enter()?;
+        self.device.enter_for(Asked::Copy)?;
         let address = to.address() + offset as u64;
         // SAFETY: the range lies within `to`; the caller keeps `from`.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(address, from.as_ptr().cast(), from.len(), self.raw) };
@@ -75,7 +76,7 @@ impl Stream {
         if to.is_empty() {
             return Ok(());
         }
-        self.device.enter()?;
+        self.device.enter_for(Asked::Copy)?;
         let address = from.address() + offset as u64;
         // SAFETY: the range lies within `from`; the caller keeps `to`.
         let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), address, to.len(), self.raw) };
@@ -89,15 +90,6 @@ impl Stream {
         unsafe { self.copy_in(from, &buffer, 0)? };
         self.synchronize()?;
         Ok(buffer)
-    }
-
-    /// Makes words all that a buffer holds, which grows where it has to, and waits.
-    pub fn replace(&self, buffer: &mut DeviceBuffer, words: &[u32]) -> Result<(), CudaError> {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        buffer.ensure(bytes.len())?;
-        // SAFETY: both live until the stream is synchronized below.
-        unsafe { self.copy_in(&bytes, buffer, 0)? };
-        self.synchronize()
     }
 
     /// Waits and copies the first `len` bytes of a buffer to the host.
@@ -124,7 +116,7 @@ impl Stream {
         if len == 0 {
             return Ok(());
         }
-        self.device.enter()?;
+        self.device.enter_for(Asked::Copy)?;
         let (source, target) = (from.0.address() + from.1 as u64, to.0.address() + to.1 as u64);
         // SAFETY: both ranges lie within their buffers.
         check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(target, source, len, self.raw) })
@@ -145,7 +137,7 @@ impl Stream {
         if len == 0 {
             return Ok(());
         }
-        self.device.enter()?;
+        self.device.enter_for(Asked::Copy)?;
         // SAFETY: the range lies within `to`.
         let code = unsafe { sys::cuMemsetD8Async(to.address() + offset as u64, byte, len, self.raw) };
         check("cuMemsetD8Async", code)

@@ -145,6 +145,100 @@ mod gpu_tests {
     }
 
     #[test]
+    fn lists_are_uploaded_together_and_waited_for_by_nobody() {
+        let Some(device) = device() else { return };
+        let stream = Stream::new(&device).unwrap();
+        let source = KernelSource {
+            name: "lists.cu",
+            text: "#include \"core.cuh\"\nKERNEL(64) add(const u32* a, const u32* b, u32 n, u32* sums) {\n    u32 i = threadIdx.x;\n    if (i < n) sums[i] = sums[i] * 10u + a[i] + b[i];\n}\n",
+        };
+        let kernel = device.kernel(&Variant::plain(source), "add").unwrap();
+        let sums = stream.upload(&[0; 12]).unwrap();
+        let mut lists = WordLists::new(&device).unwrap();
+        let mut places = Vec::new();
+        for lengths in [[3, 3], [3, 40], [3, 3]] {
+            let of = |n: u32| (1..=n).collect::<Vec<u32>>();
+            let before = device.counts();
+            lists.replace(&stream, &[&of(lengths[0]), &[], &of(lengths[1])]).unwrap();
+            let asked = device.counts() - before;
+            assert_eq!((asked.copies, asked.waits, asked.launches), (1, 0, 0));
+            let [a, none, b] = [0, 1, 2].map(|list| lists.list(list));
+            assert!(a.len() == 12 && none.is_empty() && b.len() == 4 * lengths[1] as usize);
+            assert!(a.address() % 16 == 0 && b.address() == a.address() + 16 && lists.list(3).is_empty());
+            places.push(a.address());
+            let arguments = (a.address(), b.address(), 3u32, sums.address());
+            let list = [
+                Argument::new(&arguments.0),
+                Argument::new(&arguments.1),
+                Argument::new(&arguments.2),
+                Argument::new(&arguments.3),
+            ];
+            // SAFETY: types as in the source; buffers live until the download has synchronized the stream.
+            unsafe { kernel.launch(&stream, LaunchShape::linear(1, 64), &list).unwrap() };
+        }
+        assert_eq!(places[1], places[2], "shorter lists stay in the memory of longer ones");
+        let sums = stream.download(&sums, 12).unwrap();
+        let sums: Vec<u32> = sums.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        assert_eq!(sums, [222, 444, 666]);
+    }
+
+    #[test]
+    fn recordings_repeat_what_was_queued() {
+        let Some(device) = device() else { return };
+        let stream = Stream::new(&device).unwrap();
+        let kernel = device.kernel(&Variant::plain(SCALE).define("OFFSET", 1), "scale").unwrap();
+        let bytes: Vec<u8> = [1f32, 2.0, 3.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let buffer = stream.upload(&bytes).unwrap();
+        let other = DeviceBuffer::new(&device, 12).unwrap();
+        let arguments = (buffer.address(), 3u32, 2.0f32);
+        let list = [Argument::new(&arguments.0), Argument::new(&arguments.1), Argument::new(&arguments.2)];
+        // SAFETY: types as in the source; buffers live until the downloads have synchronized the stream.
+        let queue = || unsafe {
+            kernel.launch(&stream, LaunchShape::linear(1, 64), &list)?;
+            stream.copy((&buffer, 0), (&other, 0), 12)
+        };
+        let recording = Recording::of(&stream, queue).unwrap();
+        assert_eq!(stream.download(&buffer, 12).unwrap(), bytes, "nothing runs while it is recorded");
+        let before = device.counts();
+        for _ in 0..2 {
+            // SAFETY: as above.
+            unsafe { recording.launch(&stream).unwrap() };
+        }
+        assert_eq!((device.counts() - before).launches, 2);
+        let numbers = |bytes: Vec<u8>| -> Vec<f32> {
+            bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        assert_eq!(numbers(stream.download(&buffer, 12).unwrap()), [7.0, 11.0, 15.0]);
+        assert_eq!(numbers(stream.download(&other, 12).unwrap()), [7.0, 11.0, 15.0]);
+        drop(recording);
+        queue().unwrap();
+        assert_eq!(numbers(stream.download(&other, 12).unwrap()), [15.0, 23.0, 31.0]);
+    }
+
+    /// What cannot be recorded is an error, after which the stream is as before.
+    #[test]
+    fn recordings_neither_wait_nor_take_memory_nor_copy_from_the_host() {
+        let Some(device) = device() else { return };
+        let stream = Stream::new(&device).unwrap();
+        let buffer = stream.upload(&[1; 8]).unwrap();
+        let wrong: [&dyn Fn() -> Result<(), CudaError>; 4] = [
+            &|| stream.synchronize(),
+            &|| DeviceBuffer::new(&device, 100).map(drop),
+            &|| stream.download(&buffer, 8).map(drop),
+            &|| Err(CudaError::Argument { operation: "test", what: "refused".to_owned() }),
+        ];
+        for (i, wrong) in wrong.into_iter().enumerate() {
+            let result = Recording::of(&stream, || {
+                // SAFETY: the buffer lives until the download below has synchronized the stream.
+                unsafe { stream.fill(&buffer, 0, 8, 9)? };
+                wrong()
+            });
+            assert!(result.is_err(), "{i}");
+            assert_eq!(stream.download(&buffer, 8).unwrap(), [1; 8], "{i}");
+        }
+    }
+
+    #[test]
     fn kernels_that_do_not_compile_or_exist_are_errors() {
         let Some(device) = device() else { return };
         let broken = KernelSource { name: "broken.cu", text: "KERNEL(1) broken( {" };

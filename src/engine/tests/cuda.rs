@@ -7,7 +7,7 @@ use super::golden::{Golden, TOLERANCE, shared};
 use crate::checkpoint::Checkpoint;
 use crate::device::cuda::test_device::device;
 use crate::device::cuda::{CubinCache, Device};
-use crate::engine::{Engine, EngineOptions, EnginePlace, PromptQuery};
+use crate::engine::{Engine, EngineOptions, EnginePlace, GenerateRequest, GeneratorOptions, PromptQuery};
 use crate::ops::kernel_path::ComputeDtype;
 use crate::record::score::{ScoreRequest, ScoreResult};
 
@@ -167,7 +167,7 @@ mod gpu_tests {
         let requests = requests();
         let (_dir, checkpoint) = super::super::fixture::checkpoint(MODELS[0], 1);
         let one = on(&checkpoint, &first, &bf16(64));
-        let place = EnginePlace::on(vec![first, second]).unwrap();
+        let place = EnginePlace::on(vec![first, Arc::clone(&second)]).unwrap();
         let [of_baseline, of_candidate] = place.halves();
         assert!(of_baseline.is_apart_from(&of_candidate) && !place.is_apart_from(&of_candidate));
         assert_eq!(place.flag().unwrap(), "--device cuda:0,1");
@@ -181,5 +181,24 @@ mod gpu_tests {
         let [_, largest] = differences(&found, &score(&one, &requests));
         // In other batches rows are rounded to bf16 from sums in another order, on a real device.
         assert!(largest <= 0.1, "{largest}");
+
+        let generate = |engine: &Engine| {
+            let mut generator = engine.generator(GeneratorOptions::default());
+            for id in 1..5 {
+                let prompt = vec![id as u32, 7, 9];
+                let request = GenerateRequest { prompt, n: 1, max_tokens: 8, ..GenerateRequest::default() };
+                generator.add(id, request).unwrap();
+            }
+            let mut tokens = Vec::new();
+            while !generator.is_idle() {
+                tokens.extend(generator.step().unwrap().into_iter().map(|g| (g.request, g.token.token)));
+            }
+            tokens.sort_by_key(|(request, _)| *request);
+            tokens
+        };
+        let expected = generate(&one);
+        let before = second.counts();
+        assert_eq!(generate(&both), expected);
+        assert!((second.counts() - before).launches > 8, "the other device generates too");
     }
 }

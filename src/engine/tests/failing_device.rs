@@ -6,19 +6,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fixture::{Model, checkpoint, options, two_hundred};
 use crate::device::cuda::CudaError;
-use crate::engine::{Engine, EngineError, GenerateRequest, GeneratorOptions};
+use crate::engine::{Engine, EngineError, GenerateRequest, GeneratorOptions, PromptQuery};
 use crate::model::{Backend, HeadAnswer, ModelConfig, RaggedBatch, Session, Slots};
 use crate::ops::log_softmax::HeadQuery;
 
-/// A backend whose passes fail while it is told so.
-struct Failing {
-    inner: Box<dyn Backend>,
-    fails: Arc<AtomicBool>,
+/// Why a pass over a batch fails, if it does.
+pub(super) type Failure = Arc<dyn Fn(&RaggedBatch) -> Option<CudaError> + Send + Sync>;
+
+/// A backend whose passes fail where it is told so.
+pub(super) struct Failing {
+    pub inner: Box<dyn Backend>,
+    pub failure: Failure,
+}
+
+/// Passes fail as long as `fails` is set.
+pub(super) fn while_set(fails: &Arc<AtomicBool>) -> Failure {
+    let fails = Arc::clone(fails);
+    let error = CudaError::Call { call: "cuLaunchKernel", code: "CUDA_ERROR_LAUNCH_FAILED".to_owned() };
+    Arc::new(move |_| fails.load(Ordering::Relaxed).then(|| error.clone()))
 }
 
 struct FailingSession {
     inner: Box<dyn Session>,
-    fails: Arc<AtomicBool>,
+    failure: Failure,
 }
 
 impl Backend for Failing {
@@ -27,7 +37,7 @@ impl Backend for Failing {
     }
 
     fn session(&self) -> Box<dyn Session> {
-        Box::new(FailingSession { inner: self.inner.session(), fails: Arc::clone(&self.fails) })
+        Box::new(FailingSession { inner: self.inner.session(), failure: Arc::clone(&self.failure) })
     }
 }
 
@@ -43,11 +53,8 @@ impl Slots for FailingSession {
 
 impl Session for FailingSession {
     fn forward(&mut self, batch: &RaggedBatch) -> Result<(), CudaError> {
-        if self.fails.load(Ordering::Relaxed) {
-            return Err(CudaError::Call {
-                call: "cuLaunchKernel",
-                code: "CUDA_ERROR_LAUNCH_FAILED".to_owned(),
-            });
+        if let Some(error) = (self.failure)(batch) {
+            return Err(error);
         }
         self.inner.forward(batch)
     }
@@ -65,17 +72,63 @@ impl Session for FailingSession {
     }
 }
 
+/// The engine with passes that fail.
+fn failing(mut engine: Engine, failure: Failure) -> Engine {
+    let replica = engine.replicas.remove(0);
+    let backend = Box::new(Failing { inner: replica.backend, failure });
+    engine.replicas.push(crate::engine::run::Replica { backend, ..replica });
+    *engine.replicas[0].prefixes.lock().unwrap() = Engine::new_prefix_cache(&engine.replicas[0]);
+    engine
+}
+
+/// A device with memory for so many rows.
+fn with_memory_for(rows: usize) -> Failure {
+    Arc::new(move |batch| {
+        let full = CudaError::OutOfMemory { ordinal: 0, bytes: 10, free: 5, total: 100 };
+        (batch.tokens.len() > rows).then_some(full)
+    })
+}
+
+/// Smaller batches are tried, in this call and in those after it; every token is answered once, with the same bits.
+#[test]
+fn batches_without_memory_are_tried_smaller() {
+    let (_dir, checkpoint) = checkpoint(Model { tied: true, quantized: None, wide: false }, 1);
+    let load = || Engine::load(&checkpoint, &options(2, 4096)).unwrap();
+    let requests = two_hundred();
+    let whole = load();
+    let expected = whole.score(&requests, &|_| ()).unwrap();
+    let engine = failing(load(), with_memory_for(300));
+    assert_eq!(engine.score(&requests, &|_| ()).unwrap(), expected);
+    let rows = engine.replicas[0].limits.rows();
+    assert!((256..=300).contains(&rows), "{rows}");
+    let prompts: Vec<PromptQuery> = requests
+        .iter()
+        .map(|r| PromptQuery { tokens: r.tokens.clone(), first: 1, top_n: 1, with_ranks: false })
+        .collect();
+    let answers = |engine: &Engine| {
+        let mut answers = vec![Vec::new(); prompts.len()];
+        engine.score_prompts(&prompts, &mut |prompt, entries| answers[prompt].push(entries)).unwrap();
+        answers
+    };
+    let found = answers(&engine);
+    assert!(found.iter().all(|answers| answers.len() == 1));
+    assert_eq!(found, answers(&whole));
+    let engine = failing(load(), with_memory_for(300));
+    assert_eq!(answers(&engine), found, "in the first call too");
+
+    // The fewest rows are tried, and no fewer.
+    let engine = failing(load(), with_memory_for(100));
+    let error = engine.score(&requests, &|_| ()).unwrap_err();
+    assert!(matches!(error, EngineError::BatchMemory { rows: 101..=256, .. }), "{error}");
+    assert!(error.to_string().ends_with("; use another device, or --device cpu"), "{error}");
+    assert_eq!(failing(load(), with_memory_for(256)).score(&requests, &|_| ()).unwrap(), expected);
+}
+
 #[test]
 fn what_runs_is_given_up_and_what_comes_after_is_not() {
     let (_dir, checkpoint) = checkpoint(Model { tied: true, quantized: None, wide: false }, 1);
-    let mut engine = Engine::load(&checkpoint, &options(2, 64)).unwrap();
     let fails = Arc::new(AtomicBool::new(false));
-    let replica = engine.replicas.remove(0);
-    engine.replicas.push(crate::engine::run::Replica {
-        backend: Box::new(Failing { inner: replica.backend, fails: Arc::clone(&fails) }),
-        ..replica
-    });
-    *engine.replicas[0].prefixes.lock().unwrap() = engine.new_prefix_cache(&engine.replicas[0]);
+    let engine = failing(Engine::load(&checkpoint, &options(2, 64)).unwrap(), while_set(&fails));
     let requests = two_hundred();
     let expected = engine.score(&requests, &|_| ()).unwrap();
 

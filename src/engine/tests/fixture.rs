@@ -1,14 +1,17 @@
 //! Small random checkpoints, and where the shared models lie.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 use serde_json::{Value, json};
 
-use crate::base::threads::Threads;
+use crate::base::threads::{Threads, detect};
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions};
+use crate::quantize::{Arithmetic, QuantizePlan};
+use crate::record::Provenance;
 use crate::record::score::{ScoreRequest, ScoreResult};
 
 /// A tensor to write.
@@ -134,6 +137,21 @@ pub(crate) fn checkpoint(model: Model, seed: u32) -> (tempfile::TempDir, Checkpo
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &model.config(), &model.tensors(seed));
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    (dir, checkpoint)
+}
+
+/// A checkpoint quantized by a recipe's text.
+pub(super) fn quantized(source: Checkpoint, recipe: &str) -> (tempfile::TempDir, Checkpoint) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("recipe.yaml");
+    std::fs::write(&file, recipe).unwrap();
+    let recipe = crate::recipe::load(file.to_str().unwrap()).unwrap();
+    let plan = QuantizePlan::new(Arc::new(source), recipe, Arithmetic::F32).unwrap();
+    let out = dir.path().join("quantized");
+    std::fs::create_dir(&out).unwrap();
+    let shards = (0..plan.num_shards()).map(|i| plan.write_shard(i, &out, &|_| ()).unwrap()).collect();
+    plan.finish(&out, shards, Provenance::new(detect(Some(1)))).unwrap();
+    let checkpoint = Checkpoint::open(&out).unwrap();
     (dir, checkpoint)
 }
 

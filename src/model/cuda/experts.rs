@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::super::experts::{ExpertBlock, choose};
 use super::super::layer::GatedMlp;
 use super::linear::{LinearRoom, On};
-use super::place::OnDevice;
+use super::place::OnDevices;
 use super::session::row_bytes;
-use crate::device::cuda::{CudaError, Device, DeviceBuffer};
+use crate::device::cuda::{CudaError, Device, DeviceBuffer, WordLists};
 use crate::ops::cuda::{Act, ExpertChoice, gated, moe_add_shared, moe_combine, moe_scatter};
 use crate::ops::gated::Activation;
 use crate::ops::kernel_path::KernelPath;
@@ -26,9 +26,9 @@ pub(super) struct MlpRoom {
 pub(super) struct ExpertRoom {
     /// Router logits \[T, E\], or the shared expert's gate \[T\], f32.
     logits: DeviceBuffer,
-    /// \[T, per_token\] u32 and f32, and where each copy of a row went.
-    experts: DeviceBuffer,
-    weights: DeviceBuffer,
+    /// Experts of each row and their weights: \[T, per_token\] u32 and f32.
+    choices: WordLists,
+    /// Where each copy of a row went: \[T, per_token\] u32.
     places: DeviceBuffer,
     /// \[E\] u32.
     counts: DeviceBuffer,
@@ -55,7 +55,7 @@ impl MlpRoom {
     pub unsafe fn forward(
         &mut self,
         (on, activation): (On<'_>, Activation),
-        mlp: &GatedMlp<OnDevice>,
+        mlp: &GatedMlp<OnDevices>,
         (x, rows): (&DeviceBuffer, usize),
         y: &DeviceBuffer,
     ) -> Result<(), CudaError> {
@@ -75,8 +75,7 @@ impl ExpertRoom {
         let empty = || DeviceBuffer::new(device, 1);
         Ok(Self {
             logits: empty()?,
-            experts: empty()?,
-            weights: empty()?,
+            choices: WordLists::new(device)?,
             places: empty()?,
             counts: empty()?,
             sorted: empty()?,
@@ -92,7 +91,7 @@ impl ExpertRoom {
     pub unsafe fn forward(
         &mut self,
         (on, activation): (On<'_>, Activation),
-        block: &ExpertBlock<OnDevice>,
+        block: &ExpertBlock<OnDevices>,
         (h, rows, hidden): (&DeviceBuffer, usize, usize),
         room: &mut MlpRoom,
         y: &DeviceBuffer,
@@ -105,7 +104,8 @@ impl ExpertRoom {
             let logits = (&self.logits, Act::F32);
             block.router.forward_columns(on, (h, rows), 0..count, &mut room.linear, logits)?;
             let chosen = self.route(on, block, rows)?;
-            let choice = ExpertChoice { act: on.act, experts: &self.experts, rows, top, count, k: hidden };
+            let [experts, weights] = [0, 1].map(|list| self.choices.list(list));
+            let choice = ExpertChoice { act: on.act, experts, rows, top, count, k: hidden };
             moe_scatter(stream, choice, h, (&self.counts, &self.places, &self.sorted))?;
             let mut first = 0;
             for (mlp, rows) in block.experts.iter().zip(chosen).filter(|(_, rows)| *rows > 0) {
@@ -114,7 +114,7 @@ impl ExpertRoom {
                 stream.copy((&self.y, 0), (&self.sorted, first * row), rows * row)?;
                 first += rows;
             }
-            moe_combine(stream, choice, (&self.sorted, &self.places, &self.weights), y)?;
+            moe_combine(stream, choice, (&self.sorted, &self.places, weights), y)?;
             let Some((gate, shared)) = &block.shared else { return Ok(()) };
             gate.forward_columns(on, (h, rows), 0..1, &mut room.linear, (&self.logits, Act::F32))?;
             room.forward((on, activation), shared, (h, rows), &self.y)?;
@@ -127,7 +127,7 @@ impl ExpertRoom {
     fn route(
         &mut self,
         on: On<'_>,
-        block: &ExpertBlock<OnDevice>,
+        block: &ExpertBlock<OnDevices>,
         rows: usize,
     ) -> Result<Vec<usize>, CudaError> {
         let count = block.config.count;
@@ -143,8 +143,7 @@ impl ExpertRoom {
                 weights.push(weight.to_bits());
             }
         }
-        on.stream.replace(&mut self.experts, &experts)?;
-        on.stream.replace(&mut self.weights, &weights)?;
+        self.choices.replace(on.stream, &[&experts, &weights])?;
         Ok(counts)
     }
 

@@ -7,7 +7,7 @@ use super::super::session::HeadAnswer;
 use super::CudaDecoder;
 use super::linear::{LinearRoom, On};
 use super::session::row_bytes;
-use crate::device::cuda::{CudaError, Device, DeviceBuffer, Products, Stream};
+use crate::device::cuda::{CudaError, Device, DeviceBuffer, Products, Stream, WordLists};
 use crate::ops::cuda::{Act, LogitTile, RowState, log_softmax_tile};
 use crate::ops::kernel_path::KernelPath;
 use crate::ops::log_softmax::{HeadQuery, HeadRow, largest};
@@ -23,8 +23,8 @@ pub(super) struct Head {
     room: LinearRoom,
     logits: DeviceBuffer,
     states: DeviceBuffer,
-    targets: DeviceBuffer,
-    offsets: DeviceBuffer,
+    /// Targets of a block, and where those of each row begin.
+    lists: WordLists,
     target_logits: DeviceBuffer,
 }
 
@@ -36,8 +36,7 @@ impl Head {
             room: LinearRoom::new(device)?,
             logits: empty()?,
             states: empty()?,
-            targets: empty()?,
-            offsets: empty()?,
+            lists: WordLists::new(device)?,
             target_logits: empty()?,
         })
     }
@@ -50,7 +49,7 @@ impl Head {
         (hidden, rows): (&DeviceBuffer, Range<usize>),
         query: &HeadQuery<'_>,
     ) -> Result<HeadAnswer, CudaError> {
-        let on = On { stream, products, act: decoder.act };
+        let on = On { replica: decoder.replica, stream, products, act: decoder.act };
         let mut answer = (Vec::with_capacity(rows.len()), Vec::with_capacity(query.targets.len()));
         for first in (0..rows.len()).step_by(ROWS) {
             let block = first..(first + ROWS).min(rows.len());
@@ -79,9 +78,8 @@ impl Head {
         self.x.ensure(row_bytes(on.act, count, width))?;
         self.logits.ensure(count * TOKENS.min(vocab) * size_of::<f32>())?;
         self.states.ensure(count * size_of::<RowState>())?;
-        on.stream.replace(&mut self.targets, query.targets)?;
-        on.stream.replace(&mut self.offsets, &offsets)?;
-        self.target_logits.ensure(self.targets.len())?;
+        self.lists.replace(on.stream, &[query.targets, &offsets])?;
+        self.target_logits.ensure(size_of_val(query.targets))?;
         let mut tops = vec![Vec::new(); count];
         let from = row_bytes(on.act, rows.start, width);
         // SAFETY: buffers are the session's, which waits for its stream before it frees them; targets lie within offsets.
@@ -91,25 +89,32 @@ impl Head {
             let columns = tokens.len();
             let tile =
                 LogitTile { logits: &self.logits, rows: count, stride: columns, columns, first_token: first };
-            let targets = (&self.targets, &self.offsets, &self.target_logits);
+            let lists = [0, 1].map(|list| self.lists.list(list));
             // SAFETY: as above.
             unsafe {
                 let y = (&self.logits, Act::F32);
                 head.forward_columns(on, (&self.x, count), tokens, &mut self.room, y)?;
-                log_softmax_tile(on.stream, tile, decoder.graph.config.logit_map, &self.states, targets)?;
+                let map = decoder.graph.config.logit_map;
+                log_softmax_tile(on.stream, tile, map, &self.states, lists, &self.target_logits)?;
             }
             if query.top_n > 1 {
                 self.keep_largest(decoder, on.stream, (first, columns), query.top_n, &mut tops)?;
             }
         }
-        let states = on.stream.download(&self.states, count * size_of::<RowState>())?;
+        let mut states = vec![0; count * size_of::<RowState>()];
+        let mut found = vec![0; size_of_val(query.targets)];
+        // SAFETY: all live until the stream is synchronized below.
+        unsafe {
+            on.stream.copy_out(&self.states, 0, &mut states)?;
+            on.stream.copy_out(&self.target_logits, 0, &mut found)?;
+        }
+        on.stream.synchronize()?;
         for (state, mut top) in RowState::read(&states).into_iter().zip(tops) {
             if query.top_n == 1 && state.largest > f32::NEG_INFINITY {
                 top.push((state.token, state.largest));
             }
             answers.push(HeadRow::new(state.largest, f64::from(state.sum), top));
         }
-        let found = on.stream.download(&self.target_logits, query.targets.len() * size_of::<f32>())?;
         logits.extend(found.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
         Ok(())
     }

@@ -8,7 +8,8 @@ use super::super::linear::code_kind;
 use super::super::module_rows::ModuleRows;
 use super::super::placement::Placement;
 use super::super::weights::Weights;
-use super::place::OnDevice;
+use super::packed::PackedWeight;
+use super::place::{OnDevices, Replicated};
 use crate::device::cuda::{CudaError, Device, DeviceBuffer, Operand, Product, ProductKind, Products, Stream};
 use crate::ops::activation_quant::ActivationQuant;
 use crate::ops::cuda::{Act, Columns, add_bias, fake_quantize, quantize_tokens, scale_product};
@@ -23,7 +24,7 @@ const OLDEST_FP8: (u32, u32) = (8, 9);
 pub(in crate::model) struct DeviceLinear {
     parts: Vec<Part>,
     /// First column, number of columns, and what is added to them.
-    biases: Vec<(usize, usize, DeviceBuffer)>,
+    biases: Vec<(usize, usize, Replicated)>,
     n: usize,
     k: usize,
 }
@@ -38,14 +39,17 @@ struct Part {
 /// \[N, K\].
 enum Weight {
     /// In the type of activations.
-    Dense(DeviceBuffer),
-    /// Bytes below a scale for each row.
-    Codes { kind: CodeKind, codes: DeviceBuffer, scales: DeviceBuffer },
+    Dense(Replicated),
+    /// As it is stored; computed with as a dense one.
+    Packed(PackedWeight),
+    /// Bytes below a scale for each row, of which products are taken.
+    Codes { kind: CodeKind, codes: Replicated, scales: Replicated },
 }
 
-/// Where products are queued, and for activations of which type.
+/// Where products are queued, on the device of which replica, and for activations of which type.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct On<'a> {
+    pub replica: usize,
     pub stream: &'a Stream,
     pub products: &'a Products,
     pub act: Act,
@@ -59,19 +63,21 @@ pub(in crate::model) struct LinearRoom {
     codes: [DeviceBuffer; 2],
     /// Products of codes: \[T, N\] of four bytes.
     sums: DeviceBuffer,
+    /// A packed weight dequantized: \[N, K\] of the largest.
+    dense: DeviceBuffer,
 }
 
 impl LinearRoom {
     pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
         let empty = || DeviceBuffer::new(device, 1);
-        Ok(Self { quantized: empty()?, codes: [empty()?, empty()?], sums: empty()? })
+        Ok(Self { quantized: empty()?, codes: [empty()?, empty()?], sums: empty()?, dense: empty()? })
     }
 }
 
 impl DeviceLinear {
     /// Loads modules, each with its number of outputs, that take `k` inputs and all have biases or none.
     pub fn load(
-        place: &OnDevice,
+        place: &OnDevices,
         weights: &Weights<'_>,
         modules: &[(String, usize)],
         k: usize,
@@ -98,7 +104,7 @@ impl DeviceLinear {
     }
 
     /// A single module, unquantized.
-    pub fn dense(weight: DeviceBuffer, [n, k]: [usize; 2]) -> Self {
+    pub fn dense(weight: Replicated, [n, k]: [usize; 2]) -> Self {
         let parts = vec![Part { weight: Weight::Dense(weight), input: None, columns: 0..n }];
         Self { parts, biases: Vec::new(), n, k }
     }
@@ -106,7 +112,7 @@ impl DeviceLinear {
     /// Uploads what is pending as one part behind those before.
     fn add(
         &mut self,
-        place: &OnDevice,
+        place: &OnDevices,
         weights: &Weights<'_>,
         input: Option<ActivationQuant>,
         pending: &mut Vec<ModuleRows<'_>>,
@@ -119,7 +125,7 @@ impl DeviceLinear {
         let takes_codes = |kind: CodeKind| {
             n.is_multiple_of(CODES_MULTIPLE)
                 && self.k.is_multiple_of(CODES_MULTIPLE)
-                && (kind == CodeKind::Int8 || place.device().capability() >= OLDEST_FP8)
+                && (kind == CodeKind::Int8 || place.capability() >= OLDEST_FP8)
         };
         let kind =
             input.and_then(|input| code_kind(weights.dtype(), input, self.k)).filter(|k| takes_codes(*k));
@@ -128,6 +134,8 @@ impl DeviceLinear {
         let weight = if let (Some(kind), Some(rows)) = (kind, codes) {
             let [codes, scales] = place.codes(kind, &rows, self.k)?;
             Weight::Codes { kind, codes, scales }
+        } else if let Some(packed) = PackedWeight::load(place, pending)? {
+            Weight::Packed(packed)
         } else {
             let rows: Vec<&dyn WeightRows> = pending.iter().map(|rows| rows as &dyn WeightRows).collect();
             Weight::Dense(place.dense(&rows, self.k)?)
@@ -143,7 +151,7 @@ impl DeviceLinear {
     }
 
     /// The dense weight of a group of one module: the head as the embedding.
-    pub fn table(&self) -> Option<&DeviceBuffer> {
+    pub fn table(&self) -> Option<&Replicated> {
         match self.parts.as_slice() {
             [Part { weight: Weight::Dense(weight), .. }] => Some(weight),
             _ => None,
@@ -167,7 +175,11 @@ impl DeviceLinear {
             self.forward_columns(on, (x, rows), 0..self.n, room, (y, on.act))?;
             for (first, n, bias) in &self.biases {
                 let at = Operand { buffer: y, offset: first * on.act.size() };
-                add_bias(on.stream, bias, Columns { act: on.act, at, rows, n: *n, stride: self.n })?;
+                add_bias(
+                    on.stream,
+                    bias.of(on.replica),
+                    Columns { act: on.act, at, rows, n: *n, stride: self.n },
+                )?;
             }
         }
         Ok(())
@@ -185,7 +197,7 @@ impl DeviceLinear {
         room: &mut LinearRoom,
         (y, out): (&DeviceBuffer, Act),
     ) -> Result<(), CudaError> {
-        let mut quantized = None;
+        let mut held = None;
         for part in &self.parts {
             let both = part.columns.start.max(columns.start)..part.columns.end.min(columns.end);
             if both.is_empty() || rows == 0 {
@@ -198,35 +210,45 @@ impl DeviceLinear {
             unsafe {
                 match &part.weight {
                     Weight::Codes { kind, codes, scales } => {
-                        self.product_of_codes(on, (x, part.input), (*kind, codes, scales), first, room, y)?;
+                        let weight = (*kind, codes.of(on.replica), scales.of(on.replica));
+                        self.product_of_codes(on, (x, part.input), weight, first, room, y)?;
+                    }
+                    Weight::Packed(weight) => {
+                        let x = self.input(on, part.input, (x, rows), &mut room.quantized, &mut held)?;
+                        weight.forward(on, x, first, &mut room.dense, y)?;
                     }
                     Weight::Dense(weight) => {
-                        let x = match part.input {
-                            None => x,
-                            Some(quant) => {
-                                if quantized != Some(quant) {
-                                    room.quantized.ensure(rows * self.k * on.act.size())?;
-                                    let shape = [rows, self.k];
-                                    fake_quantize(on.stream, (on.act, quant), x, &room.quantized, shape)?;
-                                    quantized = Some(quant);
-                                }
-                                &room.quantized
-                            }
-                        };
-                        let kind = match (on.act, out) {
-                            (Act::F32, _) => ProductKind::F32,
-                            (Act::Bf16, Act::Bf16) => ProductKind::Bf16,
-                            (Act::Bf16, Act::F32) => ProductKind::Bf16ToF32,
-                        };
-                        let w = Operand { buffer: weight, offset: first * self.k * on.act.size() };
-                        let shape = [rows, n, self.k];
-                        let product = Product { kind, x: x.into(), w, y: y.at, shape, stride: y.stride };
-                        on.products.run(on.stream, &product)?;
+                        let x = self.input(on, part.input, (x, rows), &mut room.quantized, &mut held)?;
+                        let offset = first * self.k * on.act.size();
+                        let w = Operand { buffer: weight.of(on.replica), offset };
+                        dense_product(on, x, (w, self.k), y)?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The input as the modules of a part take it; in `quantized`, which holds it as `held` says, where it is quantized.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn input<'a>(
+        &self,
+        on: On<'_>,
+        quant: Option<ActivationQuant>,
+        (x, rows): (&'a DeviceBuffer, usize),
+        quantized: &'a mut DeviceBuffer,
+        held: &mut Option<ActivationQuant>,
+    ) -> Result<&'a DeviceBuffer, CudaError> {
+        let Some(quant) = quant else { return Ok(x) };
+        if *held != Some(quant) {
+            quantized.ensure(rows * self.k * on.act.size())?;
+            // SAFETY: the caller's promise.
+            unsafe { fake_quantize(on.stream, (on.act, quant), x, quantized, [rows, self.k])? };
+            *held = Some(quant);
+        }
+        Ok(quantized)
     }
 
     /// y = (codes of x · codes of w) · scales, from row `first` of the weight on.
@@ -266,4 +288,24 @@ impl DeviceLinear {
             scale_product(on.stream, sums, [(&*x_scales).into(), w_scales], y)
         }
     }
+}
+
+/// y = x · wᵀ of a dense weight of `k` columns, both of activations.
+///
+/// # Safety
+/// Buffers stay alive and untouched until the stream was synchronized.
+pub(super) unsafe fn dense_product(
+    on: On<'_>,
+    x: &DeviceBuffer,
+    (w, k): (Operand<'_>, usize),
+    y: Columns<'_>,
+) -> Result<(), CudaError> {
+    let kind = match (on.act, y.act) {
+        (Act::F32, _) => ProductKind::F32,
+        (Act::Bf16, Act::Bf16) => ProductKind::Bf16,
+        (Act::Bf16, Act::F32) => ProductKind::Bf16ToF32,
+    };
+    let product = Product { kind, x: x.into(), w, y: y.at, shape: [y.rows, y.n, k], stride: y.stride };
+    // SAFETY: the caller's promise.
+    unsafe { on.products.run(on.stream, &product) }
 }

@@ -7,19 +7,25 @@ use std::sync::Arc;
 use super::super::config::ModelConfig;
 use super::super::decoder::RaggedBatch;
 use super::super::layer::{Layer, Mlp, Norms};
+use super::super::rope::Rope;
 use super::CudaDecoder;
+use super::batch::{DeviceBatch, List};
 use super::experts::{ExpertRoom, MlpRoom};
 use super::linear::On;
-use super::place::OnDevice;
+use super::place::{OnDevices, Replicated};
 use super::session::{DeviceCache, row_bytes};
+use super::steps::StepShape;
 use crate::device::cuda::{CudaError, Device, DeviceBuffer, Products, Stream};
-use crate::ops::attention::{HeadShape, Scores, Source};
+use crate::ops::attention::{HeadShape, Scores};
 use crate::ops::cuda::{
-    Act, AttentionInputs, AttentionLists, DeviceSequence, Normalized, RotatedColumns, attention, embed,
-    gather_rows, rms_norm, rms_norm_parts, rope, store_cache,
+    Act, AttentionInputs, Normalized, RotatedColumns, attention, embed, gather_rows, rms_norm,
+    rms_norm_parts, rope, store_cache,
 };
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::rope::RopeTable;
+
+/// Positions whose angles are uploaded at first, so that a generation seldom needs more.
+const FEWEST_ANGLES: usize = 512;
 
 /// Buffers of a pass, reused by the next.
 pub(super) struct Pass {
@@ -31,12 +37,7 @@ pub(super) struct Pass {
     attended: DeviceBuffer,
     room: MlpRoom,
     experts: ExpertRoom,
-    lists: AttentionLists,
-    /// Words that describe the batch.
-    tokens: DeviceBuffer,
-    positions: DeviceBuffer,
-    logit_rows: DeviceBuffer,
-    stored: [DeviceBuffer; 2],
+    batch: DeviceBatch,
     /// Angles of positions from 0 on, by the kind of input and the rotary embedding: how many positions, and \[P, R\].
     angles: HashMap<(bool, usize), (usize, DeviceBuffer)>,
 }
@@ -47,9 +48,6 @@ struct Step<'a> {
     on: On<'a>,
     config: &'a ModelConfig,
     heads: HeadShape,
-    batch: &'a RaggedBatch,
-    /// Rows that are stored.
-    stored: usize,
 }
 
 impl Pass {
@@ -63,11 +61,7 @@ impl Pass {
             attended: empty()?,
             room: MlpRoom::new(device)?,
             experts: ExpertRoom::new(device)?,
-            lists: AttentionLists::new(device)?,
-            tokens: empty()?,
-            positions: empty()?,
-            logit_rows: empty()?,
-            stored: [empty()?, empty()?],
+            batch: DeviceBatch::new(device)?,
             angles: HashMap::new(),
         })
     }
@@ -77,23 +71,42 @@ impl Pass {
         &self.h
     }
 
-    /// Queues the pass.
-    pub fn run(
+    /// Uploads what describes a batch and makes room for it. Returns its shape where it is a generation step whose launches
+    /// depend on nothing else.
+    pub fn prepare(
+        &mut self,
+        decoder: &CudaDecoder,
+        stream: &Stream,
+        cache: &DeviceCache,
+        batch: &RaggedBatch,
+    ) -> Result<Option<StepShape>, CudaError> {
+        let (graph, act) = (&decoder.graph, decoder.act);
+        // Experts are chosen in memory in the middle of a pass.
+        let has_experts = graph.layers.iter().any(|layer| matches!(layer.mlp, Mlp::Experts(_)));
+        let step = StepShape::of(batch).filter(|_| decoder.records_steps && !has_experts);
+        self.batch.set(stream, (act, graph.heads.head_dim), batch, step)?;
+        self.reserve(&graph.config, act, graph.heads)?;
+        for (index, rope) in graph.config.ropes.iter().enumerate() {
+            self.prepare_angles(stream, index, rope)?;
+        }
+        for (layer, cache) in graph.layers.iter().zip(&cache.layers) {
+            let scores = scores(&graph.config, layer);
+            self.attention_inputs(act, graph.heads, scores, cache).check(&self.attended)?;
+        }
+        Ok(step)
+    }
+
+    /// Queues the pass over the batch that was prepared. Waits for nothing, but for routers of experts.
+    pub fn queue(
         &mut self,
         decoder: &CudaDecoder,
         (stream, products): (&Stream, &Products),
         cache: &DeviceCache,
-        batch: &RaggedBatch,
     ) -> Result<(), CudaError> {
         let (graph, act) = (&decoder.graph, decoder.act);
-        let stored = self.describe(stream, (act, graph.heads.head_dim), batch)?;
-        let on = On { stream, products, act };
-        let step = Step { on, config: &graph.config, heads: graph.heads, batch, stored };
-        self.reserve(step)?;
-        for index in 0..graph.config.ropes.len() {
-            self.prepare_angles(step, index)?;
-        }
-        let (mut rows, hidden) = (batch.tokens.len(), graph.config.hidden_size);
+        let on = On { replica: decoder.replica, stream, products, act };
+        let step = Step { on, config: &graph.config, heads: graph.heads };
+        let (mut rows, hidden) = (self.batch.rows, graph.config.hidden_size);
         let Some(table) = graph.embedding.as_ref().or_else(|| graph.head.table()) else {
             unreachable!("a head that is the embedding is one dense matrix (Graph::load)")
         };
@@ -102,12 +115,13 @@ impl Pass {
         // SAFETY: buffers are the session's, which waits for its stream before it frees them, and every operation that uses
         // one again is queued behind those before; tokens are below V, as the engine checks.
         unsafe {
-            embed(stream, &self.tokens, (table, dtype), scale, &self.x[0], [rows, hidden])?;
+            let tokens = self.batch.list(List::Tokens);
+            embed(stream, tokens, (table.of(on.replica), dtype), scale, &self.x[0], [rows, hidden])?;
             for (index, layer) in graph.layers.iter().enumerate() {
                 self.enter(step, layer.attention_norms.pre.as_ref(), index > 0, rows)?;
                 self.attend(step, layer, &cache.layers[index])?;
                 if index + 1 == graph.layers.len() {
-                    if batch.logit_rows.is_empty() {
+                    if self.batch.logit_rows == 0 {
                         // Keys and values were all that was asked for.
                         return Ok(());
                     }
@@ -123,36 +137,16 @@ impl Pass {
         }
     }
 
-    /// Uploads what describes the batch. Returns the number of rows to store.
-    fn describe(
-        &mut self,
-        stream: &Stream,
-        of: (Act, usize),
-        batch: &RaggedBatch,
-    ) -> Result<usize, CudaError> {
-        let words = |rows: &mut dyn Iterator<Item = usize>| rows.map(|row| row as u32).collect::<Vec<_>>();
-        stream.replace(&mut self.tokens, &batch.tokens)?;
-        stream.replace(&mut self.positions, &batch.positions)?;
-        stream.replace(&mut self.logit_rows, &words(&mut batch.logit_rows.iter().copied()))?;
-        let rows = words(&mut batch.stored.iter().flat_map(|s| s.rows.clone()));
-        let slots = words(&mut batch.stored.iter().flat_map(|s| s.first_slot..s.first_slot + s.rows.len()));
-        stream.replace(&mut self.stored[0], &rows)?;
-        stream.replace(&mut self.stored[1], &slots)?;
-        let (sequences, key_rows) = paths(batch);
-        self.lists.set(stream, of, &sequences, &key_rows)?;
-        Ok(rows.len())
-    }
-
-    fn reserve(&mut self, step: Step<'_>) -> Result<(), CudaError> {
-        let (rows, act, heads) = (step.batch.tokens.len(), step.on.act, step.heads);
-        let hidden = step.config.hidden_size;
+    fn reserve(&mut self, config: &ModelConfig, act: Act, heads: HeadShape) -> Result<(), CudaError> {
+        let (rows, hidden) = (self.batch.rows, config.hidden_size);
         self.x[0].ensure(rows * hidden * 4)?;
         self.x[1].ensure(rows * hidden * 4)?;
         let widths = [
             (&mut self.h, hidden),
             (&mut self.y, hidden),
             (&mut self.qkv, heads.qkv_columns()),
-            (&mut self.attended, heads.heads * heads.head_dim),
+            // As wide, because the two change places.
+            (&mut self.attended, heads.qkv_columns()),
         ];
         for (buffer, width) in widths {
             buffer.ensure(row_bytes(act, rows, width))?;
@@ -161,22 +155,33 @@ impl Pass {
     }
 
     /// Angles of all positions of the batch for one rotary embedding.
-    fn prepare_angles(&mut self, step: Step<'_>, index: usize) -> Result<(), CudaError> {
-        let needed = step.batch.positions.iter().max().map_or(0, |p| *p as usize + 1);
-        let rope = &step.config.ropes[index];
+    fn prepare_angles(&mut self, stream: &Stream, index: usize, rope: &Rope) -> Result<(), CudaError> {
+        let (needed, long) = (self.batch.positions, self.batch.long);
         let make = |positions: usize| {
-            let frequencies = rope.inverse_frequencies(step.batch.long);
+            let frequencies = rope.inverse_frequencies(long);
             let table = RopeTable::new(&frequencies, rope.attention_factor(), 0..positions);
             let bytes: Vec<u8> = table.data().iter().flat_map(|x| x.to_le_bytes()).collect();
-            Ok::<_, CudaError>((positions, step.on.stream.upload(&bytes)?))
+            Ok::<_, CudaError>((positions, stream.upload(&bytes)?))
         };
-        let positions = needed.next_power_of_two();
-        match self.angles.entry((step.batch.long, index)) {
+        let positions = needed.max(FEWEST_ANGLES).next_power_of_two();
+        match self.angles.entry((long, index)) {
             Entry::Occupied(known) if known.get().0 >= needed => {}
             Entry::Occupied(mut known) => drop(known.insert(make(positions)?)),
             Entry::Vacant(place) => drop(place.insert(make(positions)?)),
         }
         Ok(())
+    }
+
+    /// What the attention of a layer reads.
+    fn attention_inputs<'a>(
+        &'a self,
+        act: Act,
+        shape: HeadShape,
+        scores: Scores,
+        cache: &'a DeviceBuffer,
+    ) -> AttentionInputs<'a> {
+        let words = [List::Sequences, List::Tasks, List::KeyRows].map(|list| self.batch.list(list));
+        AttentionInputs { act, shape, scores, qkv: &self.qkv, cache, lists: &self.batch.paths, words }
     }
 
     /// x ← x + y of the block before, if there is one, and the normalized x to `h`.
@@ -186,7 +191,7 @@ impl Pass {
     unsafe fn enter(
         &self,
         step: Step<'_>,
-        norm: Option<&DeviceBuffer>,
+        norm: Option<&Replicated>,
         add: bool,
         rows: usize,
     ) -> Result<(), CudaError> {
@@ -195,7 +200,7 @@ impl Pass {
             act: step.on.act,
             rows,
             k: config.hidden_size,
-            weight: norm,
+            weight: norm.map(|norm| norm.of(step.on.replica)),
             eps: config.rms_norm_eps,
         };
         let y = add.then_some((&self.y, config.residual_scale));
@@ -207,7 +212,7 @@ impl Pass {
     ///
     /// # Safety
     /// As for the operations.
-    unsafe fn leave(&self, step: Step<'_>, norms: &Norms<OnDevice>, rows: usize) -> Result<(), CudaError> {
+    unsafe fn leave(&self, step: Step<'_>, norms: &Norms<OnDevices>, rows: usize) -> Result<(), CudaError> {
         let Some(weight) = &norms.post else { return Ok(()) };
         let hidden = step.config.hidden_size;
         // SAFETY: the caller's promise.
@@ -221,11 +226,11 @@ impl Pass {
     unsafe fn attend(
         &mut self,
         step: Step<'_>,
-        layer: &Layer<OnDevice>,
+        layer: &Layer<OnDevices>,
         cache: &DeviceBuffer,
     ) -> Result<(), CudaError> {
-        let Step { on, config, heads, batch, .. } = step;
-        let (rows, stride) = (batch.tokens.len(), heads.qkv_columns());
+        let Step { on, config, heads } = step;
+        let (rows, stride, long) = (self.batch.rows, heads.qkv_columns(), self.batch.long);
         // SAFETY: the caller's promise; the tables have every position, rows and slots exist.
         unsafe {
             layer.qkv.forward(on, &self.h, rows, &mut self.room.linear, &self.qkv)?;
@@ -234,8 +239,8 @@ impl Pass {
                 normalize_parts(step, qkv, 0..heads.key_column(), of_queries)?;
                 normalize_parts(step, qkv, heads.key_column()..heads.value_column(), of_keys)?;
             }
-            let rotary = layer.config.rope.and_then(|i| Some((config.ropes.get(i)?, batch.long, i)));
-            if let Some((of, long, index)) = rotary {
+            let rotary = layer.config.rope.and_then(|i| Some((config.ropes.get(i)?, i)));
+            if let Some((of, index)) = rotary {
                 let columns = RotatedColumns {
                     rows,
                     heads: heads.heads + heads.kv_heads,
@@ -245,40 +250,34 @@ impl Pass {
                     first_position: 0,
                 };
                 let table = &self.angles[&(long, index)].1;
-                rope(on.stream, on.act, &self.qkv, columns, &self.positions, table)?;
+                let positions = self.batch.list(List::Positions);
+                rope(on.stream, on.act, &self.qkv, columns, positions, table)?;
             }
-            let inputs = AttentionInputs {
-                act: on.act,
-                shape: heads,
-                scores: Scores {
-                    scale: config.attention_scale,
-                    softcap: config.attention_softcap,
-                    window: layer.config.window,
-                },
-                qkv: &self.qkv,
-                cache,
-                lists: &self.lists,
-            };
+            let inputs = self.attention_inputs(on.act, heads, scores(config, layer), cache);
             attention(on.stream, &inputs, &self.attended)?;
-            let [rows, slots] = &self.stored;
-            store_cache(on.stream, (on.act, heads), &self.qkv, cache, (rows, slots), step.stored)
+            let stored = [List::StoredRows, List::StoredSlots].map(|list| self.batch.list(list));
+            store_cache(on.stream, (on.act, heads), &self.qkv, cache, stored, self.batch.stored)
         }
     }
 
     /// Moves the logit rows of `x` and `attended` to their fronts: nobody reads the others from here on. Returns how many
-    /// there are.
+    /// there are. In a step these are all rows, where they are.
     ///
     /// # Safety
     /// As for the operations.
     unsafe fn compact(&mut self, step: Step<'_>) -> Result<usize, CudaError> {
         let (stream, heads) = (step.on.stream, step.heads);
-        let (count, hidden) = (step.batch.logit_rows.len(), step.config.hidden_size);
+        if self.batch.step.is_some() {
+            return Ok(self.batch.rows);
+        }
+        let (count, hidden) = (self.batch.logit_rows, step.config.hidden_size);
+        let logit_rows = self.batch.list(List::LogitRows);
         let (width, size) = (heads.heads * heads.head_dim, step.on.act.size());
         let [x, kept] = &self.x;
         // SAFETY: the caller's promise; queries, keys and values are no longer needed, and are wider.
         unsafe {
-            gather_rows(stream, x, &self.logit_rows, kept, [count, hidden], 4)?;
-            gather_rows(stream, &self.attended, &self.logit_rows, &self.qkv, [count, width], size)?;
+            gather_rows(stream, x, logit_rows, kept, [count, hidden], 4)?;
+            gather_rows(stream, &self.attended, logit_rows, &self.qkv, [count, width], size)?;
         }
         self.x.swap(0, 1);
         std::mem::swap(&mut self.attended, &mut self.qkv);
@@ -292,7 +291,7 @@ impl Pass {
     unsafe fn feed_forward(
         &mut self,
         step: Step<'_>,
-        mlp: &Mlp<OnDevice>,
+        mlp: &Mlp<OnDevices>,
         rows: usize,
     ) -> Result<(), CudaError> {
         let how = (step.on, step.config.activation);
@@ -317,39 +316,20 @@ unsafe fn normalize_parts(
     step: Step<'_>,
     (x, rows, stride): (&DeviceBuffer, usize, usize),
     columns: std::ops::Range<usize>,
-    weight: &DeviceBuffer,
+    weight: &Replicated,
 ) -> Result<(), CudaError> {
     let of = Normalized {
         act: step.on.act,
         rows,
         k: weight.len() / size_of::<f32>(),
-        weight: Some(weight),
+        weight: Some(weight.of(step.on.replica)),
         eps: step.config.rms_norm_eps,
     };
     // SAFETY: the caller's promise.
     unsafe { rms_norm_parts(step.on.stream, of, x, stride, columns) }
 }
 
-/// New rows by path, and for each position of each path where its key and value lie: rows of the batch, or −1 − s in slot
-/// s of the cache.
-fn paths(batch: &RaggedBatch) -> (Vec<DeviceSequence>, Vec<i32>) {
-    let mut key_rows: Vec<i32> = Vec::new();
-    let sequences = batch.sequences.iter().map(|sequence| {
-        let keys = key_rows.len() as u32;
-        for segment in &batch.segments[sequence.segments.clone()] {
-            let rows = segment.first_row as i32..(segment.first_row + segment.len) as i32;
-            match segment.source {
-                Source::Batch => key_rows.extend(rows),
-                Source::Cache => key_rows.extend(rows.map(|slot| -1 - slot)),
-            }
-        }
-        DeviceSequence {
-            first_row: sequence.rows.start as u32,
-            rows: sequence.rows.len() as u32,
-            first_position: sequence.first_position as u32,
-            keys,
-        }
-    });
-    let sequences = sequences.collect();
-    (sequences, key_rows)
+/// How a layer's scores are taken.
+fn scores(config: &ModelConfig, layer: &Layer<OnDevices>) -> Scores {
+    Scores { scale: config.attention_scale, softcap: config.attention_softcap, window: layer.config.window }
 }

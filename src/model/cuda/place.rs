@@ -1,4 +1,4 @@
-//! Tensors of a checkpoint to a device, decoded in memory a piece at a time.
+//! Tensors of a checkpoint to devices, decoded in memory a piece at a time, and once for all of them.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::super::placement::Placement;
 use super::super::weights::Weights;
 use super::linear::DeviceLinear;
 use crate::checkpoint::CheckpointError;
-use crate::device::cuda::{Device, DeviceBuffer, Stream};
+use crate::device::cuda::{CudaError, Device, DeviceBuffer, Stream};
 use crate::ops::cuda::Act;
 use crate::ops::fp8;
 use crate::ops::packed::{CodeKind, CodeRows, WeightRows};
@@ -21,24 +21,62 @@ const PIECE_BYTES: usize = 64 << 20;
 /// Rows of one task.
 const ROWS: usize = 16;
 
-/// On a device, for activations of a type.
-pub(in crate::model) struct OnDevice {
-    stream: Stream,
+/// On devices of one kind, for activations of a type.
+pub(in crate::model) struct OnDevices {
+    streams: Vec<Stream>,
     act: Act,
 }
 
-impl OnDevice {
-    pub fn new(device: &Arc<Device>, act: Act) -> Result<Self, ModelError> {
-        Ok(Self { stream: Stream::new(device)?, act })
+/// The same bytes on each device, those of replica r on device r.
+pub(in crate::model) struct Replicated(Vec<DeviceBuffer>);
+
+impl Replicated {
+    /// Those of a replica.
+    pub fn of(&self, replica: usize) -> &DeviceBuffer {
+        &self.0[replica]
     }
 
-    /// Where to.
-    pub fn device(&self) -> &Arc<Device> {
-        self.stream.device()
+    /// Size on each device.
+    pub fn len(&self) -> usize {
+        self.0[0].len()
+    }
+}
+
+impl OnDevices {
+    /// On these devices, at least one.
+    pub fn new(devices: &[Arc<Device>], act: Act) -> Result<Self, ModelError> {
+        Ok(Self { streams: devices.iter().map(Stream::new).collect::<Result<_, _>>()?, act })
+    }
+
+    /// Type of activations.
+    pub fn act(&self) -> Act {
+        self.act
+    }
+
+    /// Compute capability of all of them.
+    pub fn capability(&self) -> (u32, u32) {
+        self.streams[0].device().capability()
+    }
+
+    /// Room on each device.
+    fn room(&self, bytes: usize) -> Result<Replicated, CudaError> {
+        let rooms = self.streams.iter().map(|stream| DeviceBuffer::new(stream.device(), bytes));
+        Ok(Replicated(rooms.collect::<Result<_, _>>()?))
+    }
+
+    /// Copies bytes to each device, to all at the same time, and waits.
+    fn upload(&self, bytes: &[u8], to: &Replicated, offset: usize) -> Result<(), CudaError> {
+        for (stream, to) in self.streams.iter().zip(&to.0) {
+            // SAFETY: both live until the stream is synchronized below.
+            unsafe { stream.copy_in(bytes, to, offset)? };
+        }
+        // All are waited for before an error is returned: copies read `bytes`.
+        let waited: Vec<_> = self.streams.iter().map(Stream::synchronize).collect();
+        waited.into_iter().collect()
     }
 
     /// Matrices \[N_i, K\], one below the other, in the type of activations.
-    pub fn dense(&self, parts: &[&dyn WeightRows], k: usize) -> Result<DeviceBuffer, ModelError> {
+    pub fn dense(&self, parts: &[&dyn WeightRows], k: usize) -> Result<Replicated, ModelError> {
         let counts: Vec<usize> = parts.iter().map(|part| part.count()).collect();
         let write: WriteRow = match self.act {
             Act::Bf16 => |x: &[f32], out: &mut [u8]| {
@@ -62,7 +100,7 @@ impl OnDevice {
         kind: CodeKind,
         parts: &[&dyn CodeRows],
         k: usize,
-    ) -> Result<[DeviceBuffer; 2], ModelError> {
+    ) -> Result<[Replicated; 2], ModelError> {
         let counts: Vec<usize> = parts.iter().map(|part| part.count()).collect();
         let write: WriteRow = match kind {
             CodeKind::Int8 => |x: &[f32], out: &mut [u8]| {
@@ -85,6 +123,17 @@ impl OnDevice {
         Ok([codes, self.vector(scales)?])
     }
 
+    /// Bytes of a file one behind the other.
+    pub fn bytes(&self, parts: &[&[u8]]) -> Result<Replicated, CudaError> {
+        let buffer = self.room(parts.iter().map(|part| part.len()).sum())?;
+        let mut offset = 0;
+        for part in parts {
+            self.upload(part, &buffer, offset)?;
+            offset += part.len();
+        }
+        Ok(buffer)
+    }
+
     /// Reads rows of parts as numbers and writes them as elements of `size` bytes.
     fn rows(
         &self,
@@ -93,8 +142,8 @@ impl OnDevice {
         size: usize,
         read: &ReadRows<'_>,
         write: WriteRow,
-    ) -> Result<DeviceBuffer, ModelError> {
-        let buffer = DeviceBuffer::new(self.device(), counts.iter().sum::<usize>() * k * size)?;
+    ) -> Result<Replicated, ModelError> {
+        let buffer = self.room(counts.iter().sum::<usize>() * k * size)?;
         let (mut offset, step) = (0, (PIECE_BYTES / (k * size).max(1)).max(ROWS));
         for (part, count) in counts.iter().enumerate() {
             for first in (0..*count).step_by(step) {
@@ -108,9 +157,7 @@ impl OnDevice {
                     write(&numbers, out);
                     Ok::<_, CheckpointError>(())
                 })?;
-                // SAFETY: both live until the stream is synchronized below.
-                unsafe { self.stream.copy_in(&bytes, &buffer, offset)? };
-                self.stream.synchronize()?;
+                self.upload(&bytes, &buffer, offset)?;
                 offset += bytes.len();
             }
         }
@@ -124,10 +171,10 @@ type ReadRows<'a> =
 /// Writes numbers as elements.
 type WriteRow = fn(&[f32], &mut [u8]);
 
-impl Placement for OnDevice {
+impl Placement for OnDevices {
     type Linear = DeviceLinear;
-    type Vector = DeviceBuffer;
-    type Table = DeviceBuffer;
+    type Vector = Replicated;
+    type Table = Replicated;
 
     fn linear(
         &self,
@@ -149,12 +196,65 @@ impl Placement for OnDevice {
         Ok(DeviceLinear::dense(self.dense(&[rows], k)?, [WeightRows::count(rows), k]))
     }
 
-    fn vector(&self, values: Vec<f32>) -> Result<DeviceBuffer, ModelError> {
+    fn vector(&self, values: Vec<f32>) -> Result<Replicated, ModelError> {
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Ok(self.stream.upload(&bytes)?)
+        Ok(self.bytes(&[&bytes])?)
     }
 
-    fn table(&self, _: &Weights<'_>, rows: &ModuleRows<'_>, k: usize) -> Result<DeviceBuffer, ModelError> {
+    fn table(&self, _: &Weights<'_>, rows: &ModuleRows<'_>, k: usize) -> Result<Replicated, ModelError> {
         self.dense(&[rows], k)
+    }
+}
+
+#[cfg(test)]
+mod gpu_tests {
+    use std::ops::Range;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::device::cuda::CubinCache;
+    use crate::device::cuda::test_device::device;
+
+    /// Rows that count how often they are decoded.
+    struct Counted {
+        rows: usize,
+        k: usize,
+        decoded: AtomicUsize,
+    }
+
+    impl WeightRows for Counted {
+        fn count(&self) -> usize {
+            self.rows
+        }
+
+        fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<(), CheckpointError> {
+            self.decoded.fetch_add(rows.len(), Ordering::Relaxed);
+            for (out, row) in out.chunks_exact_mut(self.k).zip(rows) {
+                out.fill(row as f32);
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn rows_are_decoded_once_for_all_devices() {
+        let Some(first) = device() else { return };
+        let cache = CubinCache::new(first.kernel_cache().dir().to_path_buf());
+        let Ok(second) = Device::open_with_cache(1, cache) else {
+            println!("skipped: one device");
+            return;
+        };
+        let place = OnDevices::new(&[first, second], Act::Bf16).unwrap();
+        let parts = [40, 3].map(|rows| Counted { rows, k: 5, decoded: AtomicUsize::new(0) });
+        let dense = place.dense(&[&parts[0], &parts[1]], 5).unwrap();
+        assert_eq!(parts.map(|part| part.decoded.into_inner()), [40, 3]);
+        let expected: Vec<u8> = (0..40)
+            .chain(0..3)
+            .flat_map(|row| [bf16::from_f32(row as f32).to_le_bytes(); 5].concat())
+            .collect();
+        for (replica, stream) in place.streams.iter().enumerate() {
+            assert!(Arc::ptr_eq(dense.of(replica).device(), stream.device()));
+            assert_eq!(stream.download(dense.of(replica), dense.len()).unwrap(), expected);
+        }
     }
 }

@@ -9,9 +9,13 @@ use super::super::session::{HeadAnswer, Session, Slots};
 use super::CudaDecoder;
 use super::head::Head;
 use super::pass::Pass;
+use super::steps::Steps;
 use crate::device::cuda::{CudaError, DeviceBuffer, Products, Stream};
 use crate::ops::cuda::Act;
 use crate::ops::log_softmax::HeadQuery;
+
+/// Slots that are taken at first: growing copies what is there, and moves what recorded steps read.
+const FEWEST_SLOTS: usize = 256;
 
 /// A model at work on a device. What it takes there is taken by the first pass.
 pub(super) struct CudaSession {
@@ -27,6 +31,7 @@ struct State {
     products: Products,
     cache: DeviceCache,
     pass: Pass,
+    steps: Steps,
     head: Head,
 }
 
@@ -66,8 +71,17 @@ impl Session for CudaSession {
             Some(state) => state,
             none => none.insert(State::new(&self.decoder, slot_bytes)?),
         };
-        state.cache.prepare(&state.stream, &copies, batch)?;
-        state.pass.run(&self.decoder, (&state.stream, &state.products), &state.cache, batch)
+        let State { stream, products, cache, pass, steps, .. } = state;
+        cache.prepare(stream, &copies, batch)?;
+        let decoder = &self.decoder;
+        match pass.prepare(decoder, stream, cache, batch)? {
+            None => pass.queue(decoder, (stream, products), cache),
+            Some(shape) => {
+                let mut queue = || pass.queue(decoder, (stream, products), cache);
+                // SAFETY: buffers are the session's, which waits for its stream before it frees them.
+                unsafe { steps.run(stream, shape, &mut queue) }
+            }
+        }
     }
 
     fn log_softmax(&mut self, rows: Range<usize>, query: &HeadQuery<'_>) -> Result<HeadAnswer, CudaError> {
@@ -95,6 +109,7 @@ impl State {
             products: Products::new(device)?,
             cache: DeviceCache { layers: layers.collect::<Result<_, _>>()?, slot_bytes },
             pass: Pass::new(device)?,
+            steps: Steps::default(),
             head: Head::new(device)?,
         })
     }
@@ -114,7 +129,8 @@ impl DeviceCache {
         for layer in &mut self.layers {
             if slots * bytes > layer.len() {
                 // With a reserve, so that appending one slot at a time stays linear.
-                let larger = DeviceBuffer::new(stream.device(), (slots + slots / 4) * bytes)?;
+                let room = (slots + slots / 4).max(FEWEST_SLOTS);
+                let larger = DeviceBuffer::new(stream.device(), room * bytes)?;
                 // SAFETY: both live until the stream was synchronized.
                 unsafe { stream.copy((layer, 0), (&larger, 0), layer.len())? };
                 stream.synchronize()?;

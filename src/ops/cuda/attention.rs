@@ -2,10 +2,10 @@
 //!
 //! In bf16 on tensor cores for head dimensions that are multiples of 16 up to 128; else on plain cores.
 
-use std::sync::Arc;
-
 use super::{Act, arguments, index, one_thread_each, require};
-use crate::device::cuda::{CudaError, Device, DeviceBuffer, LaunchShape, Stream, Variant, kernel_source};
+use crate::device::cuda::{
+    CudaError, DeviceBuffer, DeviceSlice, LaunchShape, Stream, Variant, kernel_source,
+};
 use crate::ops::attention::{HeadShape, Scores};
 
 const OPERATION: &str = "attention";
@@ -70,12 +70,15 @@ struct Job {
     cap: f32,
 }
 
-/// The paths of a batch on the device, for the attention of every layer: checked and uploaded once.
+/// A slot of the cache for rows that are not kept.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// The paths of a batch, checked, in the words that the kernel reads for the attention of every layer.
+#[derive(Debug, Default)]
 pub struct AttentionLists {
-    sequences: DeviceBuffer,
-    tasks: DeviceBuffer,
-    key_rows: DeviceBuffer,
-    task_count: usize,
+    sequences: Vec<u32>,
+    tasks: Vec<u32>,
+    key_rows: Vec<u32>,
     rows_of_task: u32,
     /// Rows of the batch that sequences and lists point at.
     batch_rows: usize,
@@ -89,30 +92,14 @@ fn rows_of_task(act: Act, head_dim: usize) -> u32 {
 }
 
 impl AttentionLists {
-    /// No paths yet.
-    pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
-        Ok(Self {
-            sequences: DeviceBuffer::new(device, 1)?,
-            tasks: DeviceBuffer::new(device, 1)?,
-            key_rows: DeviceBuffer::new(device, 1)?,
-            task_count: 0,
-            rows_of_task: 0,
-            batch_rows: 0,
-            cache_rows: 0,
-        })
-    }
-
-    /// Uploads new rows by path, and for each position of each path the row of its key and value: r in the batch, −1 − s in
-    /// the cache. Waits for the stream, whose earlier launches used the lists before.
-    pub fn set(
-        &mut self,
-        stream: &Stream,
+    /// New rows by path, and for each position of each path the row of its key and value: r in the batch, −1 − s in the
+    /// cache.
+    pub fn new(
         (act, head_dim): (Act, usize),
         sequences: &[DeviceSequence],
         key_rows: &[i32],
-    ) -> Result<(), CudaError> {
-        let mut tasks = Vec::new();
-        (self.rows_of_task, self.batch_rows, self.cache_rows) = (rows_of_task(act, head_dim), 0, 0);
+    ) -> Result<Self, CudaError> {
+        let mut lists = Self { rows_of_task: rows_of_task(act, head_dim), ..Self::default() };
         for (index, sequence) in sequences.iter().enumerate() {
             let keys = sequence.keys as usize;
             let end = keys + sequence.first_position as usize + sequence.rows as usize;
@@ -120,23 +107,30 @@ impl AttentionLists {
                 let what = format!("{sequence:?} in a list of {}", key_rows.len());
                 return Err(CudaError::Argument { operation: OPERATION, what });
             };
-            self.batch_rows = self.batch_rows.max(sequence.first_row as usize + sequence.rows as usize);
+            lists.batch_rows = lists.batch_rows.max(sequence.first_row as usize + sequence.rows as usize);
             for row in path {
                 match usize::try_from(*row) {
-                    Ok(row) => self.batch_rows = self.batch_rows.max(row + 1),
-                    Err(_) => self.cache_rows = self.cache_rows.max((-i64::from(*row)) as usize),
+                    Ok(row) => lists.batch_rows = lists.batch_rows.max(row + 1),
+                    Err(_) => lists.cache_rows = lists.cache_rows.max((-i64::from(*row)) as usize),
                 }
             }
-            let first_rows = (0..sequence.rows).step_by(self.rows_of_task as usize);
-            tasks.extend(first_rows.flat_map(|row| [index as u32, row]));
+            let first_rows = (0..sequence.rows).step_by(lists.rows_of_task as usize);
+            lists.tasks.extend(first_rows.flat_map(|row| [index as u32, row]));
         }
-        self.task_count = tasks.len() / 2;
-        let sequences: Vec<u32> =
+        lists.sequences =
             sequences.iter().flat_map(|s| [s.first_row, s.rows, s.first_position, s.keys]).collect();
-        let key_rows: Vec<u32> = key_rows.iter().map(|row| *row as u32).collect();
-        stream.replace(&mut self.sequences, &sequences)?;
-        stream.replace(&mut self.tasks, &tasks)?;
-        stream.replace(&mut self.key_rows, &key_rows)
+        lists.key_rows = key_rows.iter().map(|row| *row as u32).collect();
+        Ok(lists)
+    }
+
+    /// Sequences, tasks and key rows, to be uploaded.
+    pub fn words(&self) -> [&[u32]; 3] {
+        [&self.sequences, &self.tasks, &self.key_rows]
+    }
+
+    /// Blocks of one head.
+    fn task_count(&self) -> usize {
+        self.tasks.len() / 2
     }
 }
 
@@ -154,20 +148,25 @@ pub struct AttentionInputs<'a> {
     pub cache: &'a DeviceBuffer,
     /// New rows by path.
     pub lists: &'a AttentionLists,
+    /// Their words on the device.
+    pub words: [DeviceSlice<'a>; 3],
 }
 
 impl AttentionInputs<'_> {
     /// Compares what the lists point at with what is there, so that the kernel need not.
-    fn check(&self, out: &DeviceBuffer) -> Result<(), CudaError> {
+    pub fn check(&self, out: &DeviceBuffer) -> Result<(), CudaError> {
         let argument = |what: String| Err(CudaError::Argument { operation: OPERATION, what });
         let HeadShape { heads, kv_heads, head_dim } = self.shape;
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim == 0 {
             return argument(format!("{:?}", self.shape));
         }
-        if self.lists.task_count > 0 && self.lists.rows_of_task != rows_of_task(self.act, head_dim) {
+        if self.lists.task_count() > 0 && self.lists.rows_of_task != rows_of_task(self.act, head_dim) {
             return argument(format!("lists of {} rows a task", self.lists.rows_of_task));
         }
         let size = self.act.size();
+        for (words, there) in self.lists.words().iter().zip(&self.words) {
+            require(OPERATION, &[("a list", size_of_val(*words), there)])?;
+        }
         require(
             OPERATION,
             &[
@@ -190,14 +189,13 @@ pub unsafe fn attention(
 ) -> Result<(), CudaError> {
     inputs.check(out)?;
     let HeadShape { heads, kv_heads, head_dim } = inputs.shape;
-    let lists = inputs.lists;
     let job = Job {
         qkv: inputs.qkv.address(),
         cache: inputs.cache.address(),
         out: out.address(),
-        sequences: lists.sequences.address(),
-        tasks: lists.tasks.address(),
-        key_rows: lists.key_rows.address(),
+        sequences: inputs.words[0].address(),
+        tasks: inputs.words[1].address(),
+        key_rows: inputs.words[2].address(),
         heads: index(OPERATION, heads)?,
         kv_heads: index(OPERATION, kv_heads)?,
         stride: index(OPERATION, inputs.shape.qkv_columns())?,
@@ -207,12 +205,13 @@ pub unsafe fn attention(
     };
     let capped = inputs.scores.softcap.is_some();
     let kernel = stream.device().kernel(&variant(inputs.act, head_dim, capped), "attention")?;
-    let grid = [index(OPERATION, lists.task_count)?, job.heads, 1];
+    let grid = [index(OPERATION, inputs.lists.task_count())?, job.heads, 1];
     // SAFETY: `Job` and the lists mirror the kernel's structs; rows and sizes were checked.
     unsafe { kernel.launch(stream, LaunchShape { grid, threads: THREADS, shared_bytes: 0 }, arguments![job]) }
 }
 
-/// Copies keys and values of batch rows `rows` \[n\] to the slots `slots` \[n\] of the cache, both u32.
+/// Copies keys and values of batch rows `rows` \[n\] to the slots `slots` \[n\] of the cache, both u32; those of [`NO_SLOT`]
+/// nowhere.
 ///
 /// # Safety
 /// Every row and slot exists, no slot twice; buffers stay alive and untouched until the stream was synchronized.
@@ -221,10 +220,10 @@ pub unsafe fn store_cache(
     (act, shape): (Act, HeadShape),
     qkv: &DeviceBuffer,
     cache: &DeviceBuffer,
-    (rows, slots): (&DeviceBuffer, &DeviceBuffer),
+    [rows, slots]: [DeviceSlice<'_>; 2],
     count: usize,
 ) -> Result<(), CudaError> {
-    require("store_cache", &[("rows", count * 4, rows), ("slots", count * 4, slots)])?;
+    require("store_cache", &[("rows", count * 4, &rows), ("slots", count * 4, &slots)])?;
     let kernel = stream.device().kernel(&variant(act, shape.head_dim, false), "store_cache")?;
     let width = 2 * shape.kv_heads * shape.head_dim;
     let mut numbers = [0; 4];

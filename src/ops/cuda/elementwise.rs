@@ -2,7 +2,7 @@
 //! [`crate::ops::rope`], [`crate::ops::gated`].
 
 use super::{Act, arguments, dtype_name, index, one_thread_each, require};
-use crate::device::cuda::{CudaError, DeviceBuffer, Stream, Variant, kernel_source};
+use crate::device::cuda::{CudaError, DeviceBuffer, DeviceSlice, Stream, Variant, kernel_source};
 use crate::ops::float_dtype::FloatDtype;
 use crate::ops::gated::Activation;
 
@@ -35,7 +35,7 @@ pub(super) fn variants() -> Vec<Variant> {
 /// Every token is below V; buffers stay alive and untouched until the stream was synchronized.
 pub unsafe fn embed(
     stream: &Stream,
-    tokens: &DeviceBuffer,
+    tokens: DeviceSlice<'_>,
     (table, dtype): (&DeviceBuffer, FloatDtype),
     scale: f32,
     x: &DeviceBuffer,
@@ -43,7 +43,7 @@ pub unsafe fn embed(
 ) -> Result<(), CudaError> {
     require(
         "embed",
-        &[("tokens", rows * 4, tokens), ("x", rows * k * 4, x), ("a row", k * dtype.size(), table)],
+        &[("tokens", rows * 4, &tokens), ("x", rows * k * 4, x), ("a row", k * dtype.size(), table)],
     )?;
     let kernel = stream.device().kernel(&embed_variant(dtype), "embed")?;
     let (shape, numbers) = (one_thread_each("embed", rows * k)?, [index("embed", rows)?, index("embed", k)?]);
@@ -64,12 +64,12 @@ pub unsafe fn embed(
 pub unsafe fn gather_rows(
     stream: &Stream,
     x: &DeviceBuffer,
-    rows: &DeviceBuffer,
+    rows: DeviceSlice<'_>,
     out: &DeviceBuffer,
     [count, k]: [usize; 2],
     size: usize,
 ) -> Result<(), CudaError> {
-    require("gather_rows", &[("rows", count * 4, rows), ("out", count * k * size, out)])?;
+    require("gather_rows", &[("rows", count * 4, &rows), ("out", count * k * size, out)])?;
     let kernel = stream.device().kernel(&embed_variant(FloatDtype::Bf16), "gather_rows")?;
     let shape = one_thread_each("gather_rows", count * k)?;
     let numbers = [index("gather_rows", count)?, index("gather_rows", k)?, size as u32];
@@ -109,7 +109,7 @@ pub unsafe fn rope(
     act: Act,
     x: &DeviceBuffer,
     columns: RotatedColumns,
-    positions: &DeviceBuffer,
+    positions: DeviceSlice<'_>,
     table: &DeviceBuffer,
 ) -> Result<(), CudaError> {
     let RotatedColumns { rows, heads, head_dim, rotary_dim, stride, first_position } = columns;
@@ -117,7 +117,7 @@ pub unsafe fn rope(
         let what = format!("{columns:?}");
         return Err(CudaError::Argument { operation: "rope", what });
     }
-    require("rope", &[("x", rows * stride * act.size(), x), ("positions", rows * 4, positions)])?;
+    require("rope", &[("x", rows * stride * act.size(), x), ("positions", rows * 4, &positions)])?;
     let kernel = stream.device().kernel(&rope_variant(act), "rope")?;
     let shape = one_thread_each("rope", rows * heads * rotary_dim / 2)?;
     let mut numbers = [0; 6];

@@ -2,13 +2,15 @@
 
 use super::*;
 use crate::device::cuda::test_device::device;
-use crate::device::cuda::{DeviceBuffer, Stream};
+use crate::device::cuda::{CudaError, DeviceBuffer, DeviceSlice, Operand, Stream, WordLists};
 use crate::ops::activation_quant::{self, ActivationElement, ActivationQuant};
 use crate::ops::attention::{HeadShape, Scores};
+use crate::ops::dequantize::Global;
 use crate::ops::gated::Activation;
 use crate::ops::kernel_path::KernelPath;
 use crate::ops::log_softmax::LogitMap;
 use crate::ops::quantize_weight::{Arithmetic, Collected, Tile, WeightQuantizer};
+use crate::ops::weight_layout::WeightLayout;
 
 /// Numbers in (−1, 1), those of bf16 where activations are.
 pub(super) fn noise(len: usize, seed: u32, act: Act) -> Vec<f32> {
@@ -117,10 +119,10 @@ fn rope_and_gates_are_those_of_the_cpu() {
         let on_positions = put_words(&stream, &positions);
         let columns = RotatedColumns { rows, heads, head_dim, rotary_dim: 8, stride, first_position: 5 };
         // SAFETY: buffers live until the downloads below have synchronized the stream.
-        unsafe { rope(&stream, act, &on_x, columns, &on_positions, &on_table).unwrap() };
+        unsafe { rope(&stream, act, &on_x, columns, (&on_positions).into(), &on_table).unwrap() };
         let wide = RotatedColumns { rotary_dim: 12, ..columns };
         // SAFETY: refused.
-        assert!(unsafe { rope(&stream, act, &on_x, wide, &on_positions, &on_table) }.is_err());
+        assert!(unsafe { rope(&stream, act, &on_x, wide, (&on_positions).into(), &on_table) }.is_err());
         let mut expected = x;
         let shape = crate::ops::rope::RotatedHeads { heads, head_dim, stride };
         let cpu_table = crate::ops::rope::RopeTable::new(&frequencies, 1.0, 5..35);
@@ -150,9 +152,9 @@ fn rows_are_embedded_and_gathered() {
     let (x, out, rows) = (room(&stream, 4 * 33 * 4), room(&stream, 2 * 33 * 4), put_words(&stream, &[1, 3]));
     // SAFETY: buffers live until the downloads below have synchronized the stream; tokens and rows exist.
     unsafe {
-        embed(&stream, &tokens, (&on_table, FloatDtype::Bf16), 2.0, &x, [4, 33]).unwrap();
-        gather_rows(&stream, &x, &rows, &out, [2, 33], 4).unwrap();
-        assert!(embed(&stream, &tokens, (&on_table, FloatDtype::Bf16), 2.0, &x, [5, 33]).is_err());
+        embed(&stream, (&tokens).into(), (&on_table, FloatDtype::Bf16), 2.0, &x, [4, 33]).unwrap();
+        gather_rows(&stream, &x, (&rows).into(), &out, [2, 33], 4).unwrap();
+        assert!(embed(&stream, (&tokens).into(), (&on_table, FloatDtype::Bf16), 2.0, &x, [5, 33]).is_err());
     }
     let found = get(&stream, Act::F32, &x, 4 * 33);
     for (row, token) in [8usize, 0, 3, 3].into_iter().enumerate() {
@@ -233,13 +235,12 @@ fn log_softmax_over_tiles_is_that_over_all_logits() {
             let tile = LogitTile { logits: &buffer, rows, stride: width, columns, first_token: first };
             // SAFETY: the stream is synchronized before the tile's buffer is dropped.
             unsafe {
-                log_softmax_tile(&stream, tile, map, &states, (&on_targets, &on_offsets, &target_logits))
-                    .unwrap();
+                let lists = [&on_targets, &on_offsets].map(DeviceSlice::from);
+                log_softmax_tile(&stream, tile, map, &states, lists, &target_logits).unwrap();
                 let none = LogitTile { columns: 0, ..tile };
                 let wide = LogitTile { columns: width + 1, ..tile };
                 for wrong in [none, wide] {
-                    let targets = (&on_targets, &on_offsets, &target_logits);
-                    assert!(log_softmax_tile(&stream, wrong, map, &states, targets).is_err());
+                    assert!(log_softmax_tile(&stream, wrong, map, &states, lists, &target_logits).is_err());
                 }
             }
             stream.synchronize().unwrap();
@@ -284,9 +285,12 @@ fn attention_is_its_formula() {
         let (qkv, cache) = (noise(rows * stride, 10, act), noise(kept * 2 * 2 * 64, 11, act));
         let (on_qkv, on_cache) = (put(&stream, act, &qkv), put(&stream, act, &cache));
         let out = room(&stream, rows * 4 * 64 * act.size());
-        let mut lists = AttentionLists::new(&device).unwrap();
-        lists.set(&stream, (act, 64), &sequences, &key_rows).unwrap();
-        let inputs = AttentionInputs { act, shape, scores, qkv: &on_qkv, cache: &on_cache, lists: &lists };
+        let lists = AttentionLists::new((act, 64), &sequences, &key_rows).unwrap();
+        let mut words = WordLists::new(&device).unwrap();
+        words.replace(&stream, &lists.words()).unwrap();
+        let words = [0, 1, 2].map(|list| words.list(list));
+        let inputs =
+            AttentionInputs { act, shape, scores, qkv: &on_qkv, cache: &on_cache, lists: &lists, words };
         // SAFETY: buffers live until the download has synchronized the stream.
         unsafe { attention(&stream, &inputs, &out).unwrap() };
         let found = get(&stream, act, &out, rows * 4 * 64);
@@ -358,8 +362,7 @@ fn refuses_bad_lists(
 ) {
     let of = (good.act, good.shape.head_dim);
     let refused = |shape: HeadShape, sequences: &[DeviceSequence], key_rows: &[i32]| {
-        let mut lists = AttentionLists::new(stream.device()).unwrap();
-        let result = lists.set(stream, of, sequences, key_rows).and_then(|()| {
+        let result = AttentionLists::new(of, sequences, key_rows).and_then(|lists| {
             // SAFETY: refused.
             unsafe { attention(stream, &AttentionInputs { shape, lists: &lists, ..*good }, out) }
         });
@@ -387,15 +390,20 @@ fn cache_rows_are_keys_and_values() {
     let shape = HeadShape { heads: 2, kv_heads: 1, head_dim: 16 };
     let qkv = noise(5 * 64, 12, Act::Bf16);
     let (from, cache) = (put(&stream, Act::Bf16, &qkv), put(&stream, Act::Bf16, &[0.0; 6 * 32]));
-    let (rows, slots) = (put_words(&stream, &[4, 1]), put_words(&stream, &[0, 5]));
+    let (rows, slots) = (put_words(&stream, &[4, 3, 1]), put_words(&stream, &[0, NO_SLOT, 5]));
+    let lists = [&rows, &slots].map(DeviceSlice::from);
     // SAFETY: buffers live until the download has synchronized the stream; rows and slots exist.
-    unsafe { store_cache(&stream, (Act::Bf16, shape), &from, &cache, (&rows, &slots), 2).unwrap() };
+    unsafe {
+        store_cache(&stream, (Act::Bf16, shape), &from, &cache, lists, 3).unwrap();
+        assert!(store_cache(&stream, (Act::Bf16, shape), &from, &cache, lists, 4).is_err());
+    }
     let found = get(&stream, Act::Bf16, &cache, 6 * 32);
     assert_eq!((&found[..32], &found[160..]), (&qkv[4 * 64 + 32..][..32], &qkv[64 + 32..][..32]));
     assert!(found[32..160].iter().all(|x| *x == 0.0));
 }
 
-/// Sums over dequantized weights in f64, for every kind of code and scale.
+/// Sums over dequantized weights, rounded to bf16, in f64, for every kind of code and scale; the columns of a wider result
+/// from a later row of the weight on.
 #[test]
 fn quantized_linear_layers_compute_with_dequantized_weights() {
     let Some(device) = device() else { return };
@@ -403,32 +411,47 @@ fn quantized_linear_layers_compute_with_dequantized_weights() {
     for (name, act) in [
         ("int4_g32", Act::F32),
         ("int4_g32_asym", Act::F32),
+        ("int3_g32", Act::F32),
         ("fp8_channel", Act::F32),
+        ("fp8_tensor", Act::F32),
+        ("fp8_block", Act::F32),
         ("nvfp4", Act::F32),
         ("mxfp4", Act::Bf16),
+        ("mxfp6", Act::F32),
+        ("mxfp8", Act::F32),
         ("int8_channel", Act::F32),
     ] {
         let layout = crate::ops::quantize_weight::tests::layout(name);
-        let (rows, shape) = (70, if layout.group_size().is_some() { [90, 160] } else { [90, 165] });
-        let weight = noise(shape[0] * shape[1], 13, Act::Bf16);
-        let x = noise(rows * shape[1], 14, Act::Bf16);
-        let stored = Stored::new(&stream, &layout, shape, &weight);
-        let dense = stored.dense(&stream, &layout);
-        let (on_x, y) = (put(&stream, Act::Bf16, &x), room(&stream, rows * shape[0] * act.size()));
+        let (rows, n, first, stride) = (70, 90, 50, 100);
+        let k = if layout.group_size().is_some() { 160 } else { 165 };
+        let weight = noise((first + n) * k, 13, Act::Bf16);
+        let x = noise(rows * k, 14, Act::Bf16);
+        let stored = Stored::new(&stream, &layout, [first + n, k], &weight);
+        let dense = stored.dense(&stream);
+        let on_x = put(&stream, Act::Bf16, &x);
+        let y = put(&stream, act, &vec![7.0; rows * stride]);
+        let at = Operand { buffer: &y, offset: 3 * act.size() };
+        let columns = Columns { act, at, rows, n, stride };
         let of = stored.weight();
         // SAFETY: buffers live until the download has synchronized the stream.
         unsafe {
-            linear_quantized(&stream, act, &on_x, rows, (&of, &layout, FloatDtype::Bf16), &y).unwrap();
-            let large = DeviceWeight { shape: [shape[0] * 2, shape[1]], ..stored.weight() };
-            assert!(
-                linear_quantized(&stream, act, &on_x, rows, (&large, &layout, FloatDtype::Bf16), &y).is_err()
-            );
+            linear_quantized(&stream, &on_x, (&of, first), columns).unwrap();
+            let large = DeviceWeight { shape: [of.shape[0] * 2, k], ..of };
+            for refused in [(&large, first), (&of, first + 1)] {
+                let refused = linear_quantized(&stream, &on_x, refused, columns);
+                assert!(matches!(refused, Err(CudaError::Argument { .. })), "{name}");
+            }
+            assert!(linear_quantized(&stream, &on_x, (&of, first), Columns { rows: 80, ..columns }).is_err());
         }
-        let found = get(&stream, act, &y, rows * shape[0]);
-        let expected: Vec<f32> = (0..rows * shape[0])
+        let found = get(&stream, act, &y, rows * stride);
+        let expected: Vec<f32> = (0..rows * stride)
             .map(|i| {
-                let (x, w) = (&x[i / shape[0] * shape[1]..], &dense[i % shape[0] * shape[1]..]);
-                let products = x[..shape[1]].iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                let (row, Some(column)) = (i / stride, (i % stride).checked_sub(3).filter(|c| *c < n)) else {
+                    return 7.0;
+                };
+                let (x, w) = (&x[row * k..][..k], &dense[(first + column) * k..]);
+                let products =
+                    x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(FloatDtype::Bf16.round(*b)));
                 products.sum::<f64>() as f32
             })
             .collect();
@@ -438,22 +461,25 @@ fn quantized_linear_layers_compute_with_dequantized_weights() {
             assert!((found - expected).abs() <= allowed, "{name} {i}: {found}, expected {expected}");
         }
     }
-    let blocks = crate::ops::quantize_weight::tests::layout("fp8_block");
-    let stored = Stored::new(&stream, &blocks, [40, 96], &noise(40 * 96, 15, Act::Bf16));
+    let groups = crate::ops::quantize_weight::tests::layout("int4_g32");
+    let stored = Stored::new(&stream, &groups, [40, 96], &noise(40 * 96, 15, Act::Bf16));
     let (x, y) = (room(&stream, 96 * 2), room(&stream, 40 * 4));
-    // SAFETY: refused.
-    let refused = unsafe {
-        linear_quantized(&stream, Act::F32, &x, 1, (&stored.weight(), &blocks, FloatDtype::Bf16), &y)
-    };
-    assert!(matches!(refused, Err(CudaError::Argument { .. })));
+    let columns = Columns { act: Act::F32, at: (&y).into(), rows: 1, n: 40, stride: 40 };
+    let of = stored.weight();
+    for block in [[1, 24], [0, 32], [1, 0]] {
+        // SAFETY: refused.
+        let refused = unsafe { linear_quantized(&stream, &x, (&DeviceWeight { block, ..of }, 0), columns) };
+        assert!(matches!(refused, Err(CudaError::Argument { .. })), "{block:?}");
+    }
 }
 
 /// A weight quantized by the CPU, on the device.
 struct Stored {
+    layout: WeightLayout,
     codes: DeviceBuffer,
     scales: DeviceBuffer,
     zero_points: DeviceBuffer,
-    global: f32,
+    global: Option<Global>,
     shape: [usize; 2],
 }
 
@@ -472,31 +498,35 @@ impl Stored {
         let tensors = quantizer.finish(collected).tensors;
         let of = |suffix: &str| tensors.iter().find(|(s, _)| *s == suffix).map(|(_, bytes)| bytes.clone());
         Self {
+            layout: *layout,
             codes: stream.upload(&tile.codes).unwrap(),
             scales: stream.upload(&of("weight_scale").unwrap()).unwrap(),
             zero_points: stream.upload(&zero_points).unwrap(),
-            global: of("weight_global_scale").map_or(1.0, |b| f32::from_le_bytes(b.try_into().unwrap())),
+            global: of("weight_global_scale")
+                .map(|b| Global::Divisor(f32::from_le_bytes(b.try_into().unwrap()))),
             shape,
         }
     }
 
     fn weight(&self) -> DeviceWeight<'_> {
         DeviceWeight {
+            coding: self.layout.coding(FloatDtype::Bf16),
+            shape: self.shape,
+            block: self.layout.block(self.shape),
+            global: self.global,
             codes: &self.codes,
             scales: &self.scales,
             zero_points: Some(&self.zero_points),
-            global: self.global,
-            shape: self.shape,
         }
     }
 
     /// The dense weight by the dequantizing kernel, which has a test of its own.
-    fn dense(&self, stream: &Stream, layout: &WeightLayout) -> Vec<f32> {
-        let kernel = Dequantizer::new(stream.device(), layout, FloatDtype::Bf16, Act::F32).unwrap().unwrap();
+    fn dense(&self, stream: &Stream) -> Vec<f32> {
         let len = self.shape[0] * self.shape[1];
         let out = room(stream, len * 4);
+        let rows = 0..self.shape[0];
         // SAFETY: buffers live until the download has synchronized the stream.
-        unsafe { kernel.launch(stream, &self.weight(), &out).unwrap() };
+        unsafe { dequantize(stream, Act::F32, &self.weight(), rows, (&out).into()).unwrap() };
         get(stream, Act::F32, &out, len)
     }
 }
@@ -513,11 +543,11 @@ fn experts_get_their_rows_and_give_them_back() {
     let on_experts = put_words(&stream, &experts);
     let (counts, places) = (room(&stream, count * 4), room(&stream, rows * top * 4));
     let (sorted, y) = (room(&stream, rows * top * k * 2), room(&stream, rows * k * 2));
-    let choice = ExpertChoice { act: Act::Bf16, experts: &on_experts, rows, top, count, k };
+    let choice = ExpertChoice { act: Act::Bf16, experts: (&on_experts).into(), rows, top, count, k };
     // SAFETY: buffers live until the downloads below have synchronized the stream; experts exist.
     unsafe {
         moe_scatter(&stream, choice, &on_x, (&counts, &places, &sorted)).unwrap();
-        moe_combine(&stream, choice, (&sorted, &places, &on_weights), &y).unwrap();
+        moe_combine(&stream, choice, (&sorted, &places, (&on_weights).into()), &y).unwrap();
         let many = ExpertChoice { rows: 1 << 24, ..choice };
         assert!(moe_scatter(&stream, many, &on_x, (&counts, &places, &sorted)).is_err());
     }

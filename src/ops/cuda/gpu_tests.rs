@@ -8,7 +8,8 @@ use proptest::test_runner::{Config, TestRunner};
 use super::*;
 use crate::checkpoint::quant_args::Strategy as By;
 use crate::device::cuda::test_device::device;
-use crate::device::cuda::{CudaError, Device, Stream};
+use crate::device::cuda::{CudaError, Device, DeviceBuffer, Stream};
+use crate::ops::dequantize::Global;
 use crate::ops::quantize_weight::tests::{layout, odd_values, scheme};
 use crate::ops::quantize_weight::{Arithmetic, QuantizeWeightError, Tile, WeightQuantizer};
 use crate::ops::weight_layout::WeightLayout;
@@ -253,37 +254,42 @@ fn dequantized_weights_are_those_of_the_cpu() {
         let rest = quantizer.finish(collected);
         let tensor =
             |suffix: &str| rest.tensors.iter().find(|(s, _)| *s == suffix).map(|(_, bytes)| bytes.clone());
-        let global = tensor("weight_global_scale").map_or(1.0, |b| f32::from_le_bytes(b.try_into().unwrap()));
-        let scales = tensor("weight_scale").unwrap();
-        let expected = dense(&layout, shape, &tile.codes, &scales, &tile.zero_points, global);
+        let divisor = tensor("weight_global_scale").map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let scale_bytes = tensor("weight_scale").unwrap();
         let codes = stream.upload(&tile.codes).unwrap();
-        let (scales, zero_points) = (stream.upload(&scales).unwrap(), stream.upload(&zero_points).unwrap());
-        for output in [Act::F32, Act::Bf16] {
-            if output == Act::Bf16 && name != "int4_g32" {
-                continue;
-            }
-            let kernel = Dequantizer::new(&device, &layout, FloatDtype::Bf16, output).unwrap().unwrap();
-            let out =
-                crate::device::cuda::DeviceBuffer::new(&device, expected.len() * output.size()).unwrap();
+        let scales = stream.upload(&scale_bytes).unwrap();
+        let zero_points = stream.upload(&zero_points).unwrap();
+        // A global scale divides, or multiplies as ModelOpt's does.
+        let divided = divisor.map(Global::Divisor);
+        let multiplied = divisor.map(|divisor| Global::Multiplier(1.0 / divisor));
+        for (output, global) in [(Act::F32, divided), (Act::Bf16, divided), (Act::F32, multiplied)] {
+            let of_rows = if output == Act::F32 { 0..shape[0] } else { 2..shape[0] };
+            let expected = dense(&layout, shape, &tile.codes, &scale_bytes, &tile.zero_points, global);
+            let out = DeviceBuffer::new(&device, expected.len() * output.size()).unwrap();
             let weight = DeviceWeight {
+                coding: layout.coding(FloatDtype::Bf16),
+                shape,
+                block: layout.block(shape),
+                global,
                 codes: &codes,
                 scales: &scales,
                 zero_points: Some(&zero_points),
-                global,
-                shape,
             };
             // SAFETY: the buffers live until the download has synchronized the stream.
-            unsafe { kernel.launch(&stream, &weight, &out).unwrap() };
+            unsafe { dequantize(&stream, output, &weight, of_rows.clone(), (&out).into()).unwrap() };
+            let expected = &expected[of_rows.start * shape[1]..];
             let bytes = stream.download(&out, expected.len() * output.size()).unwrap();
             let mut found = vec![0.0; expected.len()];
             let dtype = if output == Act::F32 { FloatDtype::F32 } else { FloatDtype::Bf16 };
             dtype.decode(&bytes, &mut found);
-            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
                 assert_eq!(found.to_bits(), dtype.round(*expected).to_bits(), "{name} element {i}");
             }
             let small = DeviceWeight { shape: [shape[0] + 100, shape[1]], ..weight };
             // SAFETY: refused before anything is launched.
-            assert!(unsafe { kernel.launch(&stream, &small, &out) }.is_err());
+            assert!(unsafe { dequantize(&stream, output, &small, 0..1, (&out).into()) }.is_err());
+            // SAFETY: as above.
+            assert!(unsafe { dequantize(&stream, output, &weight, 0..shape[0] + 1, (&out).into()) }.is_err());
         }
     }
 }
@@ -295,7 +301,7 @@ fn dense(
     codes: &[u8],
     scales: &[u8],
     zero_points: &[i8],
-    global: f32,
+    global: Option<Global>,
 ) -> Vec<f32> {
     use crate::ops::{e8m0, fp4, fp6, fp8, int_pack};
     let row_bytes = layout.codes([1, k]).num_bytes() as usize;
@@ -307,7 +313,10 @@ fn dense(
             FloatDtype::Bf16.decode(&scales[2 * group..2 * group + 2], &mut value);
             value[0]
         }
-        ScaleKind::E4m3UnderGlobal => fp8::e4m3_to_f32(scales[group]) / global,
+        ScaleKind::E4m3UnderGlobal => match global.unwrap() {
+            Global::Divisor(global) => fp8::e4m3_to_f32(scales[group]) / global,
+            Global::Multiplier(global) => fp8::e4m3_to_f32(scales[group]) * global,
+        },
         ScaleKind::E8m0 => e8m0::e8m0_to_f32(scales[group]),
     };
     let mut dense = Vec::new();

@@ -1,10 +1,9 @@
 //! Weight-only linear layers on tensor cores: `kernels/linear_quantized.cu`. Reference: [`crate::ops::linear`] over the
-//! dequantized weight.
+//! dequantized weight, rounded to bf16.
 
-use super::{Act, DeviceWeight, STEP, arguments, index, layout_defines, require};
+use super::weight::Stored;
+use super::{Columns, DeviceWeight, arguments, index, require};
 use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Stream, Variant, kernel_source};
-use crate::ops::float_dtype::FloatDtype;
-use crate::ops::weight_layout::{ScaleKind, WeightLayout};
 
 const OPERATION: &str = "linear_quantized";
 /// Rows and columns of y that one block computes.
@@ -16,22 +15,22 @@ const THREADS: u32 = 128;
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Job {
+    weight: Stored,
     x: u64,
     y: u64,
-    codes: u64,
-    scales: u64,
-    zero_points: u64,
-    row_code_bytes: u64,
     rows: u32,
+    first_n: u32,
     n: u32,
-    k: u32,
-    columns: u32,
-    global: f32,
+    stride: u32,
+}
+
+fn plain() -> Variant {
+    Variant::plain(kernel_source!("linear_quantized.cu"))
 }
 
 pub(super) fn variants() -> Vec<Variant> {
     let of = |element: &str, bits: u8, scale: &str, asymmetric: bool, offset: bool| {
-        Variant::plain(kernel_source!("linear_quantized.cu"))
+        plain()
             .define("DTYPE", "BF16")
             .define("ELEMENT", element)
             .define("BITS", bits)
@@ -42,70 +41,42 @@ pub(super) fn variants() -> Vec<Variant> {
     };
     vec![
         of("INT", 4, "SCALE_FLOAT", false, true),
+        of("E2M1", 4, "SCALE_E4M3", false, false),
         of("INT", 4, "SCALE_FLOAT", true, true),
         of("INT", 8, "SCALE_FLOAT", false, true),
+        of("INT", 3, "SCALE_FLOAT", false, true),
         of("E4M3", 8, "SCALE_FLOAT", false, false),
-        of("E2M1", 4, "SCALE_E4M3", false, false),
         of("E2M1", 4, "SCALE_E8M0", false, false),
+        of("E2M3", 6, "SCALE_E8M0", false, false),
     ]
 }
 
-/// y \[T, N\] of `act` from x \[T, K\] bf16 and a quantized weight with scales by row or by group of a row.
+/// y \[T, n\] from x \[T, K\] bf16 and the rows from `first_n` on of a quantized weight, one for each column of y.
 ///
 /// # Safety
 /// Buffers stay alive and untouched until the stream was synchronized.
 pub unsafe fn linear_quantized(
     stream: &Stream,
-    act: Act,
     x: &DeviceBuffer,
-    rows: usize,
-    (weight, layout, scale_dtype): (&DeviceWeight<'_>, &WeightLayout, FloatDtype),
-    y: &DeviceBuffer,
+    (weight, first_n): (&DeviceWeight<'_>, usize),
+    y: Columns<'_>,
 ) -> Result<(), CudaError> {
-    let [n, k] = weight.shape;
-    let [band, columns] = layout.block(weight.shape);
-    if band != 1 || !(columns >= k || columns.is_multiple_of(STEP)) {
-        let what =
-            format!("scales of {band} rows and {columns} columns, expected one row and a multiple of {STEP}");
-        return Err(CudaError::Argument { operation: OPERATION, what });
-    }
-    let row_code_bytes = layout.codes([1, k]).num_bytes() as usize;
-    let groups = k.div_ceil(columns);
-    let scale_bytes = if layout.scale == ScaleKind::Float { scale_dtype.size() } else { 1 };
-    require(
-        OPERATION,
-        &[
-            ("x", rows * k * 2, x),
-            ("y", rows * n * act.size(), y),
-            ("codes", n * row_code_bytes, weight.codes),
-            ("scales", n * groups * scale_bytes, weight.scales),
-        ],
-    )?;
-    match (layout.symmetric, weight.zero_points) {
-        (true, _) => {}
-        (false, Some(zero_points)) => require(OPERATION, &[("zero points", n * groups, zero_points)])?,
-        (false, None) => {
-            let what = "an asymmetric weight without zero points".to_owned();
-            return Err(CudaError::Argument { operation: OPERATION, what });
-        }
-    }
-    let variant = layout_defines(Variant::plain(kernel_source!("linear_quantized.cu")), layout, scale_dtype)
-        .define("ACT", act.name());
+    let stored = weight.stored(OPERATION, &(first_n..first_n + y.n))?;
+    require(OPERATION, &[("x", y.rows * weight.shape[1] * 2, x)])?;
+    y.check()?;
+    let variant = weight.coding.defines(plain()).define("ACT", y.act.name());
     let kernel = stream.device().kernel(&variant, OPERATION)?;
+    let [rows, n, stride] = y.numbers()?;
     let job = Job {
+        weight: stored,
         x: x.address(),
-        y: y.address(),
-        codes: weight.codes.address(),
-        scales: weight.scales.address(),
-        zero_points: weight.zero_points.map_or(0, DeviceBuffer::address),
-        row_code_bytes: row_code_bytes as u64,
-        rows: index(OPERATION, rows)?,
-        n: index(OPERATION, n)?,
-        k: index(OPERATION, k)?,
-        columns: index(OPERATION, columns.min(k))?,
-        global: weight.global,
+        y: y.at.address(),
+        rows,
+        first_n: index(OPERATION, first_n)?,
+        n,
+        stride,
     };
-    let grid = [index(OPERATION, n.div_ceil(TILE))?, index(OPERATION, rows.div_ceil(TILE))?, 1];
+    let grid = [index(OPERATION, y.n.div_ceil(TILE))?, index(OPERATION, y.rows.div_ceil(TILE))?, 1];
     // SAFETY: `Job` mirrors the kernel's struct, sizes were checked, the rest is the caller's promise.
     unsafe { kernel.launch(stream, LaunchShape { grid, threads: THREADS, shared_bytes: 0 }, arguments![job]) }
 }

@@ -1,7 +1,9 @@
 //! The output head tile by tile: `kernels/log_softmax.cu`. Reference: [`crate::ops::log_softmax`].
 
 use super::{THREADS, arguments, index, require};
-use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Stream, Variant, kernel_source};
+use crate::device::cuda::{
+    CudaError, DeviceBuffer, DeviceSlice, LaunchShape, Stream, Variant, kernel_source,
+};
 use crate::ops::log_softmax::LogitMap;
 
 const OPERATION: &str = "log_softmax";
@@ -70,7 +72,8 @@ pub unsafe fn log_softmax_tile(
     tile: LogitTile<'_>,
     map: LogitMap,
     states: &DeviceBuffer,
-    (targets, offsets, target_logits): (&DeviceBuffer, &DeviceBuffer, &DeviceBuffer),
+    [targets, offsets]: [DeviceSlice<'_>; 2],
+    target_logits: &DeviceBuffer,
 ) -> Result<(), CudaError> {
     if tile.columns == 0 || tile.columns > tile.stride {
         let what = format!("{} columns in rows of {}", tile.columns, tile.stride);
@@ -81,7 +84,7 @@ pub unsafe fn log_softmax_tile(
         &[
             ("logits", ((tile.rows.max(1) - 1) * tile.stride + tile.columns) * 4, tile.logits),
             ("states", tile.rows * size_of::<RowState>(), states),
-            ("offsets", (tile.rows + 1) * 4, offsets),
+            ("offsets", (tile.rows + 1) * 4, &offsets),
             ("target_logits", targets.len() / 4 * 4, target_logits),
         ],
     )?;

@@ -15,10 +15,11 @@ mod product;
 mod quantize;
 mod quantize_tokens;
 mod rms_norm;
+mod weight;
 
 pub use amax::tensor_amax;
-pub use attention::{AttentionInputs, AttentionLists, DeviceSequence, attention, store_cache};
-pub use dequantize::{Dequantizer, DeviceWeight};
+pub use attention::{AttentionInputs, AttentionLists, DeviceSequence, NO_SLOT, attention, store_cache};
+pub use dequantize::dequantize;
 pub use elementwise::{RotatedColumns, embed, gated, gather_rows, rope};
 pub use fake_quantize::fake_quantize;
 pub use linear_quantized::linear_quantized;
@@ -28,6 +29,7 @@ pub use product::{Columns, add_bias, scale_product};
 pub use quantize::{CudaQuantizeError, CudaQuantizer, Lane};
 pub use quantize_tokens::quantize_tokens;
 pub use rms_norm::{Normalized, rms_norm, rms_norm_parts};
+pub use weight::DeviceWeight;
 
 #[cfg(test)]
 mod compile_tests;
@@ -40,9 +42,9 @@ mod numeric_tests;
 #[cfg(test)]
 mod product_gpu_tests;
 
-use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Variant};
+use crate::device::cuda::{CudaError, DeviceBuffer, DeviceSlice, LaunchShape, Variant};
 use crate::ops::float_dtype::FloatDtype;
-use crate::ops::weight_layout::{Element, Packing, ScaleKind, WeightLayout};
+use crate::ops::weight_layout::{Element, Packing, ScaleKind};
 
 /// Elements that one thread codes: groups and rows are cut into steps of so many (`kernels/pack.cuh`).
 const STEP: usize = 16;
@@ -99,24 +101,13 @@ fn scale_name(scale: ScaleKind) -> &'static str {
 }
 
 /// Bits that a code takes.
-fn code_bits(layout: &WeightLayout) -> u8 {
-    match (layout.packing, layout.element) {
+fn code_bits(packing: Packing, element: Element) -> u8 {
+    match (packing, element) {
         (Packing::Words, Element::Int(bits)) => bits,
         (Packing::Nibbles, _) => 4,
         (Packing::Sextets, _) => 6,
         _ => 8,
     }
-}
-
-/// The defines by which kernels read weights of a layout.
-fn layout_defines(variant: Variant, layout: &WeightLayout, scale_dtype: FloatDtype) -> Variant {
-    variant
-        .define("DTYPE", dtype_name(scale_dtype))
-        .define("ELEMENT", element_name(layout.element))
-        .define("BITS", code_bits(layout))
-        .define("SCALE", scale_name(layout.scale))
-        .define("ASYMMETRIC", !layout.symmetric)
-        .define("OFFSET", layout.packing == Packing::Words)
 }
 
 /// Every kernel in the combinations of defines that differ in code, the two most used of each source first: for the test
@@ -144,12 +135,30 @@ fn alignment(n: usize) -> i32 {
     if n == 0 { 16 } else { 1 << n.trailing_zeros().min(4) }
 }
 
-/// Refuses buffers that are smaller than what a kernel reads or writes: what they are, bytes needed, the buffer.
-fn require(operation: &'static str, buffers: &[(&str, usize, &DeviceBuffer)]) -> Result<(), CudaError> {
-    match buffers.iter().find(|(_, needed, buffer)| *needed > buffer.len()) {
+/// Memory of a device.
+trait Memory {
+    /// Its size.
+    fn bytes(&self) -> usize;
+}
+
+impl Memory for DeviceBuffer {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Memory for DeviceSlice<'_> {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Refuses memory that is smaller than what a kernel reads or writes: what it is, bytes needed, the memory.
+fn require(operation: &'static str, memory: &[(&str, usize, &dyn Memory)]) -> Result<(), CudaError> {
+    match memory.iter().find(|(_, needed, there)| *needed > there.bytes()) {
         None => Ok(()),
-        Some((what, needed, buffer)) => {
-            let what = format!("{what} takes {needed} bytes, its buffer has {}", buffer.len());
+        Some((what, needed, there)) => {
+            let what = format!("{what} takes {needed} bytes, its buffer has {}", there.bytes());
             Err(CudaError::Argument { operation, what })
         }
     }

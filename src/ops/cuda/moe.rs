@@ -1,7 +1,9 @@
 //! Rows of a mixture of experts sorted by expert, and back: `kernels/moe.cu`. Reference: [`crate::model`]'s experts.
 
 use super::{Act, THREADS, arguments, index, one_thread_each, require};
-use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Stream, Variant, kernel_source};
+use crate::device::cuda::{
+    CudaError, DeviceBuffer, DeviceSlice, LaunchShape, Stream, Variant, kernel_source,
+};
 
 const OPERATION: &str = "moe";
 /// Copies whose number f32 holds exactly.
@@ -21,7 +23,7 @@ pub struct ExpertChoice<'a> {
     /// Type of activations.
     pub act: Act,
     /// \[T, top\] u32.
-    pub experts: &'a DeviceBuffer,
+    pub experts: DeviceSlice<'a>,
     /// T.
     pub rows: usize,
     /// Experts of a row.
@@ -50,7 +52,7 @@ pub unsafe fn moe_scatter(
     require(
         OPERATION,
         &[
-            ("experts", copies * 4, experts),
+            ("experts", copies * 4, &experts),
             ("x", rows * k * act.size(), x),
             ("counts", count * 4, counts),
             ("places", copies * 4, places),
@@ -87,7 +89,7 @@ pub unsafe fn moe_scatter(
 pub unsafe fn moe_combine(
     stream: &Stream,
     choice: ExpertChoice<'_>,
-    (sorted, places, weights): (&DeviceBuffer, &DeviceBuffer, &DeviceBuffer),
+    (sorted, places, weights): (&DeviceBuffer, &DeviceBuffer, DeviceSlice<'_>),
     y: &DeviceBuffer,
 ) -> Result<(), CudaError> {
     let ExpertChoice { act, rows, top, k, .. } = choice;
@@ -96,7 +98,7 @@ pub unsafe fn moe_combine(
         &[
             ("sorted", rows * top * k * act.size(), sorted),
             ("places", rows * top * 4, places),
-            ("weights", rows * top * 4, weights),
+            ("weights", rows * top * 4, &weights),
             ("y", rows * k * act.size(), y),
         ],
     )?;

@@ -30,12 +30,12 @@ pub struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    fn check(&self) -> Result<(), CudaError> {
+    pub(super) fn check(&self) -> Result<(), CudaError> {
         let end = if self.rows == 0 { 0 } else { (self.rows - 1) * self.stride + self.n };
         require(OPERATION, &[("y", self.at.offset + end * self.act.size(), self.at.buffer)])
     }
 
-    fn numbers(&self) -> Result<[u32; 3], CudaError> {
+    pub(super) fn numbers(&self) -> Result<[u32; 3], CudaError> {
         Ok([index(OPERATION, self.rows)?, index(OPERATION, self.n)?, index(OPERATION, self.stride)?])
     }
 }

@@ -78,7 +78,7 @@ impl Scheme {
         Self {
             dtype: job.dtype,
             element: layout.element,
-            code_bits: code_bits(layout),
+            code_bits: code_bits(layout.packing, layout.element),
             scale: layout.scale,
             asymmetric: !layout.symmetric,
             offset: layout.packing == Packing::Words,

@@ -20,7 +20,7 @@ use crate::checkpoint::quant_args::Format;
 use crate::checkpoint::{Checkpoint, CheckpointError, ConfigGroup};
 use crate::record::{Classified, FailureClass};
 
-pub use stored::StoredWeight;
+pub use stored::{Global, PackedTensors, StoredWeight};
 
 /// A dense weight.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,8 +10,9 @@ use safetensors::Dtype;
 use super::{DenseWeight, DequantizeError};
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorView};
 use crate::ops::coded::CodeGrid;
+use crate::ops::float_dtype::FloatDtype;
 use crate::ops::packed::CodeKind;
-use crate::ops::weight_layout::{Element, Packing};
+use crate::ops::weight_layout::{Element, Packing, ScaleKind, WeightCoding};
 use crate::ops::{e8m0, fp4, fp6, fp8, int_pack};
 
 /// Where the codes and scales of one weight lie, and what they mean.
@@ -33,11 +34,30 @@ pub struct StoredWeight {
 
 /// The scale of the whole tensor above its local scales.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Global {
+pub enum Global {
     /// compressed-tensors' `weight_global_scale`.
     Divisor(f32),
     /// ModelOpt's `weight_scale_2`.
     Multiplier(f32),
+}
+
+/// The tensors of a weight as they lie in the file, each checked against the shape: w = (code − zero_point) · scale.
+#[derive(Clone, Copy)]
+pub struct PackedTensors<'a> {
+    /// How codes and scales are coded.
+    pub coding: WeightCoding,
+    /// [N, K].
+    pub shape: [usize; 2],
+    /// Rows and columns that share a scale.
+    pub block: [usize; 2],
+    /// The scale above E4M3 scales.
+    pub global: Option<Global>,
+    /// Codes, row by row.
+    pub codes: &'a [u8],
+    /// [N/rows, K/columns].
+    pub scales: &'a [u8],
+    /// In the order of the scales.
+    pub zero_points: Option<&'a [i8]>,
 }
 
 impl Global {
@@ -57,14 +77,33 @@ impl StoredWeight {
 
     /// Bytes of the codes of one row.
     pub fn code_row_bytes(&self) -> usize {
-        let [_, k] = self.shape;
-        match (self.packing, self.element) {
-            (Packing::Bytes, _) => k,
-            (Packing::Nibbles, _) => k.div_ceil(2),
-            (Packing::Sextets, _) => k / 4 * 3,
-            (Packing::Words, Element::Int(bits)) => int_pack::packed_bytes(k, bits),
-            (Packing::Words, _) => unreachable!("only integers are packed into words (WeightLayout::new)"),
-        }
+        self.packing.row_bytes(self.element, self.shape[1])
+    }
+
+    /// The tensors as they are stored, for kernels that decode them.
+    pub fn packed<'a>(&'a self, ckpt: &'a Checkpoint) -> Result<PackedTensors<'a>, CheckpointError> {
+        let scales = ckpt.require(&self.scales)?;
+        let (scale, scale_dtype) = match scales.dtype {
+            Dtype::F8_E4M3 => (ScaleKind::E4m3UnderGlobal, FloatDtype::F32),
+            dtype => FloatDtype::of(dtype)
+                .map_or((ScaleKind::E8m0, FloatDtype::F32), |dtype| (ScaleKind::Float, dtype)),
+        };
+        let coding = WeightCoding {
+            element: self.element,
+            packing: self.packing,
+            scale,
+            scale_dtype,
+            symmetric: self.zero_points.is_none(),
+        };
+        Ok(PackedTensors {
+            coding,
+            shape: self.shape,
+            block: self.block,
+            global: self.global,
+            codes: ckpt.require(self.codes())?.data,
+            scales: scales.data,
+            zero_points: self.zero_points.as_deref(),
+        })
     }
 
     /// Decodes `rows` into `out` [rows, K], on this thread.

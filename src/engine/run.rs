@@ -190,6 +190,11 @@ impl Engine {
         self.config().max_position_embeddings
     }
 
+    /// New rows that one forward pass of every device takes together.
+    pub fn pass_rows(&self) -> usize {
+        self.max_batched_tokens * self.replicas.len()
+    }
+
     /// V.
     pub fn vocab_size(&self) -> usize {
         self.config().vocab_size

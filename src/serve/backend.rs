@@ -47,6 +47,9 @@ pub trait Backend: Send + Sync {
 
     /// Number of token ids.
     fn vocab_size(&self) -> usize;
+
+    /// New rows that one forward pass takes at most.
+    fn pass_rows(&self) -> usize;
 }
 
 /// Requests being generated.
@@ -83,6 +86,10 @@ impl Backend for Engine {
 
     fn vocab_size(&self) -> usize {
         Self::vocab_size(self)
+    }
+
+    fn pass_rows(&self) -> usize {
+        Self::pass_rows(self)
     }
 }
 

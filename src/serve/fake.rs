@@ -141,6 +141,10 @@ impl Backend for FakeEngine {
     fn vocab_size(&self) -> usize {
         VOCAB_SIZE
     }
+
+    fn pass_rows(&self) -> usize {
+        2048
+    }
 }
 
 struct FakeGeneration<'a> {

@@ -17,13 +17,13 @@ use super::metrics::Metrics;
 use super::text::TextCodec;
 use crate::engine::{Generated, GeneratorOptions, PromptQuery, common_prefix};
 
-/// Prompt tokens computed in one call at most, where a single prompt has no more: requests come, go and are given up
-/// between calls. Four full passes of the engine, so that what a call costs by itself does not count.
-const SCORED_ROWS: usize = 4 * 1024;
-/// The same while others wait for their next token.
+/// Forward passes of one call at most, where a single prompt takes no more: requests come, go and are given up between
+/// calls.
+const SCORED_PASSES: usize = 2;
+/// Prompt tokens computed in one call while others wait for their next token.
 const SCORED_ROWS_BESIDE_GENERATION: usize = 1024;
-/// Prompt tokens of one call, those included that prompts share: their answers take time too.
-const SCORED_TOKENS: usize = 16 * 1024;
+/// Prompt tokens of one call for each row, those included that prompts share: their answers take time too.
+const SCORED_TOKENS_A_ROW: usize = 4;
 /// Clients that were answered together ask again one after the other: the engine waits for them, so as not to take the
 /// first alone, for at most this part of the time for which it worked.
 const GATHERED: u32 = 10;
@@ -225,14 +225,15 @@ impl Worker<'_> {
 
     /// Prompts for one call, and the requests they are of.
     fn next_to_score(&mut self) -> (BTreeSet<u64>, Vec<ScoreItem>) {
-        let most = if self.names.is_empty() { SCORED_ROWS } else { SCORED_ROWS_BESIDE_GENERATION };
+        let all = SCORED_PASSES * self.backend.pass_rows();
+        let most = if self.names.is_empty() { all } else { SCORED_ROWS_BESIDE_GENERATION };
         let (mut keys, mut items) = (BTreeSet::new(), Vec::<ScoreItem>::new());
         let (mut rows, mut tokens) = (0, 0);
         for (key, active) in &mut self.active {
             while let Some(ids) = active.next_unscored() {
                 let len = ids.len();
                 let new = len - items.last().map_or(0, |before| common_prefix(before.ids(), ids));
-                if !items.is_empty() && (rows + new > most || tokens + len > SCORED_TOKENS) {
+                if !items.is_empty() && (rows + new > most || tokens + len > SCORED_TOKENS_A_ROW * all) {
                     break;
                 }
                 rows += new;

@@ -27,8 +27,8 @@ const SCORED_TOKENS_A_ROW: usize = 4;
 /// Clients that were answered together ask again one after the other: the engine waits for them, so as not to take the
 /// first alone, for at most this part of the time for which it worked.
 const GATHERED: u32 = 10;
-/// None of them has come for this time: no more will.
-const PAUSE: Duration = Duration::from_millis(8);
+/// None of them has come for this part of it: no more will.
+const PAUSE: u32 = 20;
 /// How often they are looked for.
 const GLANCE: Duration = Duration::from_micros(200);
 
@@ -124,7 +124,7 @@ impl Worker<'_> {
         let mut came = begun;
         while self.active.len() < self.last.ended
             && begun.elapsed() < self.last.took / GATHERED
-            && came.elapsed() < PAUSE
+            && came.elapsed() < self.last.took / PAUSE
             && !flags.abandon.load(Ordering::Relaxed)
         {
             if let Ok(job) = jobs.try_recv() {

@@ -184,7 +184,7 @@ pub(crate) fn largest(logits: &[f32], first_token: usize, n: usize) -> Vec<(u32,
         // A later token enters only if it is larger, which also keeps NaN out. Most blocks hold none.
         if top.len() == n
             && let Some((_, last)) = top.last()
-            && !logits.iter().fold(false, |any, logit| any | (logit > last))
+            && logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) <= *last
         {
             continue;
         }

@@ -13,6 +13,7 @@ use super::generator::{GenerateRequest, Generated, GenerationFailure, GeneratorL
 use super::pages::{PAGE, Page, PagePool, segments};
 use super::run::{Engine, Replica};
 use super::sampling::Sampler;
+use crate::base::progress;
 use crate::device::cuda::CudaError;
 use crate::model::{HeadAnswer, RaggedBatch, Session, Slots as _, Stored};
 use crate::ops::attention::{Segment, Sequence as BatchSequence, Source, tiles_for};
@@ -36,6 +37,12 @@ pub(super) struct Lane<'a> {
     next_key: u64,
     /// Whether the last step was for inputs of the long kind.
     long: bool,
+    /// Sequences in one step.
+    most_running: usize,
+    /// Whether the session holds nothing yet.
+    is_fresh: bool,
+    /// Whether a sequence that ran alone found no memory, and none has generated a token since.
+    alone_failed: bool,
 }
 
 /// Tokens of one or, until the first is generated, of several choices.
@@ -66,23 +73,36 @@ impl<'a> Lane<'a> {
     /// Nothing to generate yet, for sequences of at most `max_len` tokens.
     pub fn new(engine: &'a Engine, replica: &'a Replica, options: GeneratorOptions, max_len: usize) -> Self {
         let session = replica.backend.session();
-        let wanted = options.kv_cache_bytes / (session.slot_bytes() * PAGE).max(1);
-        // A sequence of full length, and a part-filled page where it branched off.
-        let least = tiles_for(max_len) + 1;
-        Self {
+        let mut lane = Self {
             engine,
             replica,
             options,
             max_len,
             session,
-            pool: PagePool::new(wanted.max(least)),
+            pool: PagePool::new(0),
             running: Vec::new(),
             waiting: VecDeque::new(),
             ready: Vec::new(),
             failures: VecDeque::new(),
             next_key: 0,
             long: false,
-        }
+            most_running: options.max_num_seqs,
+            is_fresh: true,
+            alone_failed: false,
+        };
+        lane.empty(lane.most_pages());
+        lane
+    }
+
+    /// Pages that it was given.
+    fn most_pages(&self) -> usize {
+        let wanted = self.options.kv_cache_bytes / (self.session.slot_bytes() * PAGE).max(1);
+        wanted.max(self.least_pages())
+    }
+
+    /// Pages of a sequence of full length, and a part-filled one where it branched off.
+    fn least_pages(&self) -> usize {
+        tiles_for(self.max_len) + 1
     }
 
     /// Queues a request that was checked, for at least one token of at least one choice.
@@ -143,13 +163,59 @@ impl<'a> Lane<'a> {
             return;
         }
         let (batch, asked) = self.assemble(&turns);
-        if let Err(error) = self.pass(&turns, &batch, &asked) {
-            self.give_up(&error);
+        match self.pass(&turns, &batch, &asked) {
+            Ok(()) => self.is_fresh = false,
+            Err(full @ CudaError::OutOfMemory { .. }) => self.start_over(batch.tokens.len(), &full),
+            Err(error) => self.give_up(&error),
         }
         if self.is_idle() {
-            // Memory goes back when nobody generates.
-            self.session.clear();
+            // Memory goes back when nobody generates; there may be more of it the next time.
+            self.empty(self.most_pages());
+            self.most_running = self.options.max_num_seqs;
         }
+    }
+
+    /// The device has no memory for a pass of `rows` rows. All that runs starts over with the tokens it has, less of it at a
+    /// time: the head, which fails before any sampler is asked, and a pass leave them as they were. A sequence that does not
+    /// fit alone is given up.
+    fn start_over(&mut self, rows: usize, full: &CudaError) {
+        let has_forgotten = Engine::forget_prefixes(self.replica);
+        let is_alone = self.running.len() == 1;
+        // Else what former passes took may be what is missing.
+        let is_certain = self.alone_failed || (self.is_fresh && !has_forgotten);
+        let (mut pages, fewer) = (self.pool.capacity(), (self.pool.used() * 3 / 4).max(self.least_pages()));
+        if !is_alone && !is_certain && fewer < pages {
+            pages = fewer;
+            progress::note(&format!("{full}; sequences start over in {pages} pages of keys and values"));
+        } else if is_certain && let Some(rows) = self.replica.limits.fewer_rows(rows) {
+            progress::note(&format!("{full}; sequences start over in batches of {rows} rows"));
+        } else if !is_alone {
+            self.most_running = self.most_running.min(self.running.len() / 2);
+            progress::note(&format!("{full}; sequences start over, {} at a time", self.most_running));
+        } else if is_certain {
+            self.give_up(full);
+        }
+        self.alone_failed = is_alone && !self.running.is_empty();
+        while let Some(mut sequence) = self.running.pop() {
+            self.restart(&mut sequence);
+            self.waiting.push_front(sequence);
+        }
+        self.empty(pages);
+    }
+
+    /// The cache anew, of so many pages, when no sequence has any.
+    fn empty(&mut self, pages: usize) {
+        self.session.clear();
+        // A page of a high number would take the memory of all before it.
+        self.pool = PagePool::new(pages);
+        self.is_fresh = true;
+    }
+
+    /// A sequence gives up its pages.
+    fn restart(&mut self, sequence: &mut Sequence) {
+        self.pool.release(&sequence.pages);
+        sequence.pages.clear();
+        sequence.computed = 0;
     }
 
     /// Computes the rows of all turns and samples for the sequences `asked`.
@@ -192,7 +258,7 @@ impl<'a> Lane<'a> {
         let mut room = self.pool.available();
         while let Some(first) = self.waiting.front() {
             let needed = tiles_for(first.tokens.len()) + 1;
-            let fits = self.running.len() < self.options.max_num_seqs && needed <= room;
+            let fits = self.running.len() < self.most_running && needed <= room;
             if !fits && !self.running.is_empty() {
                 return;
             }
@@ -257,9 +323,7 @@ impl<'a> Lane<'a> {
                 return false;
             };
             let mut victim = self.running.remove(victim);
-            self.pool.release(&victim.pages);
-            victim.pages.clear();
-            victim.computed = 0;
+            self.restart(&mut victim);
             self.waiting.push_front(victim);
         }
     }
@@ -326,6 +390,7 @@ impl<'a> Lane<'a> {
             }
             self.pool.release(&sequence.pages);
         }
+        self.alone_failed &= generated.is_empty();
         self.ready = generated;
         Ok(())
     }

@@ -26,6 +26,11 @@ impl PagePool {
         Self { uses: Vec::new(), free: Vec::new(), capacity }
     }
 
+    /// Pages that it has, used or not.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Pages that can still be taken.
     pub fn available(&self) -> usize {
         self.free.len() + self.capacity - self.uses.len()

@@ -66,7 +66,7 @@ pub(super) struct Planner<'a> {
 }
 
 /// How far a planner was.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Mark {
     next: usize,
     answered: usize,

@@ -42,6 +42,11 @@ impl<S: Slots> PrefixCache<S> {
         Self { kv, pool: PagePool::new(capacity), known: HashMap::new(), clock: 0 }
     }
 
+    /// Memory of the pages in use; `None` as long as nobody looked for any, so that nothing was computed with the session.
+    pub fn held_bytes(&self) -> Option<usize> {
+        (self.clock > 0).then(|| self.pool.used() * PAGE * self.kv.slot_bytes())
+    }
+
     /// The full pages that `tokens` begin with; they stay until they are released.
     pub fn find(&mut self, long: bool, tokens: &[u32]) -> Vec<Page> {
         self.clock += 1;

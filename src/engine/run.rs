@@ -163,6 +163,16 @@ impl Engine {
         PrefixCache::new(replica.backend.session(), replica.limits.cache_bytes())
     }
 
+    /// Drops what former calls left on a device, unless a call uses it. Whether there was anything.
+    pub(super) fn forget_prefixes(replica: &Replica) -> bool {
+        let Ok(mut cache) = replica.prefixes.try_lock() else { return false };
+        let is_held = cache.held_bytes().is_some();
+        if is_held {
+            *cache = Self::new_prefix_cache(replica);
+        }
+        is_held
+    }
+
     /// Records the tokenizer that made the requests.
     #[must_use]
     pub fn with_tokenizer_digest(mut self, digest: Digest) -> Self {

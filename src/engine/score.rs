@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::batch_limits::FullBatch;
 use super::error::{EngineError, RequestError};
 use super::pages::PAGE;
 use super::plan::{PlanRequest, PlannedBatch, Planner, shares};
@@ -228,7 +229,8 @@ impl Engine {
         computed
     }
 
-    /// As above, with what is in the cache. A batch for which the device has no memory is tried again in smaller ones.
+    /// As above, with what is in the cache. A batch for which the device has no memory is tried again without what was held,
+    /// then in smaller ones.
     fn run_with(
         &self,
         (replica, cache): (&Replica, &mut SessionCache),
@@ -245,8 +247,9 @@ impl Engine {
         for (indices, long) in [(short, false), (long, true)] {
             let planned: Vec<PlanRequest<'_>> = indices.iter().map(|i| requests[*i]).collect();
             let mut planner = Planner::new(&planned, long);
+            let mut failed_at = None;
             loop {
-                let mark = planner.mark();
+                let (mark, held_bytes) = (planner.mark(), cache.held_bytes());
                 let Some(planned) = planner.next_batch(replica.limits.rows(), cache) else { break };
                 let answered = self.answer(&planned, cache.kv.as_mut(), query, &mut |scored| {
                     each(Scored { request: indices[scored.request], ..scored });
@@ -255,7 +258,11 @@ impl Engine {
                     Ok(()) => {}
                     Err(EngineError::Device(full @ CudaError::OutOfMemory { .. })) => {
                         let prompt_bytes = (longest + PAGE) * cache.kv.slot_bytes();
-                        replica.limits.shrink(planned.batch.tokens.len(), prompt_bytes, full)?;
+                        let rows = planned.batch.tokens.len();
+                        // What failed here before was tried with an empty cache, which holds this prompt's own beginning.
+                        let held_bytes = held_bytes.filter(|_| failed_at < Some(mark));
+                        failed_at = Some(mark);
+                        replica.limits.shrink(FullBatch { rows, held_bytes, prompt_bytes }, full)?;
                         // Nobody knows what the pass left in the cache; nothing of its batch was answered.
                         *cache = Self::new_prefix_cache(replica);
                         planner.back_to(mark);

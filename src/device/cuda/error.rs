@@ -6,6 +6,19 @@ use crate::base::env_vars;
 use crate::base::units::human_bytes;
 use crate::record::{Classified, FailureClass};
 
+/// Errors 900 to 908 of the driver.
+const REFUSED_RECORDINGS: [CUresult; 9] = [
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_MERGE,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+    CUresult::CUDA_ERROR_CAPTURED_EVENT,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+];
+
 /// A failure of driver, device or compiler.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CudaError {
@@ -140,6 +153,12 @@ impl CudaError {
     /// The error of a call.
     pub(super) fn call(call: &'static str, code: CUresult) -> Self {
         Self::Call { call, code: format!("{code:?}") }
+    }
+
+    /// Whether the driver says that work on a stream is not of the kind that it records.
+    pub fn refuses_recording(&self) -> bool {
+        let Self::Call { code, .. } = self else { return false };
+        REFUSED_RECORDINGS.iter().any(|refused| *code == format!("{refused:?}"))
     }
 
     /// No device, and why that may be.

@@ -43,8 +43,12 @@ impl Recording {
         let mut captured = Captured(std::ptr::null_mut());
         // SAFETY: the pointer is valid for the call; a capture that was begun is ended, whatever became of it.
         let ended = unsafe { sys::cuStreamEndCapture(stream.raw(), &raw mut captured.0) };
-        queued?;
-        check("cuStreamEndCapture", ended)?;
+        let ended = check("cuStreamEndCapture", ended);
+        if let Err(error) = queued {
+            // A library may call the driver's refusal by another name.
+            return Err(ended.err().filter(CudaError::refuses_recording).unwrap_or(error));
+        }
+        ended?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the graph was captured, the pointer is valid for the call.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut raw, captured.0, 0) };

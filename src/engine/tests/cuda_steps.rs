@@ -8,6 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::device::cuda::test_device::device;
 use crate::device::cuda::{Device, DeviceCounts};
 use crate::engine::{Engine, EngineOptions, EnginePlace, GenerateRequest, GeneratorOptions, Sampling};
+use crate::model::RaggedBatch;
 use crate::ops::kernel_path::ComputeDtype;
 
 mod gpu_tests {
@@ -29,16 +30,30 @@ mod gpu_tests {
         GenerateRequest { prompt, n, max_tokens, sampling, top_n: 2, ..GenerateRequest::default() }
     }
 
-    /// Requests that join and leave, so that steps have 1 to 6 rows and prompts come between them: tokens by request and
-    /// choice, with the bits of their log-probabilities.
-    fn generate(engine: &Engine, vocab: usize) -> Vec<(u64, usize, u32, Vec<u32>)> {
+    /// Requests that join and leave, so that steps have 1 to 6 rows and prompts come between them.
+    fn few(vocab: usize) -> Vec<GenerateRequest> {
         let prompt = |len: usize, by: usize| (0..len).map(|i| ((i * by + 3) % vocab) as u32).collect();
-        let requests = [
+        vec![
             request(prompt(3, 5), 1, 30, 0.0),
             request(prompt(20, 7), 2, 12, 0.8),
             request(prompt(1, 1), 1, 9, 0.0),
             request(prompt(33, 11), 2, 15, 0.0),
-        ];
+        ]
+    }
+
+    /// Requests whose choices end at different times: steps of 16, 12 and 9 rows, and of 32, 23, 20 and 17, each more than
+    /// once, so that a recording of one number is repeated for others.
+    fn many() -> [Vec<GenerateRequest>; 2] {
+        let of = |prompt: [u32; 2], n: usize, tokens: usize| request(prompt.to_vec(), n, tokens, 0.8);
+        [
+            vec![of([1, 2], 9, 24), of([3, 4], 3, 18), of([5, 6], 4, 12)],
+            vec![of([1, 2], 17, 30), of([3, 4], 3, 26), of([5, 6], 3, 22), of([7, 8], 9, 18)],
+        ]
+    }
+
+    /// Tokens of requests that join at every fourth step, by request and choice, with the bits of their log-probabilities.
+    fn generate(engine: &Engine, requests: Vec<GenerateRequest>) -> Vec<(u64, usize, u32, Vec<u32>)> {
+        let expected: usize = requests.iter().map(|request| request.n * request.max_tokens).sum();
         let mut generator = engine.generator(GeneratorOptions::default());
         let (mut waiting, mut generated) = ((1u64..).zip(requests), Vec::new());
         let mut steps = 0;
@@ -59,14 +74,14 @@ mod gpu_tests {
             }
         }
         generated.sort_by_key(|(request, choice, ..)| (*request, *choice));
-        assert_eq!(generated.len(), 30 + 2 * 12 + 9 + 2 * 15);
+        assert_eq!(generated.len(), expected);
         generated
     }
 
-    fn compare(name: &str, checkpoint: &Checkpoint, dtype: ComputeDtype, vocab: usize) {
+    fn compare(name: &str, checkpoint: &Checkpoint, dtype: ComputeDtype, requests: &[GenerateRequest]) {
         let device = device().unwrap();
         let engines = [true, false].map(|records| load(checkpoint, &device, dtype, records));
-        let [recorded, launched] = engines.map(|engine| generate(&engine, vocab));
+        let [recorded, launched] = engines.map(|engine| generate(&engine, requests.to_vec()));
         // With padding the library may take sums in another order; the emulated one does not.
         if device.name() == "emulated device" {
             assert_eq!(recorded, launched, "{name} {dtype:?}");
@@ -85,21 +100,24 @@ mod gpu_tests {
         let model = Model { tied: true, quantized: None, wide: true };
         let (_dir, plain) = checkpoint(model, 1);
         for dtype in [ComputeDtype::F32, ComputeDtype::Bf16] {
-            compare("llama", &plain, dtype, VOCAB);
+            compare("llama", &plain, dtype, &few(VOCAB));
+            for requests in many() {
+                compare("llama", &plain, dtype, &requests);
+            }
         }
         let (_dir, int8) = checkpoint(Model { quantized: Some("int"), ..model }, 1);
-        compare("int8", &int8, ComputeDtype::Bf16, VOCAB);
+        compare("int8", &int8, ComputeDtype::Bf16, &few(VOCAB));
         let golden = Golden::load();
         for name in ["gemma3", "qwen3-moe", "phi3-longrope", "mistral-tile"] {
             let case = golden.cases().find(|case| case.name == name).unwrap();
             let (_dir, checkpoint) = case.checkpoint(&case.config);
-            compare(name, &checkpoint, ComputeDtype::F32, golden.vocab);
+            compare(name, &checkpoint, ComputeDtype::F32, &few(golden.vocab));
         }
         let case = golden.cases().find(|case| case.name == "llama-v5").unwrap();
         let (_dir, source) = case.checkpoint(&case.config);
         let recipe = "name: test\nversion: 1\ndescription: test\ngroups:\n  - targets: [Linear]\n    weights: {num_bits: 4, type: int, strategy: group, group_size: 16}\n";
         let (_dir, packed) = quantized(source, recipe);
-        compare("int4", &packed, ComputeDtype::Bf16, golden.vocab);
+        compare("int4", &packed, ComputeDtype::Bf16, &few(golden.vocab));
     }
 
     /// What a step asks of the device once its shape was recorded, and where it is not.
@@ -125,6 +143,25 @@ mod gpu_tests {
             let launches = if records { 1 + 2 } else { 1 + 2 * 10 + 2 + 1 + 2 };
             let expected = DeviceCounts { launches, copies: 4, waits: 1, allocations: 0 };
             assert_eq!(asked[4..11], vec![expected; 7], "{records}");
+        }
+    }
+
+    /// Memory of a session goes after the work that it queued.
+    #[test]
+    fn a_session_waits_before_it_is_cleared() {
+        let Some(device) = device() else { return };
+        let (_dir, checkpoint) = checkpoint(Model { tied: true, quantized: None, wide: true }, 1);
+        let engine = load(&checkpoint, &device, ComputeDtype::F32, true);
+        let mut session = engine.replicas[0].backend.session();
+        for clears in [true, false] {
+            session.forward(&RaggedBatch::default()).unwrap();
+            let before = device.counts().waits;
+            if clears {
+                session.clear();
+            } else {
+                drop(std::mem::replace(&mut session, engine.replicas[0].backend.session()));
+            }
+            assert_eq!(device.counts().waits, before + 1);
         }
     }
 

@@ -1,4 +1,5 @@
 //! A device that fails: scoring says so, requests that were being generated are given up, and what comes after starts anew.
+//! One whose memory is full: both go on with less of it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fixture::{Model, checkpoint, options, two_hundred};
 use crate::device::cuda::CudaError;
-use crate::engine::{Engine, EngineError, GenerateRequest, GeneratorOptions, PromptQuery};
+use crate::engine::{Engine, EngineError, GenerateRequest, GeneratorOptions, PromptQuery, Sampling};
 use crate::model::{Backend, HeadAnswer, ModelConfig, RaggedBatch, Session, Slots};
 use crate::ops::log_softmax::HeadQuery;
 
@@ -122,6 +123,79 @@ fn batches_without_memory_are_tried_smaller() {
     assert!(matches!(error, EngineError::BatchMemory { rows: 101..=256, .. }), "{error}");
     assert!(error.to_string().ends_with("; use another device, or --device cpu"), "{error}");
     assert_eq!(failing(load(), with_memory_for(256)).score(&requests, &|_| ()).unwrap(), expected);
+}
+
+/// A device with memory for so many slots of keys and values.
+fn with_memory_for_slots(slots: usize) -> Failure {
+    Arc::new(move |batch| {
+        let full = CudaError::OutOfMemory { ordinal: 0, bytes: 10, free: 5, total: 100 };
+        let stored = batch.stored.iter().map(|stored| stored.first_slot + stored.rows.len());
+        (stored.max() > Some(slots)).then_some(full)
+    })
+}
+
+/// Tokens of each request, and the requests that were given up.
+fn generate(engine: &Engine, requests: &[GenerateRequest]) -> (Vec<Vec<(usize, u32)>>, Vec<u64>) {
+    let mut generator = engine.generator(GeneratorOptions::default());
+    for (id, request) in (0..).zip(requests) {
+        generator.add(id, request.clone()).unwrap();
+    }
+    let (mut tokens, mut failed) = (vec![Vec::new(); requests.len()], Vec::new());
+    while !generator.is_idle() {
+        match generator.step() {
+            Ok(generated) => {
+                for token in generated {
+                    tokens[token.request as usize].push((token.choice, token.token.token));
+                }
+            }
+            Err(failure) => {
+                let full = matches!(failure.source, EngineError::Device(CudaError::OutOfMemory { .. }));
+                assert!(full, "{}", failure.source);
+                failed.push(failure.request);
+            }
+        }
+    }
+    assert_eq!(generator.load().kv_cache_bytes, 0);
+    for tokens in &mut tokens {
+        tokens.sort_by_key(|(choice, _)| *choice);
+    }
+    (tokens, failed)
+}
+
+/// What finds no memory starts over, less of it at a time, and has the same tokens; what does not fit alone is given up.
+#[test]
+fn sequences_without_memory_start_over() {
+    let (_dir, checkpoint) = checkpoint(Model { tied: true, quantized: None, wide: false }, 1);
+    let load = |rows: usize| Engine::load(&checkpoint, &options(2, rows)).unwrap();
+    let request = |token: u32, len: usize, n: usize| GenerateRequest {
+        prompt: (0..len as u32).map(|i| (token + i * 7) % 40).collect(),
+        n,
+        max_tokens: 20,
+        sampling: Sampling { temperature: 0.8, seed: 3, ..Sampling::default() },
+        ..GenerateRequest::default()
+    };
+    let requests: Vec<_> = (0..8).map(|i| request(i, 30 + 5 * i as usize, 1 + i as usize % 3)).collect();
+    let (expected, failed) = generate(&load(4096), &requests);
+    assert!(failed.is_empty());
+    // Pages that are too many, sequences that are, and rows that are.
+    let engine = failing(load(64), with_memory_for_slots(300));
+    assert_eq!(generate(&engine, &requests), (expected.clone(), Vec::new()));
+    let engine = failing(load(64), with_memory_for_slots(100));
+    assert_eq!(generate(&engine, &requests), (expected.clone(), Vec::new()));
+    assert_eq!(engine.replicas[0].limits.rows(), 64);
+    let engine = failing(load(4096), with_memory_for(260));
+    assert_eq!(generate(&engine, &requests), (expected.clone(), Vec::new()));
+    assert!((256..=260).contains(&engine.replicas[0].limits.rows()));
+    // The last three are longer than 70 tokens in the end.
+    let engine = failing(load(64), with_memory_for_slots(70));
+    let (found, failed) = generate(&engine, &requests);
+    assert_eq!(failed, [5, 6, 7]);
+    assert_eq!(found[..5], expected[..5]);
+    // What was computed for scores goes too.
+    engine.score(&two_hundred()[..4], &|_| ()).unwrap();
+    assert!(engine.replicas[0].prefixes.lock().unwrap().held_bytes().is_some());
+    assert_eq!(generate(&engine, &requests).1, [5, 6, 7]);
+    assert_eq!(engine.replicas[0].prefixes.lock().unwrap().held_bytes(), None);
 }
 
 #[test]

@@ -12,8 +12,8 @@ use crate::device::cuda::{CudaError, Device, DeviceSlice, Stream, WordLists};
 use crate::ops::attention::Source;
 use crate::ops::cuda::{Act, AttentionLists, DeviceSequence, NO_SLOT};
 
-/// Lists of a batch, in the order in which they are uploaded. The longest comes last: where the others lie depends on the
-/// number of rows alone.
+/// Lists of a batch, in the order in which they are uploaded. In a step every list but the last has a length that depends on
+/// its shape alone, so that all of them lie where a recording of that shape looks for them.
 #[derive(Clone, Copy)]
 pub(super) enum List {
     Tokens,
@@ -71,7 +71,7 @@ impl DeviceBatch {
         let words = |rows: &mut dyn Iterator<Item = usize>| rows.map(|row| row as u32).collect::<Vec<_>>();
         let mut tokens = batch.tokens.clone();
         let mut positions = batch.positions.clone();
-        let logit_rows = words(&mut batch.logit_rows.iter().copied());
+        let mut logit_rows = words(&mut batch.logit_rows.iter().copied());
         let mut rows = words(&mut batch.stored.iter().flat_map(|s| s.rows.clone()));
         let mut slots =
             words(&mut batch.stored.iter().flat_map(|s| s.first_slot..s.first_slot + s.rows.len()));
@@ -79,6 +79,8 @@ impl DeviceBatch {
         for row in batch.tokens.len()..step.map_or(0, |step| step.rows) {
             tokens.push(0);
             positions.push(0);
+            // Nobody reads it: in a step all rows are answered, where they are.
+            logit_rows.push(row as u32);
             rows.push(0);
             slots.push(NO_SLOT);
             let keys = key_rows.len() as u32;
@@ -89,7 +91,7 @@ impl DeviceBatch {
         let [sequences, tasks, key_rows] = self.paths.words();
         let lists = [&tokens, &positions, &logit_rows, &rows, &slots, sequences, tasks, key_rows];
         self.words.replace(stream, &lists)?;
-        (self.rows, self.stored, self.logit_rows) = (tokens.len(), rows.len(), logit_rows.len());
+        (self.rows, self.stored, self.logit_rows) = (tokens.len(), rows.len(), batch.logit_rows.len());
         self.positions = batch.positions.iter().max().map_or(0, |p| *p as usize + 1);
         (self.long, self.step) = (batch.long, step);
         Ok(())
@@ -123,4 +125,42 @@ fn paths(batch: &RaggedBatch) -> (Vec<DeviceSequence>, Vec<i32>) {
     });
     let sequences = sequences.collect();
     (sequences, key_rows)
+}
+
+#[cfg(test)]
+mod gpu_tests {
+    use super::super::steps::tests::step;
+    use super::*;
+    use crate::device::cuda::test_device::device;
+
+    /// Where the lists of steps of one shape lie, whatever their numbers of rows.
+    #[test]
+    fn lists_of_a_shape_lie_at_the_same_addresses() {
+        let Some(device) = device() else { return };
+        let stream = Stream::new(&device).unwrap();
+        let mut on_device = DeviceBatch::new(&device).unwrap();
+        let lists = [
+            List::Tokens,
+            List::Positions,
+            List::LogitRows,
+            List::StoredRows,
+            List::StoredSlots,
+            List::Sequences,
+            List::Tasks,
+            List::KeyRows,
+        ];
+        for rows in [16, 32, 64] {
+            let mut addresses = (rows / 2 + 1..=rows).map(|count| {
+                let batch = step(count);
+                let shape = StepShape::of(&batch).unwrap();
+                assert_eq!(shape.rows, rows);
+                on_device.set(&stream, (Act::F32, 32), &batch, Some(shape)).unwrap();
+                assert_eq!((on_device.rows, on_device.stored, on_device.logit_rows), (rows, rows, count));
+                stream.synchronize().unwrap();
+                lists.map(|list| on_device.list(list).address())
+            });
+            let first = addresses.next().unwrap();
+            assert!(addresses.all(|others| others == first), "{rows} rows");
+        }
+    }
 }

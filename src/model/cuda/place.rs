@@ -64,15 +64,16 @@ impl OnDevices {
         Ok(Replicated(rooms.collect::<Result<_, _>>()?))
     }
 
-    /// Copies bytes to each device, to all at the same time, and waits.
+    /// Copies bytes to each device and waits.
     fn upload(&self, bytes: &[u8], to: &Replicated, offset: usize) -> Result<(), CudaError> {
-        for (stream, to) in self.streams.iter().zip(&to.0) {
+        let queue = |(stream, to): (&Stream, &DeviceBuffer)| {
             // SAFETY: both live until the stream is synchronized below.
-            unsafe { stream.copy_in(bytes, to, offset)? };
-        }
+            unsafe { stream.copy_in(bytes, to, offset) }
+        };
+        let queued: Vec<_> = self.streams.iter().zip(&to.0).map(queue).collect();
         // All are waited for before an error is returned: copies read `bytes`.
         let waited: Vec<_> = self.streams.iter().map(Stream::synchronize).collect();
-        waited.into_iter().collect()
+        queued.into_iter().chain(waited).collect()
     }
 
     /// Matrices \[N_i, K\], one below the other, in the type of activations.
@@ -236,15 +237,36 @@ mod gpu_tests {
         }
     }
 
-    #[test]
-    fn rows_are_decoded_once_for_all_devices() {
-        let Some(first) = device() else { return };
+    /// Two devices; `None` where there are fewer, which is printed.
+    fn two_devices() -> Option<[Arc<Device>; 2]> {
+        let first = device()?;
         let cache = CubinCache::new(first.kernel_cache().dir().to_path_buf());
         let Ok(second) = Device::open_with_cache(1, cache) else {
             println!("skipped: one device");
-            return;
+            return None;
         };
-        let place = OnDevices::new(&[first, second], Act::Bf16).unwrap();
+        Some([first, second])
+    }
+
+    /// A copy that is refused on one device waits for those that were queued on others.
+    #[test]
+    fn nothing_is_being_copied_when_an_upload_fails() {
+        let Some(devices) = two_devices() else { return };
+        let place = OnDevices::new(&devices, Act::Bf16).unwrap();
+        for sizes in [[8, 4], [4, 8]] {
+            let rooms = devices.iter().zip(sizes).map(|(device, size)| DeviceBuffer::new(device, size));
+            let rooms = Replicated(rooms.collect::<Result<_, _>>().unwrap());
+            let before = devices.each_ref().map(|device| device.counts().waits);
+            let error = place.upload(&[1; 8], &rooms, 0).unwrap_err();
+            assert!(matches!(error, CudaError::Argument { .. }), "{error}");
+            assert_eq!(devices.each_ref().map(|device| device.counts().waits), before.map(|waits| waits + 1));
+        }
+    }
+
+    #[test]
+    fn rows_are_decoded_once_for_all_devices() {
+        let Some(devices) = two_devices() else { return };
+        let place = OnDevices::new(&devices, Act::Bf16).unwrap();
         let parts = [40, 3].map(|rows| Counted { rows, k: 5, decoded: AtomicUsize::new(0) });
         let dense = place.dense(&[&parts[0], &parts[1]], 5).unwrap();
         assert_eq!(parts.map(|part| part.decoded.into_inner()), [40, 3]);

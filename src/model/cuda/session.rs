@@ -145,12 +145,10 @@ impl DeviceCache {
     }
 }
 
-impl Drop for CudaSession {
+impl Drop for State {
     fn drop(&mut self) {
-        if let Some(state) = &self.state {
-            // Nothing may be freed under a running kernel; an error was seen by whoever asked for the results.
-            let _ = state.stream.synchronize();
-        }
+        // Nothing may be freed under a running kernel; an error was seen by whoever asked for the results.
+        let _ = self.stream.synchronize();
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Steps {
     known: HashMap<StepShape, Known>,
     /// Allocations of the device when the recordings were made.
     allocations: u64,
-    /// Whether the driver refused to record.
+    /// Whether the driver refuses to record what a pass queues.
     refused: bool,
 }
 
@@ -75,7 +75,10 @@ impl Steps {
                 Ok(recording) => drop(self.known.insert(shape, Known::Recorded(recording))),
                 Err(error) => {
                     progress::detail(&format!("steps are launched kernel by kernel: {error}"));
-                    self.refused = true;
+                    // Anything else may not be so next time, when the shape is as new.
+                    self.refused = error.refuses_recording();
+                    self.known.remove(&shape);
+                    return queue();
                 }
             }
         }
@@ -101,10 +104,22 @@ impl Steps {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::Stored;
-    use crate::ops::attention::Sequence;
+    use crate::ops::attention::{Segment, Sequence, Source};
+
+    /// A step of so many sequences, each of one row at position 0.
+    pub fn step(rows: usize) -> RaggedBatch {
+        let mut batch = batch(&vec![1; rows]);
+        batch.positions = vec![0; rows];
+        for (row, sequence) in batch.sequences.iter_mut().enumerate() {
+            let own = Segment { source: Source::Batch, first_tile: row, first_row: row, len: 1 };
+            (sequence.first_position, sequence.segments) = (0, row..row + 1);
+            batch.segments.push(own);
+        }
+        batch
+    }
 
     /// Sequences of so many new rows each, all of which are kept; the last row of each is answered.
     fn batch(rows: &[usize]) -> RaggedBatch {
@@ -179,6 +194,33 @@ mod gpu_tests {
         assert_eq!((step(20), step(21), step(22)), (3, 4, 4));
         drop(held);
         assert_eq!(step(23), 5);
+    }
+
+    /// What fails while a step is recorded, but for the driver's refusal, is no reason not to record the next.
+    #[test]
+    fn steps_are_recorded_after_another_failure() {
+        let Some(device) = device() else { return };
+        let stream = Stream::new(&device).unwrap();
+        let buffer = stream.upload(&[0; 8]).unwrap();
+        let (mut steps, mut queued) = (Steps::default(), 0);
+        let mut times = Vec::new();
+        for byte in 1..7 {
+            let mut queue = || {
+                queued += 1;
+                if queued == 2 {
+                    return Err(CudaError::Argument { operation: "test", what: "fails once".to_owned() });
+                }
+                // SAFETY: the buffer lives until the stream is synchronized.
+                unsafe { stream.fill(&buffer, 0, 8, byte.min(4)) }
+            };
+            // SAFETY: as above.
+            unsafe { steps.run(&stream, SHAPE, &mut queue).unwrap() };
+            assert_eq!(stream.download(&buffer, 8).unwrap(), [byte.min(4); 8]);
+            times.push(queued);
+        }
+        assert!(!steps.refused);
+        // New; fails and is launched; new again; recorded; repeated.
+        assert_eq!(times, [1, 3, 4, 5, 5, 5]);
     }
 
     /// A step that cannot be recorded, here because it waits, is launched each time, and recording is not tried again.

@@ -1,10 +1,12 @@
 //! Every kernel through the run-time compiler, which needs no driver.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 
 use super::all_variants;
 use crate::base::env_vars;
-use crate::device::cuda::{compile, compiler_version};
+use crate::device::cuda::{Variant, compile, compiler_version};
 
 /// Every kernel compiles for every architecture, without stack frames or spilled registers: each variant for one, the two
 /// most used of each source for all. Needs the compiler, but no driver.
@@ -38,6 +40,18 @@ fn kernels_compile_without_spills() {
         })
         .collect();
     println!("{}", table.join("\n"));
+}
+
+/// Kernels of activations are compiled for both types.
+#[test]
+fn kernels_of_activations_are_compiled_for_both_types() {
+    let variants = all_variants();
+    let act = |of: &Variant| of.defines.iter().find(|(name, _)| *name == "ACT").map(|(_, act)| act.clone());
+    for of in variants.iter().filter(|of| act(of).is_some()) {
+        let of_source = variants.iter().filter(|other| other.source == of.source);
+        let acts: BTreeSet<String> = of_source.filter_map(act).collect();
+        assert_eq!(acts.into_iter().collect::<Vec<_>>(), ["BF16", "F32"], "{}", of.source.name);
+    }
 }
 
 /// What the assembler says of one kernel.

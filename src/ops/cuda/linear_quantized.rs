@@ -2,7 +2,7 @@
 //! dequantized weight, rounded to bf16.
 
 use super::weight::Stored;
-use super::{Columns, DeviceWeight, arguments, index, require};
+use super::{Act, Columns, DeviceWeight, arguments, index, require};
 use crate::device::cuda::{CudaError, DeviceBuffer, LaunchShape, Stream, Variant, kernel_source};
 
 const OPERATION: &str = "linear_quantized";
@@ -29,7 +29,7 @@ fn plain() -> Variant {
 }
 
 pub(super) fn variants() -> Vec<Variant> {
-    let of = |element: &str, bits: u8, scale: &str, asymmetric: bool, offset: bool| {
+    let of = |(element, bits, scale, asymmetric, offset): (&str, u8, &str, bool, bool), act: Act| {
         plain()
             .define("DTYPE", "BF16")
             .define("ELEMENT", element)
@@ -37,18 +37,22 @@ pub(super) fn variants() -> Vec<Variant> {
             .define("SCALE", scale)
             .define("ASYMMETRIC", asymmetric)
             .define("OFFSET", offset)
-            .define("ACT", "BF16")
+            .define("ACT", act.name())
     };
-    vec![
-        of("INT", 4, "SCALE_FLOAT", false, true),
-        of("E2M1", 4, "SCALE_E4M3", false, false),
-        of("INT", 4, "SCALE_FLOAT", true, true),
-        of("INT", 8, "SCALE_FLOAT", false, true),
-        of("INT", 3, "SCALE_FLOAT", false, true),
-        of("E4M3", 8, "SCALE_FLOAT", false, false),
-        of("E2M1", 4, "SCALE_E8M0", false, false),
-        of("E2M3", 6, "SCALE_E8M0", false, false),
-    ]
+    let codings = [
+        ("INT", 4, "SCALE_FLOAT", false, true),
+        ("E2M1", 4, "SCALE_E4M3", false, false),
+        ("INT", 4, "SCALE_FLOAT", true, true),
+        ("INT", 8, "SCALE_FLOAT", false, true),
+        ("INT", 3, "SCALE_FLOAT", false, true),
+        ("E4M3", 8, "SCALE_FLOAT", false, false),
+        ("E2M1", 4, "SCALE_E8M0", false, false),
+        ("E2M3", 6, "SCALE_E8M0", false, false),
+    ];
+    let mut variants = codings.map(|coding| of(coding, Act::Bf16)).to_vec();
+    // Of the head and of routers, whose results are f32.
+    variants.push(of(codings[0], Act::F32));
+    variants
 }
 
 /// y \[T, n\] from x \[T, K\] bf16 and the rows from `first_n` on of a quantized weight, one for each column of y.

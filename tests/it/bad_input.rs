@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::common::{Ran, cache, day0, ran, read_json, serial};
+use super::common::{Ran, cache, day0, ran, read_json, turn};
 
 /// A copy of the embedded model, to be damaged.
 fn model(dir: &Path) -> PathBuf {
@@ -46,7 +46,7 @@ const TENSOR: &str = "model.layers.0.self_attn.q_proj.weight";
 /// under the final name.
 #[track_caller]
 fn refused(code: i32, words: &[&str], damage: impl Fn(&Path)) {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     damage(&model(dir.path()));
     let mut ran = day0(dir.path(), ["quantize", "m", "--recipe", "fp8_dynamic", "--out", "q"]).expect(code);
@@ -106,7 +106,7 @@ fn pickle_weights() {
 
 #[test]
 fn missing_model_and_unwritable_target() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "./nowhere", "--recipe", "fp8", "--out", "q"]).expect(2).says("nowhere");
     day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8", "--out", "/proc/q"])
@@ -120,7 +120,7 @@ fn missing_model_and_unwritable_target() {
 
 #[test]
 fn recipes_that_are_wrong_or_do_not_fit() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let quantize =
         |recipe: &str| day0(dir.path(), ["quantize", "day0-tiny", "--recipe", recipe, "--out", "q"]);
@@ -137,7 +137,7 @@ fn recipes_that_are_wrong_or_do_not_fit() {
 
 #[test]
 fn architecture_that_the_engine_does_not_know() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     edit_config(&model(dir.path()), |config| {
         config["architectures"] = json!(["NovelForCausalLM"]);
@@ -153,7 +153,7 @@ fn architecture_that_the_engine_does_not_know() {
 
 #[test]
 fn configurations_that_are_wrong() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let cases = [
         ("recipee: w8a8", "recipe"),
@@ -245,7 +245,7 @@ fn weights_that_contradict_the_config() {
 
 #[test]
 fn recipe_that_matches_nothing() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let text =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/fp8_dynamic.yaml"))
@@ -281,7 +281,7 @@ fn into_mount(options: &str) -> Option<Ran> {
 
 #[test]
 fn full_and_read_only_targets() {
-    let _turn = serial();
+    let _turn = turn();
     // The model is in the cache before a disk is full.
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8", "--out", "q", "--dry-run"]).expect(10);
@@ -300,7 +300,7 @@ fn ci_files_are_written_for_a_release_that_never_began() {
     let step = dir.path().join("step.md");
     let release = |recipe: &str| {
         let args = ["release", "--limit", "40", "--recipe", recipe, "--out", "run", "--ci"];
-        let _turn = crate::common::serial();
+        let _turn = crate::common::turn();
         crate::common::ran(
             crate::common::command(dir.path(), args).env("GITHUB_STEP_SUMMARY", &step).output().unwrap(),
         )

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::common::{day0, overwrite_with_zeros, read_json, serial};
+use super::common::{day0, overwrite_with_zeros, read_json, turn};
 
 fn quantize(dir: &Path, rest: &[&str]) -> Value {
     let args = ["quantize", "day0-tiny", "--out", "q", "--json"];
@@ -13,7 +13,7 @@ fn quantize(dir: &Path, rest: &[&str]) -> Value {
 
 #[test]
 fn text_and_numbers_are_recorded_and_both_layouts_are_served() {
-    let _turn = serial();
+    let _turn = turn();
     let text = "Fela works as a doctor. Siko wears brown.\n".repeat(200);
     for (recipe, layout) in
         [("nvfp4", "compressed-tensors"), ("nvfp4", "modelopt"), ("fp8_static", "modelopt")]
@@ -59,7 +59,7 @@ fn text_and_numbers_are_recorded_and_both_layouts_are_served() {
 
 #[test]
 fn a_dry_run_says_what_calibration_takes_and_bad_texts_are_usage_errors() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let quantize = ["quantize", "day0-tiny", "--recipe", "nvfp4", "--out", "q"];
     let dry = day0(dir.path(), quantize.iter().chain(&["--dry-run"])).expect(10);
@@ -74,7 +74,7 @@ fn a_dry_run_says_what_calibration_takes_and_bad_texts_are_usage_errors() {
 
 #[test]
 fn an_unknown_architecture_cannot_be_calibrated() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8", "--out", "made"]).expect(0);
     // The same weights under a name that no engine here knows.
@@ -123,7 +123,7 @@ fn find(dir: &Path, name: &str) -> Option<std::path::PathBuf> {
 
 #[test]
 fn a_release_calibrates_exports_serves_and_decides() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let release = |out: &str, recipe: &str| {
         let args = ["release", "--recipe", recipe, "--limit", "40", "--out", out];

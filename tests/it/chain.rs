@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::common::{Ran, day0, overwrite_with_zeros, read_json, serial};
+use super::common::{Ran, day0, overwrite_with_zeros, read_json, turn};
 use super::fake_engine::{self, completion};
 
 /// Runs a release in `dir/run` and returns what it printed with its `release.json`.
@@ -24,7 +24,7 @@ fn assert_closed(record: &Value, verdict: &str, class: &str) {
 
 #[test]
 fn too_few_items_are_not_enough_evidence_under_both_policies() {
-    let _turn = serial();
+    let _turn = turn();
     for policy in ["certify", "threshold"] {
         let dir = tempfile::tempdir().unwrap();
         let (ran, record) = release(dir.path(), &["--limit", "40", "--policy", policy]);
@@ -36,7 +36,7 @@ fn too_few_items_are_not_enough_evidence_under_both_policies() {
 
 #[test]
 fn second_release_reuses_the_baseline_arm_and_says_so() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["release", "--out", "one", "--limit", "30"]).expect(3);
     let again = day0(dir.path(), ["release", "--out", "two", "--limit", "30"]).expect(3);
@@ -52,7 +52,7 @@ fn second_release_reuses_the_baseline_arm_and_says_so() {
 
 #[test]
 fn damaging_recipe_is_a_regression() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let (ran, record) = release(dir.path(), &["--recipe", "w2a16", "--limit", "1000"]);
     ran.expect(1).says("REGRESSION").says("Do not publish");
@@ -61,7 +61,7 @@ fn damaging_recipe_is_a_regression() {
 
 #[test]
 fn recipe_that_matches_nothing_is_infeasible_before_anything_is_served() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let (ran, record) = release(dir.path(), &["--recipe", "nvfp4_experts_only"]);
     ran.expect(4).says("INFEASIBLE").says("MODEL_UNSUPPORTED");
@@ -72,7 +72,7 @@ fn recipe_that_matches_nothing_is_infeasible_before_anything_is_served() {
 
 #[test]
 fn plan_prints_the_graph_and_runs_nothing() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let ran = day0(dir.path(), ["release", "--plan"]).expect(10);
     for node in ["quantize/shard-0", "gate/ptq", "score/candidate/", "gate/compare"] {
@@ -86,7 +86,7 @@ fn plan_prints_the_graph_and_runs_nothing() {
 
 #[test]
 fn a_plan_names_what_no_outcome_could_certify() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let plan = |args: &[&str]| {
         let all = ["release", "--plan", "--suite", "tiny_colours"].iter().chain(args);
@@ -102,7 +102,7 @@ fn a_plan_names_what_no_outcome_could_certify() {
 /// The prompts of a release are set as those of `day0 eval`, by flags or `day0.yaml`, and are part of what a run is.
 #[test]
 fn prompts_of_a_release_have_examples_and_an_instruction() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let tasks = |args: &[&str]| {
         let all = ["release", "--plan", "--suite", "tiny_colours", "--limit", "8"].iter().chain(args);
@@ -128,7 +128,7 @@ fn prompts_of_a_release_have_examples_and_an_instruction() {
 
 #[test]
 fn endpoint_that_serves_the_baseline_as_the_candidate_is_caught() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let server = super::serving::Served::start("day0-tiny");
     let (ran, record) = release(dir.path(), &["--limit", "40", "--endpoint", &server.url]);
@@ -147,7 +147,7 @@ fn damaged(damage: impl Fn(&Path)) -> Value {
 
 #[test]
 fn zeroed_scale_tensor_is_a_coverage_failure() {
-    let _turn = serial();
+    let _turn = turn();
     let name = "model.layers.1.mlp.up_proj.weight_scale";
     let report = damaged(|dir| overwrite_with_zeros(dir, name));
     assert_eq!(report["verdict"], json!("ANOMALOUS"));
@@ -157,7 +157,7 @@ fn zeroed_scale_tensor_is_a_coverage_failure() {
 
 #[test]
 fn export_that_declares_no_quantization_is_caught() {
-    let _turn = serial();
+    let _turn = turn();
     let report = damaged(|dir| {
         let path = dir.join("config.json");
         let mut config = read_json(&path);
@@ -169,7 +169,7 @@ fn export_that_declares_no_quantization_is_caught() {
 
 #[test]
 fn changed_tokenizer_is_caught() {
-    let _turn = serial();
+    let _turn = turn();
     let report = damaged(|dir| {
         let path = dir.join("tokenizer_config.json");
         let text = std::fs::read_to_string(&path).unwrap();
@@ -197,7 +197,7 @@ fn local_task(dir: &Path, name: &str, rows: &[String]) {
 
 #[test]
 fn published_score_that_is_far_away_is_a_baseline_mismatch() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let rows: Vec<String> = colours().lines().take(300).map(str::to_owned).collect();
     local_task(dir.path(), "local", &rows);
@@ -221,7 +221,7 @@ pub fn candidate_card_of(dir: &Path, recipe: &str) -> Value {
 
 #[test]
 fn gain_that_quantization_cannot_explain_is_implausible() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     // Every gold is the same word, which the baseline has no reason to prefer.
     let row = |line: &str| {
@@ -257,7 +257,7 @@ const PROBE_REQUESTS: usize = 16;
 
 #[test]
 fn refused_credentials_are_a_judge_failure() {
-    let _turn = serial();
+    let _turn = turn();
     let (ran, record) = against(|_, _| (401, json!({"error": {"message": "bad key", "code": 401}})));
     ran.expect(3);
     assert_closed(&record, "ANOMALOUS", "EVAL_JUDGE_FAILED");
@@ -265,7 +265,7 @@ fn refused_credentials_are_a_judge_failure() {
 
 #[test]
 fn answers_that_lack_items_are_a_sample_accounting_failure() {
-    let _turn = serial();
+    let _turn = turn();
     // Only while scoring: the probe at the end must find a healthy server.
     let refused = PROBE_REQUESTS..PROBE_REQUESTS + 60;
     let (ran, record) = against(move |n, body| {
@@ -281,7 +281,7 @@ fn answers_that_lack_items_are_a_sample_accounting_failure() {
 
 #[test]
 fn endpoint_that_ignores_echo_is_refused() {
-    let _turn = serial();
+    let _turn = turn();
     let (ran, _) = against(|_, body| {
         let (status, mut answer) = good(body);
         for choice in answer["choices"].as_array_mut().unwrap() {
@@ -294,7 +294,7 @@ fn endpoint_that_ignores_echo_is_refused() {
 
 #[test]
 fn endpoint_that_does_not_answer_is_a_deployment_failure() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     // A port that was free a moment ago and has no listener.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -306,7 +306,7 @@ fn endpoint_that_does_not_answer_is_a_deployment_failure() {
 
 #[test]
 fn endpoint_that_breaks_while_scoring_is_transient_and_resumes() {
-    let _turn = serial();
+    let _turn = turn();
     let (ran, record) = against(|n, body| if n > PROBE_REQUESTS { (500, json!({})) } else { good(body) });
     ran.expect(75).says("--resume");
     assert_eq!(record["verdict"], Value::Null);

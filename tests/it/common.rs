@@ -5,12 +5,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use serde_json::Value;
 
-/// One command at a time: each uses all cores, and all share one baseline cache.
-static SERIAL: Mutex<()> = Mutex::new(());
+/// Tests that run commands at the same time. While one waits, for an engine, a client or a disk, another computes; more
+/// would only take the cores from each other.
+const MOST_TURNS: usize = 2;
+
+/// Turns that are taken, and who waits for one.
+static TURNS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
 /// What a command printed and returned.
 pub struct Ran {
@@ -46,9 +50,23 @@ impl Ran {
     }
 }
 
-/// Takes the turn to run commands.
-pub fn serial() -> MutexGuard<'static, ()> {
-    SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
+/// A turn to run commands, until it is dropped.
+pub struct Turn(());
+
+/// Takes a turn to run commands; all share one baseline cache.
+pub fn turn() -> Turn {
+    let (taken, left) = (&TURNS.0, &TURNS.1);
+    let all_taken = |taken: &mut usize| *taken == MOST_TURNS;
+    let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+    *left.wait_while(taken, all_taken).unwrap_or_else(PoisonError::into_inner) += 1;
+    Turn(())
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURNS.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        TURNS.1.notify_one();
+    }
 }
 
 /// The cache that all tests of this run share; empty when the run begins.

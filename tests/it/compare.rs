@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::common::{command, day0, ran, read_json, serial};
+use super::common::{command, day0, ran, read_json, turn};
 
 /// A finished evaluation of `model` in `dir/out`.
 fn eval(dir: &Path, model: &str, out: &str) {
@@ -39,7 +39,7 @@ fn as_lm_eval(dir: &Path, from: &str, to: &str) {
 
 #[test]
 fn two_runs_are_compared_and_flips_explained() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     two_runs(dir.path());
     let ours = day0(dir.path(), ["compare", "a", "b"]).expect(0);
@@ -89,7 +89,7 @@ fn two_runs_are_compared_and_flips_explained() {
 
 #[test]
 fn nemo_evaluator_rewards_are_compared() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     for (run, lost) in [("a", 0), ("b", 40)] {
         let lines: Vec<String> = (0..400)
@@ -173,7 +173,7 @@ fn exchange_ids(checkpoint: &Path, a: &str, b: &str) {
 /// Each swap is made where it would happen: in the data, the tokenizer, the model, the task.
 #[test]
 fn whatever_is_swapped_in_one_arm_is_named() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "w4a16", "--out", "q"]).expect(0);
     std::fs::create_dir(dir.path().join("q2")).unwrap();
@@ -216,7 +216,7 @@ fn whatever_is_swapped_in_one_arm_is_named() {
 
 #[test]
 fn a_decided_task_stops_and_its_path_is_kept() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let args = ["release", "--suite", "tiny_colours", "--recipe", "w2a16", "--noise-floor", "--out", "run"];
     day0(dir.path(), args).expect(0).says("ACCEPT");
@@ -280,7 +280,7 @@ fn a_decided_task_stops_and_its_path_is_kept() {
 
 #[test]
 fn killed_runs_stop_at_the_same_item() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let release = |run: &'static str| {
         ["release", "--suite", "tiny_colours", "--recipe", "w2a16", "--limit", "1000", "--out", run]
@@ -320,7 +320,7 @@ fn killed_runs_stop_at_the_same_item() {
 
 #[test]
 fn a_plan_says_what_a_suite_can_show() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let args = ["power", "--suite", "day0-tiny", "--margin", "1", "--simulations", "100"];
     day0(dir.path(), args)

@@ -60,7 +60,7 @@ fn doctor_says_what_there_is_and_what_is_missing() {
 #[test]
 fn checkpoints_have_the_bytes_of_the_cpu() {
     let Some(emulator) = emulator() else { return };
-    let _turn = common::serial();
+    let _turn = common::turn();
     let dir = tempfile::tempdir().unwrap();
     let recipes = ["fp8_dynamic", "fp8_block", "w8a8", "w4a16_asym_g32", "nvfp4a16", "mxfp4a16", "mxfp8a16"];
     let args = |device: &'static str, out: &'static str| {
@@ -86,7 +86,7 @@ fn checkpoints_have_the_bytes_of_the_cpu() {
 #[test]
 fn devices_that_cannot_be_used_are_refused_or_left_out() {
     let Some(emulator) = emulator() else { return };
-    let _turn = common::serial();
+    let _turn = common::turn();
     let dir = tempfile::tempdir().unwrap();
     let run = |settings: &str, device: &str, out: &str| {
         let args =
@@ -120,7 +120,7 @@ fn loglikelihoods(record: &serde_json::Value) -> Vec<f64> {
 #[test]
 fn scores_are_those_of_the_cpu() {
     let Some(emulator) = emulator() else { return };
-    let _turn = common::serial();
+    let _turn = common::turn();
     let dir = tempfile::tempdir().unwrap();
     let eval = |device: &'static str, out: &'static str| {
         let suite = ["--suite", "tiny_colours", "--limit", "4"];
@@ -164,7 +164,7 @@ fn scores_are_those_of_the_cpu() {
 #[test]
 fn batches_shrink_where_memory_is_short() {
     let Some(emulator) = emulator() else { return };
-    let _turn = common::serial();
+    let _turn = common::turn();
     let dir = tempfile::tempdir().unwrap();
     let eval = |settings: &str, out: &'static str| {
         let args = ["eval", "--model", "day0-tiny", "--device", "cuda", "--suite", "tiny_colours"];
@@ -228,7 +228,7 @@ fn narrow_model(dir: &Path) {
 #[test]
 fn a_release_has_an_arm_on_each_device() {
     let Some(emulator) = emulator() else { return };
-    let _turn = common::serial();
+    let _turn = common::turn();
     let dir = tempfile::tempdir().unwrap();
     narrow_model(dir.path());
     let args =
@@ -250,7 +250,7 @@ fn a_release_has_an_arm_on_each_device() {
 #[test]
 fn quantized_checkpoints_score_as_on_the_cpu() {
     let Some(emulator) = emulator() else { return };
-    let _turn = common::serial();
+    let _turn = common::turn();
     let dir = tempfile::tempdir().unwrap();
     let cases = [
         ("w4a16", "f32", 2e-3),

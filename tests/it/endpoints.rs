@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use super::common::{day0, read_json, serial};
+use super::common::{day0, read_json, turn};
 use super::fake_engine::{self, completion};
 use super::serving::Served;
 
@@ -21,7 +21,7 @@ fn config(dir: &Path, baseline: &str, candidate: &str) {
 
 #[test]
 fn both_arms_over_endpoints_are_watched_at_every_wave() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8_dynamic", "--out", "q"]).expect(0);
     let baseline = Served::start("day0-tiny");
@@ -52,7 +52,7 @@ fn both_arms_over_endpoints_are_watched_at_every_wave() {
 /// An engine that is swapped in the middle of the evaluation is noticed at the wave, not at the end.
 #[test]
 fn a_checkpoint_that_changes_between_waves_ends_the_evaluation() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8_dynamic", "--out", "q"]).expect(0);
     let card = Served::start(dir.path().join("q").to_str().unwrap()).model_card();

@@ -8,7 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use super::common::{command, day0, read_json, serial};
+use super::common::{command, day0, read_json, turn};
 
 fn args(out: &str) -> Vec<&str> {
     vec!["eval", "--model", "day0-tiny", "--suite", "day0-tiny", "--limit", "300", "--out", out]
@@ -36,7 +36,7 @@ fn outcome(dir: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn ten_kills_at_random_moments_change_nothing() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let start = Instant::now();
     day0(dir.path(), args("calm")).expect(0);
@@ -80,7 +80,7 @@ fn ten_kills_at_random_moments_change_nothing() {
 
 #[test]
 fn an_item_that_does_not_fit_is_named_and_not_scored() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let yaml = "task: t\ndataset_path: org/none\noutput_type: multiple_choice\ntest_split: test\ndoc_to_text: q\n\
                 doc_to_target: gold\ndoc_to_choice: choices\n";

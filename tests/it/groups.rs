@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::common::{day0, read_json, serial};
+use super::common::{day0, read_json, turn};
 
 const SUITE: &str = "group: tiny_all\ntask: [tiny_colours, tiny_homes, tiny_jobs, tiny_pets]\n\
                      aggregate_metric_list: [{metric: acc, weight_by_size: true}]\nmetadata: {version: 1.0}\n";
 
 #[test]
 fn a_group_is_visited_as_one_and_decided_once() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("all.yaml"), SUITE).unwrap();
     let release = |run: &str, more: &[&str]| {

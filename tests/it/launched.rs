@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::common::{Ran, command, day0, ran, read_json, serial};
+use super::common::{Ran, command, day0, ran, read_json, turn};
 use super::fake_vllm::{Fault, GREETING, Setup, starts};
 
 const RELEASE: [&str; 9] =
@@ -82,7 +82,7 @@ fn members(groups: &BTreeSet<String>) -> BTreeSet<String> {
 
 #[track_caller]
 fn ends(setup: impl Into<Setup>, code: i32, class: &str) -> (tempfile::TempDir, Value) {
-    let _turn = serial();
+    let _turn = turn();
     let dir = prepared(setup);
     run(dir.path(), &RELEASE).expect(code);
     let record = read_json(dir.path().join("run/release.json"));
@@ -199,7 +199,7 @@ fn an_engine_that_ignores_sigterm_is_killed() {
 
 /// Kills day0 as soon as the engine of `arm` says something.
 fn kill_day0(setup: Setup, arm: &str) {
-    let _turn = serial();
+    let _turn = turn();
     let dir = prepared(setup);
     let mut child = command(dir.path(), RELEASE).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let log = dir.path().join(format!("run/serve/{arm}.log"));
@@ -229,7 +229,7 @@ fn engines_end_when_day0_is_killed() {
 #[test]
 fn an_interrupted_run_waits_for_its_engine_again() {
     let calm = calm();
-    let _turn = serial();
+    let _turn = turn();
     let dir = prepared(Fault::InterruptedScoring);
     run(dir.path(), &RELEASE).expect(130);
     run(dir.path(), &["release", "--resume", "run"]).expect(3).says("INSUFFICIENT_EVIDENCE");
@@ -242,7 +242,7 @@ fn an_interrupted_run_waits_for_its_engine_again() {
 #[test]
 fn two_processes_score_one_run_each_with_its_own_engine() {
     let calm = calm();
-    let _turn = serial();
+    let _turn = turn();
     let dir = prepared(Fault::InterruptedStart);
     run(dir.path(), &RELEASE).expect(130);
     assert_eq!(starts(dir.path()), 1, "an interrupted start is not tried again");
@@ -275,7 +275,7 @@ fn two_processes_score_one_run_each_with_its_own_engine() {
 
 #[test]
 fn a_template_that_cannot_work_is_a_usage_error() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let refused = |text: &str| {
         std::fs::write(dir.path().join("day0.yaml"), text).unwrap();

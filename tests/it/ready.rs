@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::common::{command, day0, ran, read_json, serial};
+use super::common::{command, day0, ran, read_json, turn};
 
 pub fn write(dir: &Path, name: &str, text: &str) {
     let path = dir.join(name);
@@ -362,7 +362,7 @@ fn level<'a>(record: &'a Value, gate: &str) -> &'a Value {
 /// is a note.
 #[test]
 fn a_required_gate_that_fails_turns_accept_into_anomalous() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     write(dir, "qa.yaml", "container: never\nfull: [{label: broken, command: exit 1, timeout_s: 9}]\n");
@@ -398,7 +398,7 @@ fn a_required_gate_that_fails_turns_accept_into_anomalous() {
 /// whose counts nobody can count.
 #[test]
 fn a_required_gate_without_evidence_is_not_accepted() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let diff = "readiness: {diff: required}\n";
@@ -446,7 +446,7 @@ fn a_required_gate_without_evidence_is_not_accepted() {
 /// Founding document 004 in a release: the ratchet of the repository, and the last accepted release.
 #[test]
 fn a_release_keeps_the_ratchet_and_what_was_accepted_before() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let ratchet = |max: f64| {

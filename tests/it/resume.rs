@@ -8,7 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use super::common::{command, day0, ran, read_json, serial};
+use super::common::{command, day0, ran, read_json, turn};
 
 /// Few enough items that no run can accept, so that every run ends with the same code.
 const LIMIT: &str = "60";
@@ -61,7 +61,7 @@ fn partial_files(dir: &Path) -> Vec<String> {
 
 #[test]
 fn ten_kills_at_random_moments_change_nothing() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     // Own caches: a reused baseline would shorten the run that is to be killed.
     let cache = |name: &str| dir.path().join(name);
@@ -94,7 +94,7 @@ fn ten_kills_at_random_moments_change_nothing() {
 
 #[test]
 fn files_left_half_written_by_a_killed_run_are_swept() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
     let release = ["release", "--limit", "5", "--recipe", "w8a8", "--out", "run"];
@@ -117,7 +117,7 @@ fn files_left_half_written_by_a_killed_run_are_swept() {
 
 #[test]
 fn interrupt_ends_with_its_code_and_the_run_resumes() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
     for (signal, fraction) in [(libc::SIGINT, 0.5), (libc::SIGTERM, 0.8)] {
@@ -141,7 +141,7 @@ fn interrupt_ends_with_its_code_and_the_run_resumes() {
 
 #[test]
 fn killed_quantize_leaves_no_checkpoint_under_the_final_name() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let args = ["quantize", "day0-tiny", "--recipe", "mxfp4a16", "--out", "q"];
     let mut rng = ChaCha8Rng::seed_from_u64(5);
@@ -162,7 +162,7 @@ fn killed_quantize_leaves_no_checkpoint_under_the_final_name() {
 
 #[test]
 fn resuming_what_is_not_a_run_or_has_other_inputs_is_refused() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["release", "--resume", "nowhere"]).expect(2).says("not a run directory");
     std::fs::write(dir.path().join("occupied"), "").unwrap();
@@ -197,7 +197,7 @@ fn on_small_disk(kib: usize, args: &[&str]) -> Option<super::common::Ran> {
 
 #[test]
 fn full_disk_is_a_transient_fault_and_leaves_no_checkpoint() {
-    let _turn = serial();
+    let _turn = turn();
     // The model must be unpacked before the disk is small.
     day0(Path::new("."), ["scan", "day0-tiny", "--json"]).says("parameters");
     let args = ["quantize", "day0-tiny", "--recipe", "fp8_dynamic", "--out", "q"];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::common::{Ran, command, day0, ran, read_json, serial};
+use super::common::{Ran, command, day0, ran, read_json, turn};
 
 /// Writes a llama-shaped checkpoint of one layer: (name, shape) of bf16 tensors between ±2⁻⁷ and ±2⁻⁵.
 fn write_model(dir: &Path, tensors: &[(&str, [usize; 2])]) -> PathBuf {
@@ -107,7 +107,7 @@ fn quantize(dir: &Path, recipe: &str, more: &[&str]) -> Ran {
 
 #[test]
 fn scanning_by_url_reads_less_than_one_percent() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &[("model.layers.0.mlp.up_proj.weight", [2048, 3072])]);
     quantize(dir.path(), "fp8_dynamic", &[]).expect(0);
@@ -191,7 +191,7 @@ fn one_file_without_its_directory() {
 
 #[test]
 fn differences_to_the_source_are_classified() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &SMALL);
     quantize(dir.path(), "fp8_dynamic", &[]).expect(0);
@@ -212,7 +212,7 @@ fn differences_to_the_source_are_classified() {
 
 #[test]
 fn dry_run_says_everything_and_writes_nothing() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &SMALL);
     let names = || std::fs::read_dir(dir.path()).unwrap().count();
@@ -242,7 +242,7 @@ fn dry_run_says_everything_and_writes_nothing() {
 
 #[test]
 fn impossible_requests_name_the_nearest_recipe() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &SMALL);
     quantize(dir.path(), "w4a16", &["--dry-run"]).expect(4).says("576").says("--recipe w4a16_g64");
@@ -261,7 +261,7 @@ fn impossible_requests_name_the_nearest_recipe() {
 /// Golden values: tests/oracle/quantization_errors.py.
 #[test]
 fn errors_of_weights_are_those_of_numpy() {
-    let _turn = serial();
+    let _turn = turn();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle/quantization_errors.json");
     for (recipe, expected) in read_json(golden).as_object().unwrap() {
         let dir = tempfile::tempdir().unwrap();
@@ -289,7 +289,7 @@ fn errors_of_weights_are_those_of_numpy() {
 /// scale 0.00045, which rounds to zero), and of zeros.
 #[test]
 fn scales_that_underflow_and_groups_that_vanish() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let values = [0x3f80, 0x37a8, 0x3586, 0x0000];
     write_values(dir.path(), &[("model.layers.0.mlp.down_proj.weight", [64, 64])], |i| values[i / 16 % 4]);

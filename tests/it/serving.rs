@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{SafeTensors, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 
-use super::common::{command, day0, ran, read_json, serial};
+use super::common::{command, day0, ran, read_json, turn};
 
 /// A running `day0 serve`, stopped when dropped.
 pub struct Served {
@@ -116,7 +116,7 @@ pub fn token_of(text: &str) -> u64 {
 
 #[test]
 fn serves_health_models_and_completions_and_stops_cleanly() {
-    let _turn = serial();
+    let _turn = turn();
     let mut server = Served::start("day0-tiny");
     let card = server.model_card();
     assert_eq!(card["checkpoint_digest"].as_str().map(str::len), Some(64), "{card:#}");
@@ -134,7 +134,7 @@ fn serves_health_models_and_completions_and_stops_cleanly() {
 
 #[test]
 fn a_second_signal_stops_a_server_that_drains() {
-    let _turn = serial();
+    let _turn = turn();
     let mut server = Served::start("day0-tiny");
     let mut stuck = server.connect();
     stuck.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{").unwrap();
@@ -149,7 +149,7 @@ fn a_second_signal_stops_a_server_that_drains() {
 /// Idle, half a head, half a body; then prompts that cannot be: memory comes back.
 #[test]
 fn five_hundred_connections_and_huge_prompts_leave_nothing_behind() {
-    let _turn = serial();
+    let _turn = turn();
     let server = Served::start("day0-tiny");
     let url = format!("{}/v1/completions", server.url);
     let ok = || post(&url, &json!({"prompt": "The", "max_tokens": 4, "temperature": 0})).0;
@@ -184,7 +184,7 @@ fn five_hundred_connections_and_huge_prompts_leave_nothing_behind() {
 
 #[test]
 fn port_in_use_is_a_usage_error() {
-    let _turn = serial();
+    let _turn = turn();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     day0(Path::new("."), ["serve", "day0-tiny", "--port", &port]).expect(2).says(&port).says("hint:");
@@ -192,7 +192,7 @@ fn port_in_use_is_a_usage_error() {
 
 #[test]
 fn evaluates_an_endpoint_like_the_built_in_engine() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let server = Served::start("day0-tiny");
     let eval = |out: &str, rest: &[&str]| {
@@ -214,7 +214,7 @@ fn evaluates_an_endpoint_like_the_built_in_engine() {
 
 #[test]
 fn keys_from_a_file_or_the_environment_guard_the_models() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let keys = dir.path().join("keys");
     std::fs::write(&keys, "first-key\n\n  second-key  \n").unwrap();
@@ -240,7 +240,7 @@ fn keys_from_a_file_or_the_environment_guard_the_models() {
 /// Logs name the request and say nothing of what was in it.
 #[test]
 fn logs_hold_request_ids_and_neither_prompts_nor_keys() {
-    let _turn = serial();
+    let _turn = turn();
     let mut server = Served::start_with("day0-tiny", &["--verbose"], &[("DAY0_API_KEY", "sesame-key")]);
     let ask = |id: &str, key: &str, body: &str| {
         let url = format!("{}/v1/completions?key=query-secret", server.url);
@@ -303,7 +303,7 @@ fn write_model_with_a_broken_token(dir: &Path) {
 /// Requests whose logits are not numbers fail; those that are computed together with them, or where they were, do not.
 #[test]
 fn broken_requests_do_not_disturb_others() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     write_model_with_a_broken_token(dir.path());
     let server = Served::start(dir.path().to_str().unwrap());
@@ -391,7 +391,7 @@ fn misbehave(server: &Served, seed: u64, bodies: usize, streams: usize) {
 /// runs, nothing is held, and it answers as before.
 #[test]
 fn nonsense_and_abandoned_streams_leave_nothing_behind() {
-    let _turn = serial();
+    let _turn = turn();
     let server = Served::start("day0-tiny");
     let url = format!("{}/v1/completions", server.url);
     let ask =
@@ -436,7 +436,7 @@ fn nonsense_and_abandoned_streams_leave_nothing_behind() {
 /// The largest body of the smallest values is refused without becoming ten times its size.
 #[test]
 fn small_values_by_the_million_take_no_more_than_their_body() {
-    let _turn = serial();
+    let _turn = turn();
     let server = Served::start("day0-tiny");
     assert_eq!(post(&format!("{}/tokenize", server.url), &json!({"prompt": "The"})).0, 200);
     let before = server.memory_mib("VmHWM:");
@@ -462,7 +462,7 @@ fn small_values_by_the_million_take_no_more_than_their_body() {
 
 #[test]
 fn sequences_are_no_longer_than_asked_for() {
-    let _turn = serial();
+    let _turn = turn();
     let server =
         Served::start_with("day0-tiny", &["--quiet", "--max-model-len", "32", "--kv-cache-mib", "1"], &[]);
     assert_eq!(server.model_card()["max_model_len"], 32);
@@ -481,7 +481,7 @@ fn sequences_are_no_longer_than_asked_for() {
 /// The rank of a prompt's token is its place in the list where that is long enough, and known where it is not.
 #[test]
 fn ranks_of_prompt_tokens_are_their_places() {
-    let _turn = serial();
+    let _turn = turn();
     let server = Served::start("day0-tiny");
     let ask = |n: usize| {
         let body =

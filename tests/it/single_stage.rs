@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::common::{day0, read_json, serial};
+use super::common::{day0, read_json, turn};
 
 fn names(dir: &Path) -> BTreeSet<String> {
     std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
@@ -17,7 +17,7 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn quantize_writes_the_checkpoint_and_nothing_else() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "w4a16", "--out", "q"]).expect(0);
     assert_eq!(names(dir.path()), set(&["q"]));
@@ -33,7 +33,7 @@ fn quantize_writes_the_checkpoint_and_nothing_else() {
 
 #[test]
 fn scan_and_gates_write_nothing() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     day0(dir.path(), ["quantize", "day0-tiny", "--recipe", "fp8", "--out", "q"]).expect(0);
     let scan = day0(dir.path(), ["scan", "q", "--against", "day0-tiny", "--json"]).expect(0).json();
@@ -47,7 +47,7 @@ fn scan_and_gates_write_nothing() {
 
 #[test]
 fn every_builtin_recipe_that_fits_passes_the_ptq_gate() {
-    let _turn = serial();
+    let _turn = turn();
     // No experts here.
     let refused = ["nvfp4_experts_only"];
     for recipe in day0::recipe::builtin_names() {
@@ -71,7 +71,7 @@ fn gate_ptq(dir: &Path, recipe: &str) {
 /// it holds no such scheme.
 #[test]
 fn modelopt_layout_from_quantize_to_eval() {
-    let _turn = serial();
+    let _turn = turn();
     for (recipe, code) in [("fp8_dynamic", 0), ("nvfp4a16", 0), ("mxfp8", 0), ("w4a16", 4), ("w8a8", 4)] {
         let dir = tempfile::tempdir().unwrap();
         let quantize = ["quantize", "day0-tiny", "--recipe", recipe, "--format", "modelopt", "--out", "q"];
@@ -91,7 +91,7 @@ fn modelopt_layout_from_quantize_to_eval() {
 /// The engine runs every scheme whose inputs it can quantize.
 #[test]
 fn engine_runs_the_new_schemes() {
-    let _turn = serial();
+    let _turn = turn();
     let constants = "name: constants\nversion: 1\ndescription: static inputs\ngroups:\n  \
                      - targets: ['re:.*mlp']\n    weights: {num_bits: 4, type: float, strategy: tensor_group, group_size: 16}\n    \
                      input_activations: {num_bits: 4, type: float, strategy: tensor_group, group_size: 16, dynamic: local, amax: 30}\n  \
@@ -125,7 +125,7 @@ fn engine_runs_the_new_schemes() {
 
 #[test]
 fn eval_writes_what_lm_eval_writes() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let args = ["eval", "--model", "day0-tiny", "--suite", "day0-tiny", "--limit", "10", "--out", "e"];
     day0(dir.path(), args).expect(0);

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
 use serde_json::json;
 
-use super::common::{command, day0, serial};
+use super::common::{command, day0, turn};
 
 /// Four shards of 4 MiB with weights of various magnitudes; fused sets lie across shards.
 fn write_model(dir: &Path) {
@@ -64,7 +64,7 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn killed_anywhere_a_quantization_resumes_to_the_same_bytes() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     write_model(&dir.path().join("m"));
     let start = Instant::now();
@@ -107,7 +107,7 @@ fn files_of(dir: &Path) -> Vec<String> {
 
 #[test]
 fn several_recipes_from_one_read_are_what_each_alone_is() {
-    let _turn = serial();
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     write_model(&dir.path().join("m"));
     let recipes = ["fp8_dynamic", "w4a16_g32", "nvfp4a16"];

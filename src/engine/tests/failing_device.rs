@@ -10,6 +10,7 @@ use crate::device::cuda::CudaError;
 use crate::engine::{Engine, EngineError, GenerateRequest, GeneratorOptions, PromptQuery, Sampling};
 use crate::model::{Backend, HeadAnswer, ModelConfig, RaggedBatch, Session, Slots};
 use crate::ops::log_softmax::HeadQuery;
+use crate::record::score::ScoreRequest;
 
 /// Why a pass over a batch fails, if it does.
 pub(super) type Failure = Arc<dyn Fn(&RaggedBatch) -> Option<CudaError> + Send + Sync>;
@@ -132,6 +133,46 @@ fn with_memory_for_slots(slots: usize) -> Failure {
         let stored = batch.stored.iter().map(|stored| stored.first_slot + stored.rows.len());
         (stored.max() > Some(slots)).then_some(full)
     })
+}
+
+/// What is held of other prompts goes before batches get smaller, in the middle of a call and after others; a prompt that
+/// finds no memory even alone is an error.
+#[test]
+fn what_is_held_of_other_prompts_goes_first() {
+    let (_dir, checkpoint) = checkpoint(Model { tied: true, quantized: None, wide: false }, 1);
+    let load = || Engine::load(&checkpoint, &options(2, 8)).unwrap();
+    // Each of three pages, in eleven parts, with nothing in common.
+    let prompt = |first: u32| ScoreRequest {
+        tokens: (0..88).map(|i| (first + i * (first + 3)) % 40).collect(),
+        context_len: 70,
+    };
+    let requests: Vec<ScoreRequest> = (0..20).map(prompt).collect();
+    let whole = load();
+    let expected = whole.score(&requests, &|_| ()).unwrap();
+    let held = |engine: &Engine| engine.replicas[0].prefixes.lock().unwrap().held_bytes();
+    let slot_bytes = whole.replicas[0].backend.session().slot_bytes();
+    let everything = held(&whole).unwrap();
+    assert!(everything > 300 * slot_bytes, "else nothing has to go: {everything}");
+
+    let most = 128;
+    let engine = failing(load(), with_memory_for_slots(most));
+    assert_eq!(engine.score(&requests, &|_| ()).unwrap(), expected);
+    let limits = &engine.replicas[0].limits;
+    let kept = limits.cache_bytes();
+    assert!((96 * slot_bytes..=most * slot_bytes).contains(&kept), "{kept}");
+    assert!(held(&engine).unwrap() <= kept);
+    assert_eq!(limits.rows(), 8);
+    // What a call left is in the next one's way only until memory runs out.
+    let engine = failing(load(), with_memory_for_slots(most));
+    for (request, expected) in requests.iter().zip(&expected) {
+        assert_eq!(engine.score(std::slice::from_ref(request), &|_| ()).unwrap()[0], *expected);
+    }
+    assert_eq!(engine.replicas[0].limits.rows(), 8);
+
+    let engine = failing(load(), with_memory_for_slots(40));
+    let error = engine.score(&requests, &|_| ()).unwrap_err();
+    assert!(matches!(error, EngineError::BatchMemory { .. }), "{error}");
+    assert_eq!(held(&engine), None, "nobody knows what the pass left there");
 }
 
 /// Tokens of each request, and the requests that were given up.

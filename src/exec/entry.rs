@@ -33,6 +33,8 @@ pub(super) enum Entry {
         #[serde(default)]
         peak_memory_bytes: Option<u64>,
         reused: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        inputs: Option<Digest>,
     },
     /// What the lines that a compaction removed said of a unit.
     History { key: UnitKey, history: UnitHistory },
@@ -40,9 +42,9 @@ pub(super) enum Entry {
 
 impl Entry {
     pub fn done(key: &UnitKey, unit: &str, done: &Done) -> serde_json::Result<Self> {
-        let Done { output, flow, elapsed_s, peak_memory_bytes, reused } = done.clone();
+        let Done { output, flow, elapsed_s, peak_memory_bytes, reused, inputs } = done.clone();
         let (key, unit, digest) = (key.clone(), unit.to_owned(), Digest::of_json(&output)?);
-        Ok(Self::Done { key, unit, output, digest, flow, elapsed_s, peak_memory_bytes, reused })
+        Ok(Self::Done { key, unit, output, digest, flow, elapsed_s, peak_memory_bytes, reused, inputs })
     }
 }
 
@@ -83,10 +85,10 @@ impl State {
                 }
             }
             Entry::Failed { key, unit, failure, at } => self.history_of(&key, &unit).failed(failure, at),
-            Entry::Done { key, unit, output, digest, flow, elapsed_s, peak_memory_bytes, reused } => {
+            Entry::Done { key, unit, output, digest, flow, elapsed_s, peak_memory_bytes, reused, inputs } => {
                 if Digest::of_json(&output).is_ok_and(|d| d == digest) {
                     self.leases.remove(&key);
-                    let done = Done { output, flow, elapsed_s, peak_memory_bytes, reused };
+                    let done = Done { output, flow, elapsed_s, peak_memory_bytes, reused, inputs };
                     self.history_of(&key, &unit).done(flow, elapsed_s, reused);
                     if self.done.insert(key, done).is_some() {
                         self.obsolete_bytes += bytes;

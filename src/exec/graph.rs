@@ -1,8 +1,12 @@
 //! The work graph: named nodes in an order that respects their dependencies.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
+
+use super::ledger::{Done, Ledger, LedgerError};
 use super::unit::Unit;
+use crate::base::digest::{Digest, DigestBuilder};
 
 /// One node: a unit with its place in the graph.
 pub struct Node<'a> {
@@ -20,6 +24,27 @@ pub struct Node<'a> {
     pub cost: u64,
     /// The work.
     pub unit: Box<dyn Unit + 'a>,
+}
+
+impl Node<'_> {
+    /// Digest of the outputs that its own is made of and that can become others; `None` where there are none such.
+    pub(super) fn inputs(&self, outputs: &BTreeMap<String, Value>) -> Option<Digest> {
+        let reads = self.unit.reads();
+        if reads.is_empty() {
+            return None;
+        }
+        let mut digest = DigestBuilder::default();
+        for name in reads {
+            let output = outputs.get(name).and_then(|output| Digest::of_json(output).ok());
+            digest.field(name.as_bytes()).field(output.as_ref().map_or("", Digest::as_str).as_bytes());
+        }
+        Some(digest.finish())
+    }
+
+    /// Whether a recorded result still stands beside these outputs of other nodes.
+    pub(super) fn holds(&self, done: &Done, outputs: &BTreeMap<String, Value>) -> bool {
+        done.inputs == self.inputs(outputs) && self.unit.verify(&done.output)
+    }
 }
 
 /// Nodes in execution order.
@@ -49,5 +74,29 @@ impl<'a> Graph<'a> {
     /// The nodes in execution order.
     pub fn nodes(&self) -> &[Node<'a>] {
         &self.nodes
+    }
+
+    /// Names of the nodes that have no result in `ledger`, or one that does not hold any more. What is repeated wherever the
+    /// graph runs counts only where something before it does.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn to_do(&self, ledger: &Ledger) -> Result<BTreeSet<&str>, LedgerError> {
+        let (mut outputs, mut to_do) = (BTreeMap::new(), BTreeSet::new());
+        for node in &self.nodes {
+            let is_after_one = || node.after.iter().any(|name| to_do.contains(name.as_str()));
+            let holds = |done: &Done| {
+                if node.unit.is_repeated() { !is_after_one() } else { node.holds(done, &outputs) }
+            };
+            match ledger.done(node.unit.key())?.filter(holds) {
+                Some(done) => {
+                    outputs.insert(node.name.clone(), done.output);
+                }
+                None => {
+                    to_do.insert(node.name.as_str());
+                }
+            }
+        }
+        Ok(to_do)
     }
 }

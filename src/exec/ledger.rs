@@ -32,6 +32,7 @@ use super::entry::{Entry, State};
 use super::history::UnitHistory;
 use super::lease::{LEASE_SECONDS, Owner};
 use super::unit::{Flow, UnitKey};
+use crate::base::digest::Digest;
 use crate::base::{atomic, clock};
 use crate::record::{Classified, Failure, FailureClass};
 
@@ -81,6 +82,8 @@ pub struct Done {
     pub peak_memory_bytes: Option<u64>,
     /// Whether it was copied from the shared ledger.
     pub reused: bool,
+    /// Digest of the outputs it was made of; `None` where those are the same under the same key.
+    pub inputs: Option<Digest>,
 }
 
 /// Answer to a claim.
@@ -175,18 +178,30 @@ impl Ledger {
         })
     }
 
-    /// Records a unit as done. `false`: this process held no lease any more and another has taken the unit over, whose
-    /// result will count; nothing was recorded.
+    /// Records a unit that was claimed as done. `false`: this process held no lease any more and another has taken the unit
+    /// over, or finished it; that result counts, and nothing was recorded.
     pub fn finish(&self, key: &UnitKey, unit: &str, done: &Done) -> Result<bool, LedgerError> {
-        let json = |source| LedgerError::Json { path: self.path.clone(), source };
-        let entry = Entry::done(key, unit, done).map_err(json)?;
+        let entry = self.done_entry(key, unit, done)?;
         self.locked(|file, state| {
-            if state.leases.get(key).is_some_and(|l| l.owner != self.owner && !l.is_stale()) {
-                return Ok(false);
+            let is_taken = match state.leases.get(key) {
+                Some(lease) => lease.owner != self.owner && !lease.is_stale(),
+                None => state.done.contains_key(key),
+            };
+            if !is_taken {
+                self.append(file, &entry)?;
             }
-            self.append(file, &entry)?;
-            Ok(true)
+            Ok(!is_taken)
         })
+    }
+
+    /// Offers the result of a unit to others; it replaces what is there.
+    pub fn publish(&self, key: &UnitKey, unit: &str, done: &Done) -> Result<(), LedgerError> {
+        let entry = self.done_entry(key, unit, done)?;
+        self.locked(|file, _| self.append(file, &entry))
+    }
+
+    fn done_entry(&self, key: &UnitKey, unit: &str, done: &Done) -> Result<Entry, LedgerError> {
+        Entry::done(key, unit, done).map_err(|source| LedgerError::Json { path: self.path.clone(), source })
     }
 
     fn owns(&self, state: &State, key: &UnitKey) -> bool {

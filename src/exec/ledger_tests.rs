@@ -12,6 +12,7 @@ fn done(value: i64) -> Done {
         elapsed_s: 0.5,
         peak_memory_bytes: Some(1 << 20),
         reused: false,
+        inputs: None,
     }
 }
 
@@ -129,4 +130,13 @@ fn a_result_does_not_count_once_another_process_has_taken_the_unit_over() {
     ledger.renew(&key("a"), "a").unwrap();
     assert!(!ledger.finish(&key("a"), "a", &done(1)).unwrap());
     assert_eq!(ledger.claim(&key("a"), "a").unwrap(), Claim::Busy(other));
+    // Nor once the other has finished it.
+    let theirs = Entry::done(&key("a"), "a", &done(2)).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text + &(serde_json::to_string(&theirs).unwrap() + "\n")).unwrap();
+    assert!(!ledger.finish(&key("a"), "a", &done(1)).unwrap());
+    assert_eq!(ledger.done(&key("a")).unwrap(), Some(done(2)));
+    // What is offered to other runs replaces what was there.
+    ledger.publish(&key("a"), "a", &done(3)).unwrap();
+    assert_eq!(ledger.done(&key("a")).unwrap(), Some(done(3)));
 }

@@ -140,7 +140,7 @@ impl LocalExecutor<'_> {
     ) -> Result<Result<Done, Failure>, Failure> {
         loop {
             // Each attempt claims the unit anew.
-            match self.find_done(node) {
+            match self.find_done(node, outputs) {
                 Ok(Some(done)) => return Ok(Ok(done)),
                 Ok(None) => {}
                 // A signal while waiting stops the run, not the ledger.
@@ -154,13 +154,14 @@ impl LocalExecutor<'_> {
                     let private = output.private;
                     let peak_memory_bytes = peak_memory_bytes();
                     let (output, flow) = (output.value, output.flow);
-                    let done = Done { output, flow, elapsed_s, peak_memory_bytes, reused: false };
+                    let inputs = node.inputs(outputs);
+                    let done = Done { output, flow, elapsed_s, peak_memory_bytes, reused: false, inputs };
                     if !self.ledger.finish(node.unit.key(), &node.name, &done)? {
                         progress::note(&format!("{}: another process took this unit over", node.name));
                         continue;
                     }
                     if let Some(shared) = self.shared.filter(|_| node.shared && !private) {
-                        shared.finish(node.unit.key(), &node.name, &done)?;
+                        shared.publish(node.unit.key(), &node.name, &done)?;
                     }
                     return Ok(Ok(done));
                 }
@@ -181,13 +182,14 @@ impl LocalExecutor<'_> {
     }
 
     /// The node's result from an earlier run, if it still holds; otherwise the unit is ours.
-    fn find_done(&self, node: &Node<'_>) -> Result<Option<Done>, Failure> {
+    fn find_done(&self, node: &Node<'_>, outputs: &BTreeMap<String, Value>) -> Result<Option<Done>, Failure> {
         let key = node.unit.key();
+        let stands = |done: &Done| !node.unit.is_repeated() && node.holds(done, outputs);
         let mut announced = false;
         let mut pause = POLL;
         loop {
             let claim = match self.ledger.claim(key, &node.name)? {
-                Claim::Done(done) if node.unit.verify(&done.output) => return Ok(Some(done)),
+                Claim::Done(done) if stands(&done) => return Ok(Some(done)),
                 Claim::Done(_) => self.ledger.claim_again(key, &node.name)?,
                 claim => claim,
             };
@@ -209,7 +211,7 @@ impl LocalExecutor<'_> {
             pause = (pause * 2).min(LONGEST_POLL);
         }
         let Some(shared) = self.shared.filter(|_| node.shared) else { return Ok(None) };
-        let Some(mut done) = shared.done(key)?.filter(|d| node.unit.verify(&d.output)) else {
+        let Some(mut done) = shared.done(key)?.filter(stands) else {
             return Ok(None);
         };
         done.reused = true;
@@ -241,7 +243,7 @@ impl LocalExecutor<'_> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::super::unit::{FnUnit, KeyBuilder, Output};
+    use super::super::unit::{FnUnit, KeyBuilder, Output, Unit};
     use super::*;
 
     fn node<'a>(
@@ -346,6 +348,57 @@ mod tests {
         assert_eq!(run(&["end"]).outputs.len(), 4);
         // Two handles of one process are one owner, so the shared unit may have run twice, but no other.
         assert!(matches!(runs.load(Ordering::SeqCst), 4 | 5));
+    }
+
+    /// What was made of an output that has changed is made again, and nothing else; a repeated unit always is.
+    #[test]
+    fn results_of_what_was_done_again_do_not_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs: [AtomicUsize; 4] = Default::default();
+        let count = || runs.each_ref().map(|runs| runs.load(Ordering::SeqCst));
+        let ledger = Ledger::open(&dir.path().join("l")).unwrap();
+        let run = |holds: bool, value: i32| {
+            let key = |name: &str| KeyBuilder::new("test/1").part("name", name).finish();
+            let unit = |index: usize, value: i32| {
+                let runs = &runs[index];
+                FnUnit::new(key(&index.to_string()), move |_| {
+                    runs.fetch_add(1, Ordering::SeqCst);
+                    Output::of(&value)
+                })
+            };
+            let changing = unit(0, value).verified_by(move |_: &Value| holds);
+            let units: [(&[&str], Box<dyn Unit + '_>); 4] = [
+                (&[], Box::new(changing)),
+                (&["0"], Box::new(unit(1, 1).reading(vec!["0".to_owned()]))),
+                (&["0"], Box::new(unit(2, 2))),
+                (&["1"], Box::new(unit(3, 3).repeated())),
+            ];
+            let mut graph = Graph::default();
+            for (index, (after, unit)) in units.into_iter().enumerate() {
+                let after = after.iter().map(|name| (*name).to_owned()).collect();
+                let name = index.to_string();
+                graph.add(Node { name, stage: "test", after, always: false, shared: false, cost: 0, unit });
+            }
+            let to_do: Vec<String> = graph.to_do(&ledger).unwrap().into_iter().map(str::to_owned).collect();
+            let executor = LocalExecutor {
+                ledger: &ledger,
+                shared: None,
+                retries_per_stage: 0,
+                observer: &|_, _| (),
+                share: Share::Whole,
+            };
+            assert!(executor.run(&graph).unwrap().failure.is_none());
+            to_do
+        };
+        assert_eq!(run(true, 7), ["0", "1", "2", "3"]);
+        assert_eq!(count(), [1, 1, 1, 1]);
+        assert_eq!(run(true, 7), [""; 0]);
+        assert_eq!(count(), [1, 1, 1, 2]);
+        // Done again with the same result.
+        run(false, 7);
+        assert_eq!(count(), [2, 1, 1, 3]);
+        assert_eq!(run(false, 8), ["0", "1", "3"]);
+        assert_eq!(count(), [3, 2, 1, 4]);
     }
 
     #[test]

@@ -126,6 +126,17 @@ pub trait Unit: Send + Sync {
         let _ = output;
         true
     }
+
+    /// Nodes whose outputs can become others under the same key (an item that failed is scored again): what was made of
+    /// them is made again then.
+    fn reads(&self) -> &[String] {
+        &[]
+    }
+
+    /// Whether it is pure and so cheap that it is done again wherever the graph runs.
+    fn is_repeated(&self) -> bool {
+        false
+    }
 }
 
 /// A unit made of closures.
@@ -133,6 +144,8 @@ pub struct FnUnit<R, V> {
     key: UnitKey,
     run: R,
     verify: V,
+    reads: Vec<String>,
+    is_repeated: bool,
 }
 
 impl<R> FnUnit<R, fn(&Value) -> bool>
@@ -141,14 +154,27 @@ where
 {
     /// A unit whose recorded output always holds.
     pub fn new(key: UnitKey, run: R) -> Self {
-        Self { key, run, verify: |_| true }
+        Self { key, run, verify: |_| true, reads: Vec::new(), is_repeated: false }
     }
 }
 
 impl<R, V> FnUnit<R, V> {
     /// Sets the check of recorded outputs.
     pub fn verified_by<W: Fn(&Value) -> bool + Send + Sync>(self, verify: W) -> FnUnit<R, W> {
-        FnUnit { key: self.key, run: self.run, verify }
+        let Self { key, run, reads, is_repeated, .. } = self;
+        FnUnit { key, run, verify, reads, is_repeated }
+    }
+
+    /// Names the nodes whose outputs can become others.
+    #[must_use]
+    pub fn reading(self, reads: Vec<String>) -> Self {
+        Self { reads, ..self }
+    }
+
+    /// Is done again wherever the graph runs.
+    #[must_use]
+    pub fn repeated(self) -> Self {
+        Self { is_repeated: true, ..self }
     }
 }
 
@@ -167,5 +193,13 @@ where
 
     fn verify(&self, output: &Value) -> bool {
         (self.verify)(output)
+    }
+
+    fn reads(&self) -> &[String] {
+        &self.reads
+    }
+
+    fn is_repeated(&self) -> bool {
+        self.is_repeated
     }
 }

@@ -79,7 +79,8 @@ pub fn noise_node<'a>(build: &'a Build<'a>, job: &'a EvalJob<'a>) -> Option<Node
         let floors = measure(build, job, way, context)?;
         json::write(&build.run.join("eval/noise.json"), &floors)?;
         Output::of(&floors)
-    });
+    })
+    .reading(job.wave_names());
     Some(node(NOISE.to_owned(), "noise floor", after, unit))
 }
 

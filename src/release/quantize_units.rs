@@ -207,7 +207,9 @@ pub fn add_scan<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>) {
         json::write(&path, &record)?;
         Output::of(&serde_json::json!({ "defects": record.defects.len() }))
     })
-    .verified_by(move |_: &Value| verify_path.is_file());
+    .verified_by(move |_: &Value| verify_path.is_file())
+    // A candidate that was made anew is scanned anew.
+    .reading(vec![names::FINISH.to_owned()]);
     graph.add(node(names::SCAN.to_owned(), "scan", vec![names::FINISH.to_owned()], unit));
     graph.add(build.gate_node(names::GATE_PTQ, "scan", &key, vec![names::SCAN.to_owned()], move |_| {
         Ok(gate::ptq(&json::read(&gate_path)?))

@@ -214,7 +214,8 @@ impl<'a> EvalJob<'a> {
             let scores: BTreeMap<_, _> = record.tasks.iter().map(|(name, t)| (name, &t.metrics)).collect();
             Output::of(&scores)
         })
-        .verified_by(move |_: &Value| verify_path.is_file());
+        .verified_by(move |_: &Value| verify_path.is_file())
+        .reading([self.wave_names(), self.look_names()].concat());
         node(name, self.stage, after, unit)
     }
 

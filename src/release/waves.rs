@@ -165,8 +165,10 @@ impl<'a> LookUnit<'a> {
             self.arms.iter().map(|arm| score_name(arm, self.name, self.wave)).collect();
         after.extend((self.wave > 0).then(|| look_name(self.name, self.wave - 1)));
         let name = look_name(self.name, self.wave);
+        let reads = after.clone();
         let unit = FnUnit::new(self.key(), move |context| Output::of(&self.look(context)?))
-            .verified_by(|output: &Value| LookOutput::deserialize(output).is_ok());
+            .verified_by(|output: &Value| LookOutput::deserialize(output).is_ok())
+            .reading(reads);
         node(name, stage, after, unit)
     }
 

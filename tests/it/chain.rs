@@ -1,6 +1,8 @@
 //! The chain through the command line: every verdict and every failure class that it can reach.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
@@ -261,6 +263,40 @@ fn refused_credentials_are_a_judge_failure() {
     let (ran, record) = against(|_, _| (401, json!({"error": {"message": "bad key", "code": 401}})));
     ran.expect(3);
     assert_closed(&record, "ANOMALOUS", "EVAL_JUDGE_FAILED");
+}
+
+/// A run that ended for want of a key goes on with one: what failed is scored again, and decided on.
+#[test]
+fn a_run_with_refused_credentials_resumes_once_they_are_good() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let good_key = Arc::new(AtomicBool::new(true));
+    let accepted = Arc::clone(&good_key);
+    let answer = move |n: usize, body: &Value| {
+        // The probes pass, then the key expires in the middle of scoring.
+        if n > PROBE_REQUESTS + 2 && !accepted.load(Ordering::SeqCst) {
+            return (401, json!({"error": {"message": "expired key", "code": 401}}));
+        }
+        good(body)
+    };
+    let engine = fake_engine::start(candidate_card(dir.path()), Box::new(answer));
+    let args = ["--limit", "40", "--suite", "tiny_colours", "--endpoint", &engine.url];
+    good_key.store(false, Ordering::SeqCst);
+    let (ran, record) = release(dir.path(), &args);
+    ran.expect(3);
+    assert_closed(&record, "ANOMALOUS", "EVAL_JUDGE_FAILED");
+    good_key.store(true, Ordering::SeqCst);
+    let code = day0(dir.path(), ["release", "--resume", "run"]).code;
+    let resumed = read_json(dir.path().join("run/release.json"));
+    let scores =
+        |run: &str| read_json(dir.path().join(run).join("eval/candidate/results.json"))["results"].clone();
+    // As if the key had been good all the time.
+    let calm = dir.path().join("calm");
+    std::fs::create_dir(&calm).unwrap();
+    let (ran, record) = release(&calm, &args);
+    assert_eq!((code, &resumed["failure_class"]), (ran.code, &record["failure_class"]), "{resumed:#}");
+    assert_ne!(record["failure_class"], json!("EVAL_JUDGE_FAILED"));
+    assert_eq!(scores("run"), scores("calm/run"));
 }
 
 #[test]

@@ -142,6 +142,7 @@ pub(super) fn submit_rest(
                 elapsed_s: 0.0,
                 peak_memory_bytes: None,
                 reused: false,
+                inputs: None,
             },
         ),
         Err(failure) => ledger.fail(&key, "submission", failure).map(|()| true),

@@ -7,4 +7,4 @@ pub mod report;
 
 pub use cpu::{Cpu, CpuFeatures};
 pub use gpu::{Cuda, Gpu, KernelFiles};
-pub use report::{DeviceReport, report};
+pub use report::{DeviceReport, name, report};

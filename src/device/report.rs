@@ -18,9 +18,27 @@ pub fn report() -> DeviceReport {
     DeviceReport { cpu: cpu::probe(), cuda: gpu::probe() }
 }
 
+/// What an engine of this machine computes on: its visible GPUs, else its CPU. Two machines of one name give the same
+/// numbers as far as hardware decides.
+pub fn name() -> String {
+    let mut names: Vec<String> = gpu::probe().devices.into_iter().map(|gpu| gpu.name).collect();
+    names.dedup();
+    if names.is_empty() {
+        let cpu = cpu::probe();
+        return cpu.model.unwrap_or(cpu.arch);
+    }
+    names.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_has_a_name() {
+        assert!(!name().is_empty());
+        assert_eq!(name(), name());
+    }
 
     #[test]
     fn serializes_and_comes_back() {

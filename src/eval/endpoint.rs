@@ -48,6 +48,8 @@ pub struct EndpointOptions {
     pub retry: RetryPolicy,
     /// Set when the server's process ends, where that is known.
     pub gone: Option<Gone>,
+    /// What the server computes on, where that is known and it does not say so itself.
+    pub device: Option<String>,
 }
 
 impl EndpointOptions {
@@ -62,6 +64,7 @@ impl EndpointOptions {
             timeout: Duration::from_secs(600),
             retry: RetryPolicy::default(),
             gone: None,
+            device: None,
         }
     }
 }

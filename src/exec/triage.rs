@@ -150,8 +150,12 @@ const PATTERNS: &[Rule<&str>] = &[
         false,
         "every node must see the program and every path that the profile and the configuration name",
     ),
-    rule(r"Traceback|panicked|Segmentation fault|core dumped", C::Unknown, false, "read the log"),
+    rule(r"panicked|Segmentation fault|core dumped", C::Unknown, false, "read the log"),
+    NO_CAUSE,
 ];
+
+/// What names no cause: it counts only where no other line does.
+const NO_CAUSE: Rule<&str> = rule(r"Traceback", C::Unknown, false, "read the log");
 
 /// Exit codes: day0's own, and the shell's for a program that cannot be run.
 const EXITS: &[Rule<u8>] = &[
@@ -210,12 +214,21 @@ fn describe(ended: &Ended<'_>) -> String {
     if parts.is_empty() { "ended without a result".to_owned() } else { parts.join(", ") }
 }
 
-/// The rule of the last telling line.
+/// The rule of the last line that names a cause, else of the last traceback: an engine of several processes prints that of
+/// each, the one with the cause first.
 fn in_log(log: &str) -> Option<(&'static Rule<&'static str>, String)> {
-    log.lines().rev().take(LOG_LINES).find_map(|line| {
+    let telling = log.lines().rev().take(LOG_LINES).filter_map(|line| {
         let at = COMPILED.iter().position(|pattern| pattern.is_match(line))?;
-        Some((&PATTERNS[at], shorten(line)))
-    })
+        Some((&PATTERNS[at], line))
+    });
+    let mut last = None;
+    for (rule, line) in telling {
+        if rule.seen != NO_CAUSE.seen {
+            return Some((rule, shorten(line)));
+        }
+        last = last.or_else(|| Some((rule, shorten(line))));
+    }
+    last
 }
 
 fn last_line(log: &str) -> String {
@@ -294,6 +307,21 @@ mod tests {
             assert_eq!((found.class, found.retry), (class, retry), "{line}");
             assert_eq!(found.excerpt, line);
         }
+    }
+
+    /// vLLM's engine core ends first, then the server that waited for it.
+    #[test]
+    fn a_traceback_does_not_hide_the_cause_before_it() {
+        let log = "(EngineCore_0) Traceback (most recent call last):\n\
+                   (EngineCore_0) torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n\
+                   (APIServer) Traceback (most recent call last):\n\
+                   (APIServer) RuntimeError: Engine core initialization failed. See root cause above.\n";
+        let found = classify(&Ended { exit_code: Some(1), log, ..Ended::default() });
+        assert_eq!((found.class, found.hint), (C::DeploymentHealthFailed, GPU_MEMORY));
+        assert!(found.excerpt.contains("Tried to allocate"), "{}", found.excerpt);
+        // A crash is a cause, whatever was said before it.
+        let log = "connection refused, trying again\nSegmentation fault (core dumped)\n";
+        assert_eq!(classify(&Ended { exit_code: Some(139), log, ..Ended::default() }).class, C::Unknown);
     }
 
     #[test]

@@ -320,7 +320,8 @@ impl Arm {
             ArmEngine::Command(spec) => {
                 let launched = Launched::start(spec, self.name.as_str(), &self.checkpoint, &self.log)?;
                 let gone = Some(launched.gone.clone());
-                let options = EndpointOptions { gone, ..EndpointOptions::new(&launched.url) };
+                let device = Some(crate::device::name());
+                let options = EndpointOptions { gone, device, ..EndpointOptions::new(&launched.url) };
                 let launched = Some(Mutex::new(launched));
                 Running { launched, ..Running::new(options, tokenizer, expected_digest) }
             }

@@ -48,6 +48,7 @@ impl ServedModel {
 pub struct EndpointClient {
     http: Http,
     model: Option<String>,
+    device: Option<String>,
     /// Whether the server has SGLang's own interface; found out with the model it serves.
     sglang: AtomicBool,
     /// Whether it is day0's server, which scores a prompt from a given position on.
@@ -64,6 +65,7 @@ impl EndpointClient {
         Ok(Self {
             http,
             model: options.model.clone(),
+            device: options.device.clone(),
             sglang: AtomicBool::new(false),
             day0: AtomicBool::new(false),
             extras: AtomicBool::new(true),
@@ -124,7 +126,7 @@ impl EndpointClient {
                 Some(engine) => engine,
                 None => self.engine_version(model).map_err(|e| unreachable(e.message, e.status))?,
             },
-            device: text("device"),
+            device: text("device").or_else(|| self.device.clone()),
             kernel_path: text("kernel_path"),
             checkpoint_digest: digest("checkpoint_digest"),
             tokenizer_digest: digest("tokenizer_digest"),

@@ -19,6 +19,7 @@ mod fake_vllm;
 mod fuzz;
 mod groups;
 mod launched;
+mod quantize_target;
 mod ready;
 mod ready_container;
 mod ready_runtime;

@@ -177,6 +177,19 @@ fn compare_gate_reads_upstream_scores() {
         .says("none.json");
 }
 
+/// The recipe of a summary may be any of ours.
+#[test]
+fn ptq_gate_knows_every_builtin_recipe_in_summaries() {
+    for recipe in day0::recipe::builtin_names() {
+        let bucket = day0::gate::upstream::precision_bucket(recipe);
+        let bucket = bucket.unwrap_or_else(|| panic!("{recipe} has no bucket"));
+        let counts = json!({bucket: 4});
+        let summary = json!({"source_bytes": 2, "output_bytes": 1, "layer_precision_counts": counts});
+        let report = day0::gate::upstream::ptq_summary(&summary, Some(recipe));
+        assert!(report.pass, "{recipe}: {}", report.detail);
+    }
+}
+
 #[test]
 fn run_gate_reads_upstream_summaries() {
     let dir = tempfile::tempdir().unwrap();

@@ -18,6 +18,7 @@ mod fake_engine;
 mod fake_vllm;
 mod fuzz;
 mod groups;
+mod hub;
 mod launched;
 mod quantize_target;
 mod ready;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::common::{day0, read_json, turn};
+use super::common::{command, day0, ran, read_json, turn};
 
 fn names(dir: &Path) -> BTreeSet<String> {
     std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
@@ -218,6 +218,8 @@ fn small_commands_answer() {
     let doctor = day0(dir.path(), ["doctor", "--json", "--threads", "2"]).expect(0).json();
     assert_eq!(doctor["threads"], json!({"count": 2, "origin": "--threads"}));
     day0(dir.path(), ["completions", "bash"]).expect(0).says("complete");
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    ran(command(dir.path(), ["completions", "zsh"]).stdout(full).output().unwrap()).expect(0);
     day0(dir.path(), ["runs"]).expect(0);
     day0(dir.path(), ["init"]).expect(0);
     day0(dir.path(), ["init"]).expect(2).says("--force");

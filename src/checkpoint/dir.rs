@@ -226,6 +226,12 @@ impl Checkpoint {
         self.files.iter().filter(|n| !files::is_weights(n)).map(|n| self.dir.join(n)).collect()
     }
 
+    /// The `.safetensors` files that are no part of the checkpoint: no index names them, or they lie beside the only one.
+    pub fn stray_weights(&self) -> impl Iterator<Item = &str> {
+        let is_shard = |name: &str| self.shards.iter().any(|s| s.file == name);
+        self.files.iter().map(String::as_str).filter(move |n| n.ends_with(".safetensors") && !is_shard(n))
+    }
+
     /// BLAKE3 over the sorted (file name, file digest) of weights, config and tokenizer files. Computed once; digests
     /// of large files are kept in the cache directory.
     pub fn digest(&self) -> Result<Digest, CheckpointError> {

@@ -103,12 +103,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 
 /// `quant_algo` of a scheme; `None` where ModelOpt's layout does not hold it.
 pub fn algorithm(scheme: &QuantizationScheme) -> Option<&'static str> {
-    // How ranges were found is not declared.
-    let declared = |args: &QuantizationArgs| QuantizationArgs {
-        observer: Observer::default(),
-        amax: None,
-        ..args.clone()
-    };
+    let declared = QuantizationArgs::declared;
     let (weights, inputs) = (declared(&scheme.weights), scheme.input_activations.as_ref().map(declared));
     ALGORITHMS
         .iter()

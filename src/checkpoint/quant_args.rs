@@ -187,6 +187,22 @@ impl QuantizationArgs {
         self.qtype == QuantType::Float && by_group && scales
     }
 
+    /// What a config declares of these arguments: all but how ranges are found.
+    #[must_use]
+    pub fn declared(&self) -> Self {
+        Self { observer: Observer::default(), amax: None, ..self.clone() }
+    }
+
+    /// Whether a config that declares `other` declares these. Older configs do not name the dtype of scales.
+    pub fn is_declared_as(&self, other: &Self) -> bool {
+        let scale_dtype = self.scale_dtype.clone().and(other.scale_dtype.clone());
+        let named = |args: &Self| match scale_dtype {
+            Some(_) => args.declared(),
+            None => Self { scale_dtype: None, ..args.declared() },
+        };
+        named(self) == named(other)
+    }
+
     /// In words, e.g. `float8 group 128 dynamic symmetric`.
     pub fn describe(&self) -> String {
         let element = if self.qtype == QuantType::Float { "float" } else { "int" };

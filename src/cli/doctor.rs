@@ -8,6 +8,7 @@ use super::{Settings, output};
 use crate::base::env_vars;
 use crate::base::threads::Threads;
 use crate::base::units::human_bytes;
+use crate::checkpoint::hub_env::HubEnv;
 use crate::device::{self, DeviceReport};
 use crate::engine;
 use crate::ops::kernel_path::ComputeDtype;
@@ -82,8 +83,7 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Failure> {
 
 fn gather(settings: &Settings) -> Report {
     let cache_dir = env_vars::cache_dir();
-    let home = env_vars::get_os(env_vars::HF_HOME).map(PathBuf::from);
-    let default_home = env_vars::get_os(env_vars::HOME).map(|h| PathBuf::from(h).join(".cache/huggingface"));
+    let hub = HubEnv::from_env();
     Report {
         version: TOOL_VERSION.to_owned(),
         git_hash: GIT_HASH.to_owned(),
@@ -94,8 +94,8 @@ fn gather(settings: &Settings) -> Report {
         cache_writable: std::fs::create_dir_all(&cache_dir).is_ok()
             && tempfile::tempfile_in(&cache_dir).is_ok(),
         cache_dir,
-        hub_cache: home.or(default_home).unwrap_or_default().join("hub"),
-        hub_offline: env_vars::is_true(env_vars::HF_HUB_OFFLINE),
-        hub_token: env_vars::get(env_vars::HF_TOKEN).is_some(),
+        hub_cache: hub.cache,
+        hub_offline: hub.offline,
+        hub_token: hub.token.is_some(),
     }
 }

@@ -14,7 +14,7 @@ use crate::ready::lineage::{self, Attempt};
 use crate::record::eval::EvalRecord;
 use crate::record::release::ReleaseRecord;
 use crate::record::{Failure, GateReport, Provenance};
-use crate::release::config::{ConfigFile, Policy};
+use crate::release::config::{ConfigFile, DEFAULT_MARGIN, Policy};
 use crate::{recipe, scan};
 
 #[derive(Debug, Args)]
@@ -73,18 +73,18 @@ struct Compare {
     /// The same of the quantized model.
     #[arg(long, value_name = "FILE|DIR")]
     candidate: PathBuf,
-    /// Largest drop allowed, as a share of the scale.
-    #[arg(long, default_value_t = 0.01)]
-    threshold: f64,
+    /// Largest drop allowed, as a share of the scale; else that of --config, else 0.01.
+    #[arg(long)]
+    threshold: Option<f64>,
     /// The threshold is relative to the baseline's score (score files).
     #[arg(long)]
     relative: bool,
     /// Full scale per task {task: maximum} (score files).
     #[arg(long, value_name = "FILE")]
     scales: Option<PathBuf>,
-    /// How to decide about evaluation records.
-    #[arg(long, default_value = "certify", value_parser = super::policy_parser())]
-    policy: Policy,
+    /// How to decide about evaluation records; else as --config says, else certify.
+    #[arg(long, value_parser = super::policy_parser())]
+    policy: Option<Policy>,
     /// Margins and tiers per task (evaluation records).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -156,8 +156,8 @@ fn decide_compare(compare: &Compare) -> Result<GateReport, Failure> {
         }
         let file =
             compare.config.as_ref().map_or_else(|| Ok(ConfigFile::default()), |p| ConfigFile::read(p))?;
-        let margin = file.margin.unwrap_or(compare.threshold);
-        let config = ConfigFile { policy: Some(compare.policy), margin: Some(margin), ..file }.validate()?;
+        let flags = ConfigFile { policy: compare.policy, margin: compare.threshold, ..ConfigFile::default() };
+        let config = file.overridden_by(flags).validate()?;
         let baseline = json::read(&baseline_path)?;
         let candidate = json::read(&candidate_path)?;
         return Ok(gate::compare(&baseline, &candidate, &config.compare_options(&baseline)));
@@ -166,7 +166,7 @@ fn decide_compare(compare: &Compare) -> Result<GateReport, Failure> {
     Ok(upstream::compare_summaries(
         &baseline,
         &candidate,
-        compare.threshold,
+        compare.threshold.unwrap_or(DEFAULT_MARGIN),
         compare.relative,
         scales.as_ref(),
     ))

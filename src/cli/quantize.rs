@@ -116,10 +116,12 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> Result<u8, Fail
     let job = QuantizeJob {
         outputs: outputs(arguments, &plans, &checkpoint, calibration.as_ref())?,
         sync: !arguments.no_sync,
+        own_targets: false,
         provenance: provenance(settings, gpus.as_ref()),
         calibration: calibration.as_ref(),
         gpus,
     };
+    check_target(&job, out, &ledger_path)?;
     check_space(&job, out)?;
     let records = execute(&job, &ledger_path)?;
     say_rate(&records, start.elapsed().as_secs_f64());
@@ -281,6 +283,16 @@ fn outputs<'a>(
         outputs.push(QuantizeOutput { plan, target, record: None, key });
     }
     Ok(outputs)
+}
+
+/// Refuses a target that another job made, before anything is written: its ledger, too, may lie beside it.
+fn check_target(job: &QuantizeJob<'_>, out: &Path, ledger_path: &Path) -> Result<(), Failure> {
+    let ledger = Ledger::snapshot(ledger_path)?.unwrap_or_default();
+    if !out.exists() || quantize_units::is_ledger_of(job, &ledger) {
+        return Ok(());
+    }
+    let why = format!("{} holds other work", ledger_path.display());
+    Err(quantize_units::made_by_another(out, &why))
 }
 
 /// Refuses a job for which there is no space, before any work.

@@ -1,6 +1,6 @@
 //! What follows the shards: index, `config.json`, every other file of the source, and the record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
@@ -26,7 +26,7 @@ impl QuantizePlan {
     ) -> Result<QuantizeRecord, QuantizeError> {
         shards.sort_by(|a, b| a.file.cmp(&b.file));
         self.check_records(&shards)?;
-        remove_leftovers(staging)?;
+        atomic::remove_leftovers(staging).map_err(|source| write_failed(staging, source))?;
         Self::write_index(staging, &shards)?;
         self.write_config(staging)?;
         self.copy_files(staging)?;
@@ -57,6 +57,25 @@ impl QuantizePlan {
         })
     }
 
+    /// Deletes everything in `staging` but the shards of this plan and what is being written: a killed run with another
+    /// source or recipe may have left its own. What belongs beside the shards is written by [`Self::finish`].
+    pub fn keep_only_shards(&self, staging: &Path) -> Result<(), QuantizeError> {
+        let failed = |source| write_failed(staging, source);
+        let own: BTreeSet<&str> = (0..self.num_shards()).map(|i| self.shard_file_name(i)).collect();
+        for entry in std::fs::read_dir(staging).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|name| own.contains(name)) || atomic::is_temporary(&name) {
+                continue;
+            }
+            let is_dir = entry.file_type().map_err(failed)?.is_dir();
+            let path = entry.path();
+            let removed = if is_dir { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.map_err(|source| write_failed(&path, source))?;
+        }
+        Ok(())
+    }
+
     /// One record for each shard of the plan, with its tensors.
     fn check_records(&self, shards: &[ShardRecord]) -> Result<(), QuantizeError> {
         let found: Vec<&str> = shards.iter().map(|s| s.file.as_str()).collect();
@@ -80,7 +99,7 @@ impl QuantizePlan {
         let total: u64 = shards.iter().map(|s| s.tensor_bytes).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         let path = staging.join(INDEX);
-        let failed = |source| QuantizeError::Write { path: path.clone(), source };
+        let failed = |source| write_failed(&path, source);
         let text = crate::base::json::pretty(&index).map_err(|e| failed(e.into()))?;
         atomic::write_without_sync(&path, text.as_bytes()).map_err(failed)
     }
@@ -100,7 +119,7 @@ impl QuantizePlan {
             keys.insert("quantization_config".to_owned(), declared);
         }
         let path = staging.join(CONFIG);
-        let failed = |source| QuantizeError::Write { path: path.clone(), source };
+        let failed = |source| write_failed(&path, source);
         let text = serde_json::to_string_pretty(&config).map_err(|e| failed(e.into()))? + "\n";
         atomic::write_without_sync(&path, text.as_bytes()).map_err(failed)
     }
@@ -118,22 +137,12 @@ impl QuantizePlan {
                 std::io::copy(&mut from, &mut file)?;
                 file.commit_without_sync()
             });
-            copied.map_err(|source| QuantizeError::Write { path: to, source })?;
+            copied.map_err(|source| write_failed(&to, source))?;
         }
         Ok(())
     }
 }
 
-/// Removes temporary files that a killed process left behind.
-fn remove_leftovers(staging: &Path) -> Result<(), QuantizeError> {
-    let failed = |source| QuantizeError::Write { path: staging.to_path_buf(), source };
-    for entry in std::fs::read_dir(staging).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(".day0-") && name.ends_with(".part") {
-            std::fs::remove_file(entry.path()).map_err(failed)?;
-        }
-    }
-    Ok(())
+fn write_failed(path: &Path, source: std::io::Error) -> QuantizeError {
+    QuantizeError::Write { path: path.to_path_buf(), source }
 }

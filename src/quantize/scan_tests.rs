@@ -13,8 +13,7 @@ use crate::checkpoint::quant_args::Dialect;
 use crate::ops::float_dtype::FloatDtype;
 use crate::recipe::load;
 use crate::record::Provenance;
-use crate::record::scan::DiffKind;
-use crate::record::scan::ScanRecord;
+use crate::record::scan::{DiffKind, MetadataDiff, ScanRecord};
 use crate::record::{Classified, FailureClass};
 use crate::scan::{ScanOptions, Target, scan, scan_target};
 
@@ -475,6 +474,14 @@ fn moved_chat_template_is_no_difference() {
     atomic::write(&out.join("chat_template.jinja"), b"{{ x }}").unwrap();
     let diffs = scanned(&out, Some(&source), None).metadata_diffs;
     assert!(diffs.iter().all(|d| d.kind == DiffKind::Expected), "{diffs:?}");
+    // A processor has its template in a file of its own, under the same key.
+    for (dir, template) in [(&source, "{{ x }}"), (&out, "{{ y }}")] {
+        json_file::write(&dir.join("chat_template.json"), &json!({"chat_template": template})).unwrap();
+    }
+    let diffs = scanned(&out, Some(&source), None).metadata_diffs;
+    let blocking = |d: &&MetadataDiff| d.kind == DiffKind::Blocking;
+    let files: Vec<&str> = diffs.iter().filter(blocking).map(|d| d.file.as_str()).collect();
+    assert_eq!(files, ["chat_template.json"]);
 }
 
 /// Headers over HTTP: everything that headers tell, and what they do not is named.
@@ -535,4 +542,38 @@ fn plain_checkpoints_have_no_defects() {
     assert_eq!((record.quant_method, record.defects.len(), record.coverage.quantized), (None, 0, 0));
     assert_eq!(record.size.bits_per_weight, 16.0);
     assert_eq!(record.coverage.modules_by_precision["bf16"], 15);
+}
+
+/// How inputs are quantized at run time is part of the recipe, although no tensor shows it.
+#[test]
+fn inputs_other_than_the_recipe_asks_for_are_found() {
+    for pair in [["fp8_weight_only", "fp8_dynamic"], ["w4a16", "w4afp8"], ["mxfp8a16", "mxfp8"]] {
+        for [made, asked] in [pair, [pair[1], pair[0]]] {
+            let (_guard, source, out) = model(FloatDtype::Bf16, 1);
+            quantize(&source, &out, made).unwrap();
+            let mismatch = |recipe| scanned(&out, Some(&source), Some(recipe)).coverage.declaration_mismatch;
+            assert_eq!(mismatch(asked).len(), 14, "{made}, asked for {asked}");
+            // Before compressed-tensors 0.20 no config named the dtype of scales.
+            edit_config(&out, |config| {
+                let group = &mut config["quantization_config"]["config_groups"]["group_0"];
+                group["input_activations"].as_object_mut().map(|inputs| inputs.remove("scale_dtype"));
+            });
+            assert_eq!(mismatch(made), [] as [&str; 0], "{made}");
+        }
+    }
+}
+
+#[test]
+fn weight_files_that_are_no_part_of_the_checkpoint_are_found() {
+    for shards in [1, 2] {
+        let (_guard, source, out) = model(FloatDtype::Bf16, shards);
+        quantize(&source, &out, "w8a8").unwrap();
+        let file = std::fs::read_dir(&source).unwrap().map(|entry| entry.unwrap().path());
+        let file = file.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).min().unwrap();
+        std::fs::copy(&file, out.join("consolidated.safetensors")).unwrap();
+        let record = scanned(&out, Some(&source), None);
+        assert_eq!((record.defects.len(), record.notes.len()), (0, 1), "{record:?}");
+        std::fs::copy(&file, out.join("model-00001-of-00007.safetensors")).unwrap();
+        assert_defect(&scanned(&out, Some(&source), None), "names", "model-00001-of-00007.safetensors");
+    }
 }

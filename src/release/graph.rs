@@ -108,6 +108,7 @@ impl<'a> Build<'a> {
         QuantizeJob {
             outputs: vec![output],
             sync: true,
+            own_targets: true,
             gpus: None,
             provenance: self.provenance(),
             calibration: self.inputs.calibration.as_ref(),

@@ -74,8 +74,8 @@ impl Inputs {
         let source = Arc::new(Checkpoint::open(&model.dir)?);
         let source_digest = source.digest()?;
         let tokenizer = Tokenizer::load(&model.dir)?;
-        let plan =
-            QuantizePlan::new(Arc::clone(&source), recipe.clone(), Arithmetic::F32).map_err(Failure::from);
+        let plan = QuantizePlan::new(Arc::clone(&source), recipe.clone(), Arithmetic::F32);
+        let plan = verdict_or_mistake(plan.map_err(Failure::from))?;
         let build = program_digest()?;
         let calibration = match &plan {
             Ok(plan) => {
@@ -84,14 +84,13 @@ impl Inputs {
             }
             Err(_) => Ok(None),
         };
-        // An architecture that cannot be calibrated is a verdict, a text that cannot be read a mistake.
-        let (calibration, plan) = match calibration {
+        let (calibration, plan) = match verdict_or_mistake(calibration)? {
             Ok(job) => (job, plan),
-            Err(failure) if failure.class == FailureClass::ModelUnsupported => (None, Err(failure)),
-            Err(failure) => return Err(failure),
+            Err(failure) => (None, Err(failure)),
         };
         let local = engines.iter().any(|e| matches!(e, ArmEngine::Local { .. }));
-        let engine_gap = if local { engine::check_supported(&source).err().map(Failure::from) } else { None };
+        let supported = if local { engine::check_supported(&source) } else { Ok(()) };
+        let engine_gap = verdict_or_mistake(supported.map_err(Failure::from))?.err();
         let options = EvalOptions {
             limit: config.limit,
             order: ItemOrder::Permuted { seed: config.seed },
@@ -213,6 +212,15 @@ impl Inputs {
             digest.field(task.digest.as_str().as_bytes());
         }
         digest.finish()
+    }
+}
+
+/// A model that cannot be quantized, calibrated or run is a verdict; anything else that is wrong is a mistake, and ends
+/// the release before it begins.
+fn verdict_or_mistake<T>(result: Result<T, Failure>) -> Result<Result<T, Failure>, Failure> {
+    match result {
+        Err(failure) if failure.class != FailureClass::ModelUnsupported => Err(failure),
+        verdict => Ok(verdict),
     }
 }
 

@@ -14,10 +14,10 @@ use crate::base::digest::Digest;
 use crate::base::json;
 use crate::base::progress::Progress;
 use crate::checkpoint::Checkpoint;
-use crate::exec::{Context, FnUnit, Graph, KeyBuilder, Node, Output, UnitKey};
+use crate::exec::{Context, FnUnit, Graph, KeyBuilder, Node, Output, Snapshot, UnitKey};
 use crate::quantize::{Durability, Gpus, QuantizePlan, ShardTarget, write_shards};
 use crate::record::quantize::{QuantizeRecord, ShardRecord};
-use crate::record::{Failure, Provenance};
+use crate::record::{Failure, FailureClass, Provenance};
 use crate::{gate, scan};
 
 /// Checkpoints to be made from one source, which is read once for all of them.
@@ -26,6 +26,9 @@ pub struct QuantizeJob<'a> {
     pub outputs: Vec<QuantizeOutput<'a>>,
     /// Whether to wait for storage before a checkpoint gets its name.
     pub sync: bool,
+    /// Whether the targets lie in a directory of the run's own, where a damaged checkpoint is made anew. Anywhere else it
+    /// is refused: whoever made it may want it.
+    pub own_targets: bool,
     /// GPUs to quantize on; the CPU where there is none.
     pub gpus: Option<Gpus>,
     /// Origin of the records.
@@ -66,6 +69,13 @@ pub fn add_quantize<'a>(graph: &mut Graph<'a>, job: &'a QuantizeJob<'a>) {
     }
 }
 
+/// Whether `ledger` is that of this very job, and what lies under the targets' names may be what it made.
+pub fn is_ledger_of(job: &QuantizeJob<'_>, ledger: &Snapshot) -> bool {
+    let holds = |key: &UnitKey| ledger.units.contains_key(key);
+    let finished = job.outputs.iter().filter(|o| o.target.exists());
+    holds(&shard_key(job, 0)) && finished.map(finish_key).all(|key| holds(&key))
+}
+
 /// Bytes the job will write beyond what an earlier, unfinished run left.
 pub fn missing_bytes(job: &QuantizeJob<'_>) -> u64 {
     let there = |target: &Path| {
@@ -76,9 +86,7 @@ pub fn missing_bytes(job: &QuantizeJob<'_>) -> u64 {
 }
 
 fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<'a> {
-    let keys = KeyBuilder::new("quantize-shard/2").part("index", index);
-    let key = job.outputs.iter().fold(keys, |keys, o| keys.part("candidate", o.key.as_str())).finish();
-    let unit = FnUnit::new(key, move |context| {
+    let unit = FnUnit::new(shard_key(job, index), move |context| {
         job.calibrate(context)?;
         let staging = job
             .outputs
@@ -104,6 +112,15 @@ fn shard_node<'a>(job: &'a QuantizeJob<'a>, name: String, index: usize) -> Node<
     Node { cost, ..node(name, "quantize", after, unit) }
 }
 
+fn shard_key(job: &QuantizeJob<'_>, index: usize) -> UnitKey {
+    let keys = KeyBuilder::new("quantize-shard/2").part("index", index);
+    job.outputs.iter().fold(keys, |keys, o| keys.part("candidate", o.key.as_str())).finish()
+}
+
+fn finish_key(output: &QuantizeOutput<'_>) -> UnitKey {
+    keys::derived("quantize-finish/1", &output.key)
+}
+
 impl QuantizeJob<'_> {
     /// Gives the plans that need them their static input scales.
     fn calibrate(&self, context: &Context<'_>) -> Result<(), Failure> {
@@ -122,15 +139,20 @@ fn shards_are_there(output: &Value, job: &QuantizeJob<'_>) -> bool {
             && records.iter().zip(&job.outputs).all(|(record, output)| {
                 [staging_path(&output.target), output.target.clone()]
                     .iter()
-                    .any(|dir| Digest::of_file(&dir.join(&record.file)).is_ok_and(|d| d == record.digest))
+                    .any(|dir| is_recorded(dir, record))
             })
     })
+}
+
+/// Whether the shard lies in `dir` with its digest.
+fn is_recorded(dir: &Path, shard: &ShardRecord) -> bool {
+    Digest::of_file(&dir.join(&shard.file)).is_ok_and(|digest| digest == shard.digest)
 }
 
 fn finish_node<'a>(job: &'a QuantizeJob<'a>, index: usize, shards: Vec<String>) -> Node<'a> {
     let names_of_shards = shards.clone();
     let output = &job.outputs[index];
-    let unit = FnUnit::new(keys::derived("quantize-finish/1", &output.key), move |context| {
+    let unit = FnUnit::new(finish_key(output), move |context| {
         let timer = Timer::start();
         // Shards of an earlier run were written without this process.
         job.calibrate(context)?;
@@ -168,9 +190,10 @@ fn complete(
     timer: Timer,
 ) -> Result<QuantizeRecord, Failure> {
     let io = |e: std::io::Error| Failure::io(output.target.display(), &e);
-    // A run killed between the rename and the ledger's entry finds the directory under its final name.
-    let staging =
-        if output.target.exists() { None } else { Some(StagingDir::open(&output.target).map_err(io)?) };
+    let staging = staging_of(job, output, &shards)?;
+    if let Some(staging) = &staging {
+        output.plan.keep_only_shards(staging.path())?;
+    }
     let dir = staging.as_ref().map_or(output.target.as_path(), StagingDir::path);
     let mut record = output.plan.finish(dir, shards, job.provenance.clone())?;
     if job.sync {
@@ -186,6 +209,50 @@ fn complete(
     record.device_seconds = job.gpus.as_ref().map(Gpus::seconds);
     record.provenance = timer.stop(record.provenance);
     Ok(record)
+}
+
+/// Where the shards lie; `None` if under the final name: a run was killed between the rename and the ledger's entry.
+fn staging_of(
+    job: &QuantizeJob<'_>,
+    output: &QuantizeOutput<'_>,
+    shards: &[ShardRecord],
+) -> Result<Option<StagingDir>, Failure> {
+    let target = &output.target;
+    if !target.exists() {
+        return StagingDir::open(target).map(Some).map_err(|e| Failure::io(target.display(), &e));
+    }
+    if job.own_targets {
+        return take_back(target, shards).map(Some);
+    }
+    match shards.iter().find(|shard| !is_recorded(target, shard)) {
+        None => Ok(None),
+        Some(shard) => {
+            Err(made_by_another(target, &format!("{} in it is not what this one wrote", shard.file)))
+        }
+    }
+}
+
+/// The refusal of a target that is there already.
+pub fn made_by_another(target: &Path, why: &str) -> Failure {
+    Failure::config(format!("{}: exists already, made by another run: {why}", target.display()))
+        .with_hint("choose a new --out, or remove what is there")
+}
+
+/// Moves the shards that are as recorded back into the staging directory, and removes the rest of the target. Killed
+/// anywhere, each shard lies in one of the two.
+fn take_back(target: &Path, shards: &[ShardRecord]) -> Result<StagingDir, Failure> {
+    let io = |e: std::io::Error| Failure::io(target.display(), &e);
+    let staging = StagingDir::open(target).map_err(io)?;
+    for shard in shards.iter().filter(|shard| !is_recorded(staging.path(), shard)) {
+        if !is_recorded(target, shard) {
+            let message = format!("{}: {} is not what was written", target.display(), shard.file);
+            return Err(Failure::new(FailureClass::InfraTransient, message)
+                .with_hint("resume the run: the shard is made again"));
+        }
+        std::fs::rename(target.join(&shard.file), staging.path().join(&shard.file)).map_err(io)?;
+    }
+    std::fs::remove_dir_all(target).map_err(io)?;
+    Ok(staging)
 }
 
 /// Adds `scan` and `gate/ptq`.

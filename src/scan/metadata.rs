@@ -16,9 +16,10 @@ use crate::record::scan::{DiffKind, MetadataDiff};
 const DECLARATION: &str = "quantization_config";
 /// Keys that may differ: the quantization itself and what tools stamp into files.
 const MAY_DIFFER: [&str; 4] = [DECLARATION, "compression_config", "transformers_version", "_name_or_path"];
-/// The chat template as a file, and as a key of `tokenizer_config.json`.
+/// The chat template as a file, and as a key of the tokenizer's config.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TEMPLATE_KEY: &str = "chat_template";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// Longest value that is shown.
 const SHOWN_CHARS: usize = 120;
 
@@ -76,7 +77,7 @@ fn chat_template(checkpoint: &Checkpoint) -> Result<Option<Value>, ScanError> {
     if let Some(bytes) = read(checkpoint.dir(), TEMPLATE_FILE)? {
         return Ok(Some(Value::String(String::from_utf8_lossy(&bytes).into_owned())));
     }
-    let config = read(checkpoint.dir(), "tokenizer_config.json")?;
+    let config = read(checkpoint.dir(), TOKENIZER_CONFIG)?;
     Ok(config.and_then(|bytes| parse(&bytes)?.remove(TEMPLATE_KEY)).filter(|v| !v.is_null()))
 }
 
@@ -115,7 +116,7 @@ fn normalized(config: &Value) -> BTreeMap<String, Value> {
     keys
 }
 
-/// Differences field by field at the top level.
+/// Differences field by field at the top level; the chat template of the tokenizer's config is compared by itself.
 fn fields(
     file: &str,
     source: &BTreeMap<String, Value>,
@@ -123,7 +124,7 @@ fn fields(
     diffs: &mut Vec<MetadataDiff>,
 ) {
     let keys: BTreeSet<&String> = source.keys().chain(output.keys()).collect();
-    for key in keys.into_iter().filter(|k| *k != TEMPLATE_KEY) {
+    for key in keys.into_iter().filter(|k| (file, k.as_str()) != (TOKENIZER_CONFIG, TEMPLATE_KEY)) {
         let (a, b) = (source.get(key), output.get(key));
         if a != b {
             let may_differ = MAY_DIFFER.contains(&key.as_str());

@@ -27,8 +27,8 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use crate::checkpoint::QuantizationConfig;
 use crate::checkpoint::quant_args::Dialect;
+use crate::checkpoint::{Checkpoint, QuantizationConfig};
 use crate::recipe::Recipe;
 use crate::record::scan::{CoverageScan, Defect, ScanRecord, TensorError, ValueRange};
 use crate::record::{FailureClass, Provenance, SCHEMA_VERSION};
@@ -75,7 +75,7 @@ pub fn scan_target(
     let source = against.map(Opened::open).transpose()?;
     let digest = |opened: &Opened| {
         let dir = opened.dir().filter(|_| options.digests);
-        dir.map(crate::checkpoint::Checkpoint::digest).transpose()
+        dir.map(Checkpoint::digest).transpose()
     };
     let source_digest = source.as_ref().map(digest).transpose()?.flatten();
     if let Some(digest) = &source_digest {
@@ -146,6 +146,7 @@ fn inspect(
     let mut findings = Findings::default();
     let declared = findings.declaration(&table);
     modelopt::check(&table, &mut findings);
+    findings.stray_weights(&table);
     let source = sides.source.map(|(opened, table)| SourceView::open(opened, table)).transpose()?;
     let mut modules = modules::find(&table, source.as_ref());
     coverage::judge(&mut modules, declared.as_ref(), table.has_values(), &mut findings);
@@ -312,6 +313,19 @@ impl Findings {
                     }
                 }
                 None
+            }
+        }
+    }
+
+    /// Weight files that are no part of the checkpoint: a loader without an index reads every file there is.
+    fn stray_weights(&mut self, table: &Table<'_>) {
+        for file in table.checkpoint().into_iter().flat_map(Checkpoint::stray_weights) {
+            let expected = "only weight files that hold the checkpoint's tensors";
+            // Mistral publishes the whole model a second time in its own format, whose loaders look for this name.
+            if file.starts_with("consolidated") {
+                self.note("names", file, "a weight file of another format", expected);
+            } else {
+                self.defect("names", file, "a weight file that is no part of the checkpoint", expected);
             }
         }
     }

@@ -3,11 +3,11 @@
 use safetensors::Dtype;
 
 use super::Findings;
-use super::modules::Module;
+use super::modules::{Declared, Module};
 use super::source_view::SourceView;
 use super::table::{Table, shown};
 use crate::recipe::Recipe;
-use crate::recipe::assignment::{Assignment, AssignmentError, TensorDecl};
+use crate::recipe::assignment::{AssignedModule, Assignment, AssignmentError, TensorDecl};
 
 /// What source and recipe let one expect.
 pub(super) struct SourceCheck<'a> {
@@ -15,6 +15,7 @@ pub(super) struct SourceCheck<'a> {
     source: Option<SourceView<'a>>,
     /// The recipe applied to the source, or to what the checkpoint itself was before.
     assignment: Option<Result<Assignment, AssignmentError>>,
+    recipe: Option<&'a Recipe>,
     table: &'a Table<'a>,
 }
 
@@ -23,7 +24,7 @@ impl<'a> SourceCheck<'a> {
         table: &'a Table<'a>,
         modules: &[Module<'_>],
         mut source: Option<SourceView<'a>>,
-        recipe: Option<&Recipe>,
+        recipe: Option<&'a Recipe>,
     ) -> Self {
         let assignment = recipe.map(|recipe| {
             if let Some(source) = &source {
@@ -40,7 +41,7 @@ impl<'a> SourceCheck<'a> {
         if let Some(source) = &mut source {
             source.fuse_as_in(&table.tensors);
         }
-        Self { source, assignment, table }
+        Self { source, assignment, recipe, table }
     }
 
     /// Predicted bytes, from the source's headers only.
@@ -106,6 +107,17 @@ impl<'a> SourceCheck<'a> {
         }
     }
 
+    /// Whether weights are stored, and inputs quantized, as the recipe says.
+    fn is_as_asked(&self, declared: &Declared, target: &AssignedModule) -> bool {
+        let asked = self.recipe.and_then(|recipe| recipe.groups.get(target.group));
+        let inputs = match (asked.and_then(|group| group.input_activations.as_ref()), &declared.inputs) {
+            (None, None) => true,
+            (Some(asked), Some(declared)) => asked.is_declared_as(declared),
+            _ => false,
+        };
+        inputs && declared.layout == target.layout
+    }
+
     /// What the recipe targets is quantized as it says, and nothing else is.
     pub(super) fn coverage(&self, modules: &[Module<'_>], findings: &mut Findings) {
         let assignment = match &self.assignment {
@@ -137,7 +149,7 @@ impl<'a> SourceCheck<'a> {
                 (Some(_), false) => findings.coverage.unexpected_unquantized.push(module.name.to_owned()),
                 (None, true) => findings.coverage.declaration_mismatch.push(module.name.to_owned()),
                 (Some(target), true)
-                    if module.declared.as_ref().is_some_and(|d| d.layout != target.layout) =>
+                    if module.declared.as_ref().is_some_and(|d| !self.is_as_asked(d, target)) =>
                 {
                     findings.coverage.declaration_mismatch.push(module.name.to_owned());
                 }

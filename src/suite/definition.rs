@@ -25,10 +25,19 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    fn display(&self) -> String {
+    /// As messages name it.
+    pub fn display(&self) -> String {
         match self {
             Self::Embedded(name) => format!("built-in/{name}"),
             Self::File(path) => path.display().to_string(),
+        }
+    }
+
+    /// The same for the same file, however its path is written.
+    pub fn identity(&self) -> Self {
+        match self {
+            Self::Embedded(name) => Self::Embedded(name),
+            Self::File(path) => Self::File(path.canonicalize().unwrap_or_else(|_| path.clone())),
         }
     }
 
@@ -75,12 +84,13 @@ impl Definition {
 
     fn load_below(origin: &Origin, above: &mut Vec<Origin>) -> Result<Self, SuiteError> {
         let file = origin.display();
-        if above.contains(origin) {
+        let identity = origin.identity();
+        if above.contains(&identity) {
             return Err(SuiteError::IncludeCycle { file });
         }
         let own = Self::parse(origin, &origin.read()?)?;
         let mut merged = Self { origin: origin.clone(), values: Map::new(), places: HashMap::new() };
-        above.push(origin.clone());
+        above.push(identity);
         for name in own.includes()? {
             merged.update(Self::load_below(&origin.beside(&name)?, above)?);
         }

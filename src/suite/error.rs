@@ -95,6 +95,12 @@ pub enum SuiteError {
         /// The file.
         file: String,
     },
+    /// Groups contain each other in a circle.
+    #[error("{}: groups that contain each other", files.join(" -> "))]
+    GroupCycle {
+        /// Their files, the first one again at the end.
+        files: Vec<String>,
+    },
     /// A template does not compile.
     #[error("{place}: {key}: not a valid template")]
     Template {
@@ -198,6 +204,9 @@ impl Classified for SuiteError {
             )),
             Self::Hub(error) => error.hint(),
             Self::NoSplits { .. } => Some("download the rows and pass --data DIR".to_owned()),
+            Self::GroupCycle { .. } => {
+                Some("give the group a name of its own, or list tasks where it lists itself".to_owned())
+            }
             Self::Unsupported { .. } => {
                 Some("write it as a Jinja template, or run this task with lm-eval".to_owned())
             }

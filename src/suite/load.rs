@@ -39,8 +39,14 @@ pub fn load(names: &str, data: Option<&Path>) -> Result<Suite, SuiteError> {
 
 /// Like [`load`], with this hub.
 pub fn load_from(names: &str, data: Option<&Path>, hub: &HubEnv) -> Result<Suite, SuiteError> {
-    let mut loader =
-        Loader { data, hub, suite: Suite::default(), siblings: BTreeMap::new(), rows: RowCache::default() };
+    let mut loader = Loader {
+        data,
+        hub,
+        suite: Suite::default(),
+        open: Vec::new(),
+        siblings: BTreeMap::new(),
+        rows: RowCache::default(),
+    };
     for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
         loader.add(name, None)?;
     }
@@ -61,6 +67,8 @@ struct Loader<'a> {
     data: Option<&'a Path>,
     hub: &'a HubEnv,
     suite: Suite,
+    /// The groups around the one that is being added, and that one.
+    open: Vec<Origin>,
     siblings: BTreeMap<PathBuf, Vec<(Keys, Origin)>>,
     rows: RowCache,
 }
@@ -99,13 +107,15 @@ impl Loader<'_> {
         if let Some(Origin::File(path)) = beside {
             let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
             let index = self.siblings.entry(dir.clone()).or_insert_with(|| directory_index(&dir));
-            let found = matching(index, name);
+            // A group that is called like one of its tasks means that task.
+            let own = Origin::File(path.clone()).identity();
+            let found = matching(index.iter().filter(|(_, origin)| origin.identity() != own), name);
             if !found.is_empty() {
                 return Ok(found);
             }
             known.extend(index.iter().filter_map(|(keys, _)| keys.name.clone()));
         }
-        let found = matching(builtin_index(), name);
+        let found = matching(builtin_index().iter(), name);
         if found.is_empty() {
             known.extend(builtin_names());
             return Err(SuiteError::UnknownName { name: name.to_owned(), known });
@@ -160,11 +170,12 @@ impl Loader<'_> {
             let place = definition.place(unknown);
             return Err(SuiteError::UnknownKey { place, key: unknown.clone(), known: GROUP_KEYS });
         }
-        let mut members = Vec::new();
         let listed = match definition.get("task") {
             Some(Value::Array(list)) => list.clone(),
             other => return Err(wrong_members(definition, other.unwrap_or(&Value::Null))),
         };
+        self.open_group(&definition.origin)?;
+        let mut members = Vec::new();
         for member in &listed {
             match member {
                 Value::String(name) => members.extend(self.add(name, Some(&definition.origin))?),
@@ -172,11 +183,23 @@ impl Loader<'_> {
                 other => return Err(wrong_members(definition, other)),
             }
         }
+        self.open.pop();
         let group = Group::from_definition(definition, members, &self.suite)?;
         let name = group.name.clone();
         self.suite.groups.retain(|g| g.name != name);
         self.suite.groups.push(group);
         Ok(name)
+    }
+
+    /// Refuses a group that is reached from within itself.
+    fn open_group(&mut self, origin: &Origin) -> Result<(), SuiteError> {
+        let identity = origin.identity();
+        if let Some(first) = self.open.iter().position(|open| *open == identity) {
+            let files = self.open[first..].iter().chain([&identity]).map(Origin::display).collect();
+            return Err(SuiteError::GroupCycle { files });
+        }
+        self.open.push(identity);
+        Ok(())
     }
 
     /// A member written out: a known task by its name, with other settings.
@@ -202,11 +225,11 @@ fn wrong_members(definition: &Definition, found: &Value) -> SuiteError {
 }
 
 /// Files whose task or group has this name, else all files with this tag.
-fn matching(index: &[(Keys, Origin)], name: &str) -> Vec<Origin> {
-    if let Some((_, origin)) = index.iter().find(|(keys, _)| keys.name.as_deref() == Some(name)) {
+fn matching<'a>(index: impl Iterator<Item = &'a (Keys, Origin)> + Clone, name: &str) -> Vec<Origin> {
+    if let Some((_, origin)) = index.clone().find(|(keys, _)| keys.name.as_deref() == Some(name)) {
         return vec![origin.clone()];
     }
-    let tagged = index.iter().filter(|(keys, _)| keys.tags.iter().any(|t| t == name));
+    let tagged = index.filter(|(keys, _)| keys.tags.iter().any(|t| t == name));
     tagged.map(|(_, origin)| origin.clone()).collect()
 }
 

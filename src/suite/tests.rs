@@ -353,3 +353,33 @@ fn bundles_hold_their_tasks() {
     let quick: Vec<_> = load("quick", Some(&data)).unwrap().tasks.iter().map(|t| t.docs.len()).collect();
     assert_eq!(quick, [2376, 10042, 5153]);
 }
+
+/// A group that is called like its own task means the task; files that lead back to themselves are refused.
+#[test]
+fn a_group_is_no_part_of_itself() {
+    let files = Files::new(TASK, ROWS);
+    files.put("my.yaml", "group: arc_easy\ntask: [arc_easy]\n");
+    files.put(
+        "arc_easy.test.jsonl",
+        r#"{"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}"#,
+    );
+    let suite = files.load("my.yaml").unwrap();
+    assert_eq!(suite.tasks[0].config.dataset_path, "allenai/ai2_arc");
+    assert_eq!(suite.groups[0].members, ["arc_easy"]);
+    files.put("a.yaml", "group: a\ntask: [t, b]\n");
+    files.put("b.yaml", "group: b\ntask: [c]\n");
+    files.put("c.yaml", "group: c\ntask: [b]\n");
+    let error = files.load("a.yaml").unwrap_err();
+    assert!(error.hint().unwrap().contains("a name of its own"));
+    let [first, _, last] = ["b.yaml", "c.yaml", "b.yaml: groups that contain each other"];
+    let message = error.to_string();
+    assert!(message.contains(&format!("{first} -> ")) && message.ends_with(last), "{message}");
+    assert!(!message.contains("a.yaml"), "{message}");
+    // However the path is written.
+    let name = files.dir().file_name().unwrap().to_str().unwrap();
+    files.put("i.yaml", &format!("include: ../{name}/i.yaml\n"));
+    assert!(files.load("i.yaml").unwrap_err().to_string().contains("included by itself"));
+    let own = files.dir().join("p.yaml");
+    files.put("p.yaml", &format!("group: p\ntask: ['{}']\n", own.display()));
+    assert!(files.load("p.yaml").unwrap_err().to_string().contains("groups that contain each other"));
+}

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::common::{Ran, cache, day0, ran, read_json, turn};
 
 /// A copy of the embedded model, to be damaged.
-fn model(dir: &Path) -> PathBuf {
+pub fn model(dir: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/day0-tiny");
     let target = dir.join("m");
     std::fs::create_dir(&target).unwrap();
@@ -26,7 +26,7 @@ fn edit_config(model: &Path, edit: impl Fn(&mut Value)) {
 }
 
 /// Header and data of the model's only shard.
-fn shard(model: &Path) -> (Value, Vec<u8>) {
+pub fn shard(model: &Path) -> (Value, Vec<u8>) {
     let bytes = std::fs::read(model.join("model.safetensors")).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
@@ -241,6 +241,15 @@ fn weights_that_contradict_the_config() {
     refused(2, &["k_proj", "head_dim"], |m| {
         edit_config(m, |config| config["num_key_value_heads"] = json!(4));
     });
+    // A release does not begin: there is nothing to decide about.
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    edit_config(&model(dir.path()), |config| config["hidden_size"] = json!(512));
+    for more in [&["--out", "run"][..], &["--plan"]] {
+        let args = ["release", "m", "--limit", "5"].iter().chain(more);
+        day0(dir.path(), args).expect(2).says("model.embed_tokens.weight").says("hint:");
+    }
+    assert!(!dir.path().join("run").exists());
 }
 
 #[test]

@@ -87,6 +87,27 @@ fn two_runs_are_compared_and_flips_explained() {
     day0(dir.path(), ["compare", "a", "empty"]).expect(2).says("holds no evaluation");
 }
 
+/// A flag goes before the file, and the file before the default.
+#[test]
+fn margin_and_policy_come_from_the_flag_else_the_file_else_the_default() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    two_runs(dir.path());
+    std::fs::write(dir.path().join("c.yaml"), "policy: threshold\nmargin: 0.2\n").unwrap();
+    let decided = |more: &[&str]| {
+        let args = ["gate", "compare", "--baseline", "a", "--candidate", "b"].iter().chain(more);
+        let report = day0(dir.path(), args).json();
+        let margin = &report["per_task"]["tiny_colours"]["margin"]["absolute"];
+        (report["checks"]["policy"]["policy"].as_str().unwrap().to_owned(), margin.as_f64().unwrap())
+    };
+    let expected = |policy: &str, margin| (policy.to_owned(), margin);
+    let flags = ["--policy", "certify", "--threshold", "0.3"];
+    assert_eq!(decided(&[]), expected("certify", 0.01));
+    assert_eq!(decided(&["--config", "c.yaml"]), expected("threshold", 0.2));
+    assert_eq!(decided(&[&["--config", "c.yaml"], &flags[..]].concat()), expected("certify", 0.3));
+    assert_eq!(decided(&flags), expected("certify", 0.3));
+}
+
 #[test]
 fn nemo_evaluator_rewards_are_compared() {
     let _turn = turn();

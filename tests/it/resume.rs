@@ -71,13 +71,17 @@ fn ten_kills_at_random_moments_change_nothing() {
     let expected = comparable(&dir.path().join("calm"));
 
     let mut rng = ChaCha8Rng::seed_from_u64(10);
-    for attempt in 0..10 {
+    let (mut kills, mut attempt) = (0, 0);
+    while kills < 10 {
+        attempt += 1;
+        assert!(attempt <= 50, "of {attempt} signals only {kills} came before the end of the run");
         let run = format!("killed-{attempt}");
         let cache = cache(&format!("k{attempt}"));
         let delay = whole.mul_f64(rng.random_range(0.02..0.95));
         let mut code = signalled(dir.path(), &release_args(&run), &cache, delay, libc::SIGKILL);
         let path = dir.path().join(&run);
         if code.is_none() {
+            kills += 1;
             let args = if path.join("run.json").exists() {
                 vec!["release", "--resume", &run]
             } else {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::common::{day0, read_json, turn};
+use super::common::{command, day0, ran, read_json, turn};
 
 fn names(dir: &Path) -> BTreeSet<String> {
     std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
@@ -177,6 +177,19 @@ fn compare_gate_reads_upstream_scores() {
         .says("none.json");
 }
 
+/// The recipe of a summary may be any of ours.
+#[test]
+fn ptq_gate_knows_every_builtin_recipe_in_summaries() {
+    for recipe in day0::recipe::builtin_names() {
+        let bucket = day0::gate::upstream::precision_bucket(recipe);
+        let bucket = bucket.unwrap_or_else(|| panic!("{recipe} has no bucket"));
+        let counts = json!({bucket: 4});
+        let summary = json!({"source_bytes": 2, "output_bytes": 1, "layer_precision_counts": counts});
+        let report = day0::gate::upstream::ptq_summary(&summary, Some(recipe));
+        assert!(report.pass, "{recipe}: {}", report.detail);
+    }
+}
+
 #[test]
 fn run_gate_reads_upstream_summaries() {
     let dir = tempfile::tempdir().unwrap();
@@ -205,6 +218,8 @@ fn small_commands_answer() {
     let doctor = day0(dir.path(), ["doctor", "--json", "--threads", "2"]).expect(0).json();
     assert_eq!(doctor["threads"], json!({"count": 2, "origin": "--threads"}));
     day0(dir.path(), ["completions", "bash"]).expect(0).says("complete");
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    ran(command(dir.path(), ["completions", "zsh"]).stdout(full).output().unwrap()).expect(0);
     day0(dir.path(), ["runs"]).expect(0);
     day0(dir.path(), ["init"]).expect(0);
     day0(dir.path(), ["init"]).expect(2).says("--force");

@@ -89,32 +89,64 @@ fn dependencies_point_one_way() {
     for file in files("src", "rs") {
         let Some(module) = file.strip_prefix("src/").and_then(|f| f.split('/').next()) else { continue };
         let Some(own) = order.get(module.trim_end_matches(".rs")) else { continue };
-        for (number, line) in read(&file).lines().enumerate() {
-            for used in used_modules(line) {
-                let allowed = order.get(used.as_str()).is_none_or(|other| {
-                    other == own || other.0 < own.0 || (other.0 == own.0 && other.1 < own.1)
-                });
-                // Gates are pure decisions: they may see records and nothing that makes them.
-                let pure = module != "gate" || matches!(used.as_str(), "base" | "record" | "gate");
-                if !allowed || !pure {
-                    wrong.push(format!("{file}:{}: uses {used}", number + 1));
-                }
+        for (line, used) in used_modules(&read(&file)) {
+            let allowed = order
+                .get(used.as_str())
+                .is_none_or(|other| other == own || other.0 < own.0 || (other.0 == own.0 && other.1 < own.1));
+            // Gates are pure decisions: they may see records and nothing that makes them.
+            let pure = module != "gate" || matches!(used.as_str(), "base" | "record" | "gate");
+            if !allowed || !pure {
+                wrong.push(format!("{file}:{line}: uses {used}"));
             }
         }
     }
     assert!(wrong.is_empty(), "a module uses only layers below it:\n{}", wrong.join("\n"));
 }
 
-/// Top-level modules named in a line of code as `crate::module`.
-fn used_modules(line: &str) -> Vec<String> {
-    if line.trim_start().starts_with("//") {
-        return Vec::new();
+/// Top-level modules named in code as `crate::module` or `crate::{module, other::Item}`, with their lines.
+fn used_modules(code: &str) -> Vec<(usize, String)> {
+    let is_comment = |line: &&str| line.trim_start().starts_with("//");
+    let code: Vec<&str> = code.lines().map(|line| if is_comment(&line) { "" } else { line }).collect();
+    let code = code.join("\n");
+    let name = |at: usize| {
+        let line = code[..at].lines().count().max(1);
+        (line, code[at..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
+    };
+    let starts = code.match_indices("crate::").map(|(at, m)| at + m.len());
+    starts.flat_map(|at| group_members(&code[at..]).into_iter().map(move |i| at + i)).map(name).collect()
+}
+
+/// Where the members of `{a, b::{c, d}}` begin, or the only one of what is no group.
+fn group_members(text: &str) -> Vec<usize> {
+    if !text.starts_with('{') {
+        return vec![0];
     }
-    line.match_indices("crate::")
-        .map(|(at, m)| {
-            line[at + m.len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-        })
-        .collect()
+    let (mut begins, mut depth, mut expected) = (Vec::new(), 0, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => (depth, expected) = (depth + 1, depth == 0),
+            '}' => depth -= 1,
+            ',' => expected = depth == 1,
+            c if expected && !c.is_whitespace() => {
+                begins.push(at);
+                expected = false;
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    begins
+}
+
+#[test]
+fn imports_in_groups_are_seen() {
+    let code = "// crate::no\nuse crate::{\n    base::{self, x},\n    cli, report::{y, z},\n};\nuse crate::gate::A;\n\
+                fn f() { crate::scan::g(crate::record::B) }\n";
+    let found = used_modules(code);
+    let found: Vec<(usize, &str)> = found.iter().map(|(line, name)| (*line, name.as_str())).collect();
+    assert_eq!(found, [(3, "base"), (4, "cli"), (4, "report"), (6, "gate"), (7, "scan"), (7, "record")]);
 }
 
 #[test]

@@ -219,7 +219,8 @@ fn quantize(recipe: &str, target: &Path, out: &Path, settings: &Settings) -> Res
     let output = QuantizeOutput { plan: &plan, target: target.to_path_buf(), record: None, key };
     let provenance = Provenance::new(settings.threads.clone());
     let calibration = calibration.as_ref();
-    let job = QuantizeJob { outputs: vec![output], sync: false, gpus: None, provenance, calibration };
+    let (outputs, own_targets) = (vec![output], true);
+    let job = QuantizeJob { outputs, sync: false, own_targets, gpus: None, provenance, calibration };
     let mut graph = Graph::default();
     quantize_units::add_quantize(&mut graph, &job);
     let ledger = Ledger::open(&out.join("ledger.jsonl"))?;

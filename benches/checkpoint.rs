@@ -3,12 +3,14 @@
 //!
 //! ```text
 //! cargo bench --bench checkpoint -- [--gb 2] [--memory-gb 8] [--runs 3] [--dir DIR] [--peer PYTHON] [--machine NAME]
+//!     [--device cuda] [--recipe NAME]… [--program DAY0] [--out FILE]
 //! ```
 //!
 //! Writes what it measured to `benches/runs/<date>-<machine>/checkpoint.json` and a table to standard output. Files are
 //! in the page cache before anything is timed; day0 is timed as a process from start to end, with waiting for storage
 //! (`sync`) taken out and shown apart, and a second time with `--no-sync`. `cp` does not wait for storage either. What
-//! a run wrote is deleted and the system synced before the next.
+//! a run wrote is deleted and the system synced before the next. With `--device` that quantizes, and the record's account of
+//! where threads spent their time is kept; the rest of the list, which says nothing of it, is left out.
 
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 #![expect(clippy::print_stdout, reason = "the table")]
@@ -45,6 +47,18 @@ struct Arguments {
     /// Name of the machine in the directory of the results.
     #[arg(long, default_value = "unnamed")]
     machine: String,
+    /// Where day0 quantizes.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Only these recipes.
+    #[arg(long)]
+    recipe: Vec<String>,
+    /// A day0 built elsewhere.
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_day0"))]
+    program: PathBuf,
+    /// The file of the results.
+    #[arg(long)]
+    out: Option<PathBuf>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -79,27 +93,51 @@ fn main() {
     results.insert("source".to_owned(), json!({ "bytes": bytes }));
     let out = arguments.dir.join("out");
     // Warms the page cache and stores the digests of the source once.
-    quantize(&source, &out, &["fp8_dynamic"], true);
+    quantize(&arguments, &source, &out, &["fp8_dynamic"], true);
     let cp = median(arguments.runs, || copy(&source, &out));
     println!(
         "| what | GB/s | times cp | synced after, s | with --no-sync, GB/s | peak MiB |\n|---|---|---|---|---|---|"
     );
     println!("| cp | {:.2} | 1.00 | | | |", bytes / cp / 1e9);
     results.insert("cp".to_owned(), json!({ "seconds": cp, "gb_s": bytes / cp / 1e9 }));
-    for recipe in RECIPES {
+    let chosen: Vec<&str> = arguments.recipe.iter().map(String::as_str).collect();
+    let recipes = if chosen.is_empty() { &RECIPES[..] } else { &chosen[..] };
+    for recipe in recipes {
         results.insert(format!("day0 {recipe}"), throughput(&arguments, recipe, &source, &out, (bytes, cp)));
     }
+    if arguments.device == "cpu" {
+        rest(&arguments, &source, &out, (bytes, cp), &mut results);
+    } else {
+        std::fs::remove_dir_all(&source).unwrap();
+    }
+    let date = &clock::now_iso8601()[..10];
+    let kept = PathBuf::from(format!("benches/runs/{date}-{}/checkpoint.json", arguments.machine));
+    let path = arguments.out.unwrap_or(kept);
+    json::write(&path, &results).unwrap();
+    println!("{}", path.display());
+}
+
+/// What is measured on the CPU alone: several recipes at once, the peer, peak memory of more, headers.
+fn rest(
+    arguments: &Arguments,
+    source: &Path,
+    out: &Path,
+    (bytes, cp): (f64, f64),
+    results: &mut BTreeMap<String, Value>,
+) {
     let several = median(arguments.runs, || {
-        quantize(&source, &out, &["fp8_dynamic", "w4a16", "nvfp4a16"], true)["work_s"].as_f64().unwrap()
+        quantize(arguments, source, out, &["fp8_dynamic", "w4a16", "nvfp4a16"], true)["work_s"]
+            .as_f64()
+            .unwrap()
     });
     println!("| three recipes, one read | {:.2} | {:.2} | | | |", bytes / several / 1e9, several / cp);
     results.insert("day0 fp8_dynamic+w4a16+nvfp4a16".to_owned(), json!({ "no_sync_seconds": several }));
-    compare_with_peer(&arguments, &source, &out, bytes, &mut results);
-    std::fs::remove_dir_all(&source).unwrap();
+    compare_with_peer(arguments, source, out, bytes, results);
+    std::fs::remove_dir_all(source).unwrap();
     if arguments.memory_gb > 0.0 {
-        let bytes = llama(&source, arguments.memory_gb);
+        let bytes = llama(source, arguments.memory_gb);
         for recipe in ["fp8_dynamic", "nvfp4a16"] {
-            let run = quantize(&source, &out, &[recipe], false);
+            let run = quantize(arguments, source, out, &[recipe], false);
             println!(
                 "| {recipe}, {:.1} GB | | | | | {:.0} |",
                 bytes / 1e9,
@@ -107,15 +145,11 @@ fn main() {
             );
             results.insert(format!("memory {recipe}"), json!({ "bytes": bytes, "run": run }));
         }
-        std::fs::remove_dir_all(&source).unwrap();
+        std::fs::remove_dir_all(source).unwrap();
     }
-    let scan = header_scan(&arguments);
+    let scan = header_scan(arguments);
     println!("header scan of 100,000 tensors in 200 shards: {:.3} s", scan["seconds"].as_f64().unwrap());
     results.insert("header scan".to_owned(), scan);
-    let date = &clock::now_iso8601()[..10];
-    let path = PathBuf::from(format!("benches/runs/{date}-{}/checkpoint.json", arguments.machine));
-    json::write(&path, &results).unwrap();
-    println!("{}", path.display());
 }
 
 /// Quantizes by one recipe, synced and not, and prints the row; `cp` is the seconds that copying `bytes` takes.
@@ -128,11 +162,12 @@ fn throughput(
 ) -> Value {
     let mut last = Value::Null;
     let synced = median(arguments.runs, || {
-        last = quantize(source, out, &[recipe], false);
+        last = quantize(arguments, source, out, &[recipe], false);
         last["work_s"].as_f64().unwrap()
     });
-    let unsynced =
-        median(arguments.runs, || quantize(source, out, &[recipe], true)["work_s"].as_f64().unwrap());
+    let unsynced = median(arguments.runs, || {
+        quantize(arguments, source, out, &[recipe], true)["work_s"].as_f64().unwrap()
+    });
     println!(
         "| {recipe} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} |",
         bytes / synced / 1e9,
@@ -144,7 +179,8 @@ fn throughput(
     json!({
         "seconds": synced, "gb_s": bytes / synced / 1e9, "times_cp": synced / cp, "sync_s": last["sync_s"],
         "no_sync_seconds": unsynced, "no_sync_gb_s": bytes / unsynced / 1e9, "no_sync_times_cp": unsynced / cp,
-        "peak_memory_bytes": last["peak_memory_bytes"],
+        "peak_memory_bytes": last["peak_memory_bytes"], "device": arguments.device,
+        "device_seconds": last["device_seconds"],
     })
 }
 
@@ -196,11 +232,12 @@ fn copy(source: &Path, out: &Path) -> f64 {
     seconds
 }
 
-/// One run of `day0 quantize`: `work_s` without waiting for storage, `sync_s`, `peak_memory_bytes`.
-fn quantize(source: &Path, out: &Path, recipes: &[&str], no_sync: bool) -> Value {
+/// One run of `day0 quantize`: `work_s` without waiting for storage, `sync_s`, `peak_memory_bytes`, `device_seconds`.
+fn quantize(arguments: &Arguments, source: &Path, out: &Path, recipes: &[&str], no_sync: bool) -> Value {
     clean(out);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_day0"));
+    let mut command = Command::new(&arguments.program);
     command.arg("quantize").arg(source).arg("--out").arg(out).args(["--json", "--quiet"]);
+    command.args(["--device", &arguments.device]);
     for recipe in recipes {
         command.args(["--recipe", recipe]);
     }
@@ -216,7 +253,11 @@ fn quantize(source: &Path, out: &Path, recipes: &[&str], no_sync: bool) -> Value
     let sync_s: f64 = records.iter().filter_map(|r| r["sync_s"].as_f64()).sum();
     let peak = records.iter().filter_map(|r| r["provenance"]["timing"]["peak_memory_bytes"].as_u64()).max();
     clean(out);
-    json!({ "work_s": seconds - sync_s, "sync_s": sync_s, "peak_memory_bytes": peak })
+    // Of the recipes together: they share devices and threads.
+    let device_seconds = records.first().map_or(Value::Null, |r| r["device_seconds"].clone());
+    json!({
+        "work_s": seconds - sync_s, "sync_s": sync_s, "peak_memory_bytes": peak, "device_seconds": device_seconds,
+    })
 }
 
 fn peer(python: &Path, source: &Path, out: &Path, scheme: &str) -> Value {
@@ -332,7 +373,7 @@ fn header_scan(arguments: &Arguments) -> Value {
     write_checkpoint(&dir, &tensors, 200, &config, &|_, bytes| vec![0x3c; bytes]);
     let seconds = median(arguments.runs, || {
         let start = Instant::now();
-        let output = Command::new(env!("CARGO_BIN_EXE_day0"))
+        let output = Command::new(&arguments.program)
             .arg("scan")
             .arg(&dir)
             .args(["--json", "--quiet"])

@@ -1,22 +1,26 @@
-//! Prefill on the first GPU: a random llama of 1.1 B parameters in bf16 over ragged batches, in true FLOP a second beside the
-//! device's own rate of bf16 products. Without a GPU it says why.
+//! Prefill on the first GPU: a random llama of 1.1 B parameters over ragged batches, in bf16 and quantized to FP8, in true FLOP
+//! a second beside the device's own rate of bf16 products. Without a GPU it says why.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's results are its output")]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use day0::base::{atomic, threads};
 use day0::checkpoint::Checkpoint;
-use day0::device::cuda::{
-    CudaError, DeviceBuffer, DeviceChoice, Event, Product, ProductKind, Products, Stream,
-};
+use day0::device::cuda::{CudaError, DeviceChoice, Product, ProductKind, Products};
 use day0::engine::{Engine, EngineOptions, EnginePlace};
 use day0::ops::kernel_path::ComputeDtype;
+use day0::quantize::{Arithmetic, QuantizePlan};
+use day0::record::Provenance;
 use day0::record::score::ScoreRequest;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
+
+#[path = "gpu/measure.rs"]
+mod measure;
 
 const HIDDEN: usize = 2048;
 const INNER: usize = 8192;
@@ -82,36 +86,27 @@ fn write(dir: &Path) -> anyhow::Result<()> {
     Ok(serialize_to_file(views, None, &dir.join("model.safetensors"))?)
 }
 
-/// FLOP a second of bf16 products of [`SIDE`]: the best of several.
+/// FLOP a second of bf16 products of random matrices of [`SIDE`].
 fn product_rate(place: &EnginePlace) -> Result<f64, CudaError> {
-    let device = &place.devices()[0];
-    let (stream, products) = (Stream::new(device)?, Products::new(device)?);
-    let matrix = || DeviceBuffer::new(device, SIDE * SIDE * 2);
-    let [x, w, y] = [matrix()?, matrix()?, matrix()?];
-    let events = [Event::new(device)?, Event::new(device)?];
-    let shape = [SIDE; 3];
-    let product = Product {
-        kind: ProductKind::Bf16,
-        x: (&x).into(),
-        w: (&w).into(),
-        y: (&y).into(),
-        shape,
-        stride: SIDE,
-    };
-    let mut best = f64::INFINITY;
-    for _ in 0..RUNS + 3 {
-        // SAFETY: the buffers live until the stream was synchronized.
-        unsafe {
-            stream.fill(&x, 0, x.len(), 0x3c)?;
-            stream.fill(&w, 0, w.len(), 0x3c)?;
-            stream.record(&events[0])?;
-            products.run(&stream, &product)?;
-            stream.record(&events[1])?;
-        }
-        stream.synchronize()?;
-        best = best.min(f64::from(events[1].ms_since(&events[0])?) * 1e-3);
-    }
-    Ok(2.0 * (SIDE as f64).powi(3) / best)
+    let bench = measure::Bench::new(&place.devices()[0])?;
+    let products = Products::new(bench.device())?;
+    let [x, w] = [bench.bf16(SIDE * SIDE)?, bench.bf16(SIDE * SIDE)?];
+    let y = bench.room(2 * SIDE * SIDE)?;
+    let (kind, shape) = (ProductKind::Bf16, [SIDE; 3]);
+    let product =
+        Product { kind, x: (&x).into(), w: (&w).into(), y: (&y).into(), shape, stride: SIDE, scales: None };
+    // SAFETY: the buffers live until the end, and each run waits for the stream.
+    bench.flop("bf16 products", 2.0 * (SIDE as f64).powi(3), &|stream| unsafe {
+        products.run(stream, &product)
+    })
+}
+
+/// Quantizes a checkpoint to FP8 with dynamic inputs, on the CPU.
+fn quantize(source: Checkpoint, out: &Path) -> anyhow::Result<Checkpoint> {
+    let plan = QuantizePlan::new(Arc::new(source), day0::recipe::load("fp8_dynamic")?, Arithmetic::F32)?;
+    let shards = (0..plan.num_shards()).map(|shard| plan.write_shard(shard, out, &|_| ()));
+    plan.finish(out, shards.collect::<Result<_, _>>()?, Provenance::new(threads::detect(None)))?;
+    Ok(Checkpoint::open(out)?)
 }
 
 /// FLOP of linear modules and attention over all rows of the requests. Behind the last attention only scored rows go on.
@@ -128,6 +123,39 @@ fn flop(requests: &[ScoreRequest]) -> f64 {
     requests.iter().map(of_request).sum()
 }
 
+/// Tokens a second through a model, and FLOP a second.
+fn prefill(
+    name: &str,
+    checkpoint: &Checkpoint,
+    place: &EnginePlace,
+    requests: &[ScoreRequest],
+    rate: f64,
+) -> anyhow::Result<f64> {
+    let options = EngineOptions {
+        dtype: ComputeDtype::Bf16,
+        prefix_cache_bytes: 0,
+        ..EngineOptions::at(threads::detect(None), place)
+    };
+    let engine = Engine::load_at(checkpoint, &options, place)?;
+    let device = place.devices().first().context("a GPU that was opened")?;
+    let (mut best, mut asked) = (f64::INFINITY, device.counts());
+    for _ in 0..=RUNS {
+        let (start, before) = (Instant::now(), device.counts());
+        engine.score(requests, &|_| ())?;
+        asked = device.counts() - before;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    let rows: usize = requests.iter().map(|r| r.tokens.len() - 1).sum();
+    let (tokens_s, flop_s) = (rows as f64 / best, flop(requests) / best);
+    println!(
+        "{name}: prefill of {rows} tokens: {tokens_s:.0} tokens/s, {:.1} TFLOP/s, {:.1} % of the bf16 products' rate",
+        flop_s / 1e12,
+        100.0 * flop_s / rate
+    );
+    println!("{} launches, {} copies and {} waits for them", asked.launches, asked.copies, asked.waits);
+    Ok(tokens_s)
+}
+
 fn main() -> anyhow::Result<()> {
     let place = match EnginePlace::open(&DeviceChoice::Cuda(vec![0])) {
         Ok(place) => place,
@@ -136,11 +164,14 @@ fn main() -> anyhow::Result<()> {
             return Ok(());
         }
     };
+    println!("{}", place.device());
     let rate = product_rate(&place)?;
-    println!("{} {:.1} TFLOP/s in bf16 products of {SIDE}", place.device(), rate / 1e12);
     let dir = tempfile::tempdir()?;
-    write(dir.path()).context("a checkpoint of 2 GB in the temporary directory")?;
-    let checkpoint = Checkpoint::open(dir.path())?;
+    let [dense, fp8] = ["dense", "fp8"].map(|name| dir.path().join(name));
+    for dir in [&dense, &fp8] {
+        std::fs::create_dir(dir)?;
+    }
+    write(&dense).context("a checkpoint of 2 GB in the temporary directory")?;
     // Every request begins with another token, so that nothing is shared.
     let request = |i: usize| {
         let tokens =
@@ -148,29 +179,9 @@ fn main() -> anyhow::Result<()> {
         ScoreRequest { context_len: tokens.len() - 1, tokens }
     };
     let requests: Vec<ScoreRequest> = (0..REQUESTS).map(request).collect();
-    let rows: usize = requests.iter().map(|r| r.tokens.len() - 1).sum();
-    let options = EngineOptions {
-        dtype: ComputeDtype::Bf16,
-        prefix_cache_bytes: 0,
-        ..EngineOptions::at(threads::detect(None), &place)
-    };
-    let engine = Engine::load_at(&checkpoint, &options, &place)?;
-    let mut best = f64::INFINITY;
-    let device = place.devices().first().context("a GPU that was opened")?;
-    let mut asked = device.counts();
-    for _ in 0..=RUNS {
-        let (start, before) = (Instant::now(), device.counts());
-        engine.score(&requests, &|_| ())?;
-        asked = device.counts() - before;
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    let flop_s = flop(&requests) / best;
-    println!(
-        "prefill of {rows} tokens: {:.0} tokens/s, {:.1} TFLOP/s, {:.1} % of the products' rate",
-        rows as f64 / best,
-        flop_s / 1e12,
-        100.0 * flop_s / rate
-    );
-    println!("{} launches, {} copies and {} waits for them", asked.launches, asked.copies, asked.waits);
+    let in_bf16 = prefill("bf16", &Checkpoint::open(&dense)?, &place, &requests, rate)?;
+    let quantized = quantize(Checkpoint::open(&dense)?, &fp8)?;
+    let in_fp8 = prefill("fp8_dynamic", &quantized, &place, &requests, rate)?;
+    println!("FP8 is {:.2} times as fast as bf16", in_fp8 / in_bf16);
     Ok(())
 }

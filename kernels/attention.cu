@@ -139,13 +139,13 @@ KERNEL_OF_MANY_REGISTERS(128) attention(Attention job) {
                 highest[e / 2] = fmaxf(highest[e / 2], scores[n][e]);
             }
         }
-        float factor[2];
+        float factor[2], shift[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             highest[r] = quad_max(highest[r]);
-            // Nothing seen yet: any finite number keeps the weights at zero.
-            if (highest[r] == -INFINITY) highest[r] = 0.0f;
-            factor[r] = largest[r] == -INFINITY ? 0.0f : expf(largest[r] - highest[r]);
+            // Nothing seen yet: with any finite number the weights are zero, and the next tile's largest counts alone.
+            shift[r] = highest[r] == -INFINITY ? 0.0f : highest[r];
+            factor[r] = expf(largest[r] - shift[r]);
             largest[r] = highest[r];
             sums[r] *= factor[r];
         }
@@ -153,7 +153,7 @@ KERNEL_OF_MANY_REGISTERS(128) attention(Attention job) {
         for (int n = 0; n < KEYS / 8; n++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                scores[n][e] = expf(scores[n][e] - highest[e / 2]);
+                scores[n][e] = expf(scores[n][e] - shift[e / 2]);
                 sums[e / 2] += scores[n][e];
             }
         }

@@ -9,6 +9,9 @@ struct Dequantize {
     u8* out;
     u32 first_row;
     u32 rows;
+    // Whether steps of `out` lie at multiples of 16 bytes.
+    u32 aligned;
+    u32 unused;
 };
 
 KERNEL(256) dequantize(Dequantize job) {
@@ -19,13 +22,5 @@ KERNEL(256) dequantize(Dequantize job) {
     float x[STEP];
     int count = dequantize_step(job.weight, job.first_row + row, column, x);
     u8* to = job.out + ((u64)row * k + column) * ELEMENT_BYTES(OUT);
-#pragma unroll
-    for (int i = 0; i < STEP; i++) {
-        if (i >= count) continue;
-        if (OUT == F32) {
-            ((float*)to)[i] = x[i];
-        } else {
-            ((u16*)to)[i] = (u16)f32_to_bf16(x[i]);
-        }
-    }
+    write_numbers<OUT>(to, x, count, job.aligned);
 }

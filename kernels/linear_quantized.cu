@@ -25,19 +25,21 @@ struct Linear {
 
 // Sixteen columns of x to shared memory, zeros beyond the matrix.
 DEVICE void load_x(const Linear& job, u32 row, u32 column, u16* to) {
-    for (int i = 0; i < STEP; i++) {
-        bool inside = row < job.rows && column + i < job.weight.k;
-        to[i] = inside ? job.x[(u64)row * job.weight.k + column + i] : (u16)0;
-    }
+    u32 k = job.weight.k, raw[RAW_WORDS(BF16)];
+    int count = row >= job.rows || column >= k ? 0 : k - column < STEP ? (int)(k - column) : STEP;
+    // Rows of multiples of eight numbers begin at multiples of 16 bytes, as x does.
+    read_step<BF16>((const u8*)(job.x + (count ? (u64)row * k + column : 0)), count, k % 8 == 0, raw);
+    ((uint4*)to)[0] = make_uint4(raw[0], raw[1], raw[2], raw[3]);
+    ((uint4*)to)[1] = make_uint4(raw[4], raw[5], raw[6], raw[7]);
 }
 
 // Sixteen columns of the weight to shared memory, zeros beyond the matrix.
 DEVICE void load_w(const Linear& job, u32 output, u32 column, u16* to) {
     float w[STEP];
-    bool inside = output < job.n && column < job.weight.k;
-    if (inside) dequantize_step(job.weight, job.first_n + output, column, w);
 #pragma unroll
-    for (int i = 0; i < STEP; i++) to[i] = inside ? (u16)f32_to_bf16(w[i]) : (u16)0;
+    for (int i = 0; i < STEP; i++) w[i] = 0.0f;
+    if (output < job.n && column < job.weight.k) dequantize_step(job.weight, job.first_n + output, column, w);
+    write_numbers<BF16>((u8*)to, w, STEP, true);
 }
 
 KERNEL(128) linear_quantized(Linear job) {

@@ -15,17 +15,16 @@ DEVICE void mma_bf16(float* d, const u32* a, const u32* b) {
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-    u32 mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    u32 pairs[6] = {a[0], a[1], a[2], a[3], b[0], b[1]}, numbers[12];
+    for (int i = 0; i < 12; i++) numbers[i] = i % 2 ? pairs[i / 2] & 0xffff0000u : pairs[i / 2] << 16;
     int lane = emulator::current->lane;
-    emulator::together(mine, 6, [&](emulator::Slot* slots) {
-        auto half = [](u32 pair, int i) { return float_of(i ? pair & 0xffff0000u : pair << 16); };
+    emulator::together(numbers, 12, [&](emulator::Slot* slots) {
         for (int e = 0; e < 4; e++) {
-            int row = lane / 4 + (e / 2) * 8, column = 2 * (lane % 4) + e % 2;
+            const emulator::Slot *of_a = slots + lane / 4 * 4, *of_b = slots + (2 * (lane % 4) + e % 2) * 4;
             float sum = d[e];
+#pragma GCC unroll 16
             for (int k = 0; k < 16; k++) {
-                u32 of_a = slots[row % 8 * 4 + k % 8 / 2].words[(k / 8) * 2 + row / 8];
-                u32 of_b = slots[column * 4 + k % 8 / 2].words[4 + k / 8];
-                sum += half(of_a, k % 2) * half(of_b, k % 2);
+                sum += of_a[k % 8 / 2].floats[(k / 8 * 2 + e / 2) * 2 + k % 2] * of_b[k % 8 / 2].floats[(4 + k / 8) * 2 + k % 2];
             }
             d[e] = sum;
         }
@@ -34,11 +33,14 @@ DEVICE void mma_bf16(float* d, const u32* a, const u32* b) {
 }
 
 // Two 8x8 matrices of 16-bit numbers from shared memory, transposed (PTX ISA, ldmatrix.x2.trans): lanes 0 to 15 point at
-// the rows; lane l gets of each matrix the pair at rows 2 * (l%4) and the next of column l/4.
+// the rows; lane l gets of each matrix the pair at rows 2 * (l%4) and the next of column l/4. Stores to shared memory before
+// and after it stay where they are.
 DEVICE void load_transposed(u32* to, const u16* row) {
 #ifdef __CUDA_ARCH__
     u32 address = (u32)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(address));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1])
+                 : "r"(address)
+                 : "memory");
 #else
     u32 words[2];
     __builtin_memcpy(words, &row, 8);
@@ -49,5 +51,7 @@ DEVICE void load_transposed(u32* to, const u16* row) {
             to[m] = (u32)low[lane / 4] | ((u32)high[lane / 4] << 16);
         }
     });
+    // Nobody writes to the rows before all have read them.
+    emulator::sync_warp();
 #endif
 }

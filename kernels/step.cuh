@@ -60,6 +60,63 @@ DEVICE bool is_special(u32 magnitude) {
     return magnitude >= (D == BF16 ? 0x7f80u : D == F16 ? 0x7c00u : 0x7f800000u);
 }
 
+// Reads the first `bytes` of the stream of B bits a code, zeros behind them. `alignment` is a power of two that divides the
+// address.
+template <int B>
+DEVICE void read_codes(const u8* from, int bytes, int alignment, u32* words) {
+    if (B % 8 == 0 && alignment >= 16 && bytes == 2 * B) {
+        uint4 v = *(const uint4*)from;
+        words[0] = v.x;
+        words[1] = v.y;
+        words[2] = v.z;
+        words[3] = v.w;
+        return;
+    }
+    if (B == 4 && alignment >= 8 && bytes == 8) {
+        uint2 v = *(const uint2*)from;
+        words[0] = v.x;
+        words[1] = v.y;
+        return;
+    }
+    if (B % 2 == 0 && alignment >= 4 && bytes == 2 * B) {
+#pragma unroll
+        for (int i = 0; i < B / 2; i++) words[i] = ((const u32*)from)[i];
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < STEP_WORDS(B); i++) words[i] = 0u;
+#pragma unroll
+    for (int i = 0; i < 2 * B; i++) {
+        if (i < bytes) words[i / 4] |= (u32)from[i] << (8 * (i % 4));
+    }
+}
+
+// Writes the first `count` of sixteen numbers in type D. `aligned`: the first goes to a multiple of 16 bytes.
+template <int D>
+DEVICE void write_numbers(u8* to, const float* x, int count, bool aligned) {
+    u32 raw[RAW_WORDS(D)];
+#pragma unroll
+    for (int i = 0; i < RAW_WORDS(D); i++) {
+        raw[i] = D == F32 ? bits_of(x[i]) : element_of<D>(x[2 * i % STEP]) | (element_of<D>(x[(2 * i + 1) % STEP]) << 16);
+    }
+    if (aligned && count == STEP) {
+#pragma unroll
+        for (int i = 0; i < RAW_WORDS(D) / 4; i++) {
+            ((uint4*)to)[i] = make_uint4(raw[4 * i], raw[4 * i + 1], raw[4 * i + 2], raw[4 * i + 3]);
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < STEP; i++) {
+        if (i >= count) continue;
+        if (D == F32) {
+            ((u32*)to)[i] = raw_element<D>(raw, i);
+        } else {
+            ((u16*)to)[i] = (u16)raw_element<D>(raw, i);
+        }
+    }
+}
+
 // Writes the first `bytes` of the stream in `words`. `alignment` is a power of two that divides the address.
 template <int B>
 DEVICE void write_step(u8* to, const u32* words, int bytes, int alignment) {

@@ -18,7 +18,8 @@ struct Weight {
     // Whether `global` multiplies E4M3 scales, or divides them.
     u32 multiplies;
     float global;
-    u32 unused;
+    // A power of two that divides the addresses of steps.
+    int code_alignment;
 };
 
 DEVICE float scale_at(const Weight& weight, u64 at) {
@@ -43,12 +44,7 @@ DEVICE int dequantize_step(const Weight& weight, u32 row, u32 column, float* to)
     }
     const u8* from = weight.codes + (u64)row * weight.row_code_bytes + column / STEP * (2 * BITS);
     u32 words[STEP_WORDS(BITS)];
-#pragma unroll
-    for (int i = 0; i < STEP_WORDS(BITS); i++) words[i] = 0u;
-#pragma unroll
-    for (int i = 0; i < 2 * BITS; i++) {
-        if (i < bytes) words[i / 4] |= (u32)from[i] << (8 * (i % 4));
-    }
+    read_codes<BITS>(from, bytes, weight.code_alignment, words);
 #pragma unroll
     for (int i = 0; i < STEP; i++) {
         to[i] = i < count ? (decode<ELEMENT, BITS, OFFSET>(get_code<BITS>(words, i)) - zero_point) * scale : 0.0f;

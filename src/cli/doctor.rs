@@ -62,10 +62,11 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Failure> {
     if let Some(version) = &cuda.driver_version {
         row("cuda driver", &format!("CUDA {version}"));
     }
-    let version = cuda.compiler_version.as_ref().map(|v| format!("NVRTC {v}"));
+    let at = |file: &Option<PathBuf>| file.as_ref().map_or(String::new(), |f| format!(" in {}", f.display()));
+    let version = cuda.compiler_version.as_ref().map(|v| format!("NVRTC {v}{}", at(&cuda.compiler_file)));
     let missing = cuda.compiler_unavailable.as_ref().map(|why| format!("none: {why}"));
     row("cuda compiler", &version.or(missing).unwrap_or_default());
-    let version = cuda.products_version.map(|v| format!("cuBLASLt {v}"));
+    let version = cuda.products_version.map(|v| format!("cuBLASLt {v}{}", at(&cuda.products_file)));
     let missing = cuda.products_unavailable.as_ref().map(|why| format!("none: {why}"));
     row("cuda products", &version.or(missing).unwrap_or_default());
     let kernels = &cuda.kernels;

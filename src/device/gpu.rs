@@ -4,7 +4,9 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 use cudarc::driver::{DriverError, result};
 use serde::{Deserialize, Serialize};
 
-use super::cuda::{CubinCache, CudaError, check_driver, compiler_version, products_version};
+use super::cuda::{
+    CubinCache, CudaError, check_driver, compiler_file, compiler_version, products_file, products_version,
+};
 use crate::record::Classified;
 
 /// The state of CUDA on this machine.
@@ -18,10 +20,14 @@ pub struct Cuda {
     pub unavailable: Option<String>,
     /// Version of the run-time compiler, e.g. `13.0`.
     pub compiler_version: Option<String>,
+    /// The file that it is in, as far as the system says.
+    pub compiler_file: Option<std::path::PathBuf>,
     /// Why there is no compiler, when there is none, and what to do about it.
     pub compiler_unavailable: Option<String>,
     /// Version of cuBLASLt, which computes matrix products, as it counts itself.
     pub products_version: Option<usize>,
+    /// The file that it is in, as far as the system says.
+    pub products_file: Option<std::path::PathBuf>,
     /// Why there is no cuBLASLt, when there is none, and what to do about it.
     pub products_unavailable: Option<String>,
     /// Compiled kernels on disk.
@@ -70,8 +76,10 @@ pub fn probe() -> Cuda {
         devices: Vec::new(),
         unavailable: None,
         compiler_version: compiler.as_ref().ok().map(|(major, minor)| format!("{major}.{minor}")),
+        compiler_file: compiler_file().map(std::path::Path::to_path_buf),
         compiler_unavailable: compiler.as_ref().err().map(sentence),
         products_version: products.as_ref().ok().copied(),
+        products_file: products_file().map(std::path::Path::to_path_buf),
         products_unavailable: products.as_ref().err().map(sentence),
         kernels,
     };

@@ -85,7 +85,7 @@ mod tests {
     use crate::record::Classified;
 
     fn full() -> CudaError {
-        CudaError::OutOfMemory { ordinal: 0, bytes: 10, free: 5, total: 100 }
+        CudaError::OutOfMemory { ordinal: 0, call: "cuMemAlloc", bytes: 10, free: 5, total: 100 }
     }
 
     fn alone(rows: usize, prompt_bytes: usize) -> FullBatch {

@@ -12,6 +12,7 @@ use super::QuantizeError;
 use super::work::{Files, Input};
 use crate::device::cuda::{CudaError, Device};
 use crate::ops::cuda::{CudaQuantizeError, CudaQuantizer, Lane};
+use crate::ops::float_dtype::FloatDtype;
 use crate::ops::quantize_weight::{QuantizeWeightError, TILE_BYTES, Tile, WeightQuantizer};
 use crate::record::quantize::DeviceSeconds;
 
@@ -27,7 +28,7 @@ pub struct Gpus {
     read_ns: AtomicU64,
     device_ns: AtomicU64,
     deliver_ns: AtomicU64,
-    /// Device and scheme of what was compared with the CPU.
+    /// Device, and kernel with its rectangle and defines, of what was compared with the CPU.
     checked: Mutex<BTreeSet<(usize, String)>>,
 }
 
@@ -114,6 +115,15 @@ impl<'a> Room<'a> {
         }
     }
 
+    /// The largest magnitude of what was read, found on the device if there is one; infinite or NaN where an element is.
+    pub(super) fn amax(&mut self, dtype: FloatDtype) -> Result<f32, CudaError> {
+        let Some((gpus, lane)) = &mut self.gpus else { return Ok(dtype.amax(self.bytes())) };
+        let start = Instant::now();
+        let amax = lane.amax(dtype, self.len)?;
+        add(&gpus.device_ns, start.elapsed());
+        Ok(amax)
+    }
+
     /// Quantizes the rows that were read, on the device if its kernels hold the layout.
     pub(super) fn quantize(
         &mut self,
@@ -153,4 +163,33 @@ impl<'a> Room<'a> {
 
 fn add(total: &AtomicU64, time: Duration) {
     total.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod gpu_tests {
+    use super::*;
+    use crate::device::cuda::test_device::device;
+
+    /// The device finds the amax of what was read; nothing of it is left for a smaller tile.
+    #[test]
+    fn amax_is_found_on_the_device() {
+        let Some(device) = device() else { return };
+        let gpus = Gpus::new(vec![Arc::clone(&device)]).unwrap();
+        let (mut with, mut without) =
+            (Room::new(Some(&gpus), 0, 64).unwrap(), Room::new(None, 0, 64).unwrap());
+        for (len, largest) in [(1000, 9.0f32), (10, 0.5), (1000, f32::NAN)] {
+            let numbers = (0..len).map(|i| if i == len / 2 { largest } else { -0.25 });
+            without.buffer = numbers.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect();
+            (with.len, without.len) = (without.buffer.len(), without.buffer.len());
+            let (_, lane) = with.gpus.as_mut().unwrap();
+            lane.input.ensure(without.len).unwrap();
+            lane.input[..without.len].copy_from_slice(&without.buffer);
+            let before = device.counts();
+            let found = with.amax(FloatDtype::Bf16).unwrap();
+            assert_eq!((device.counts() - before).launches, 1);
+            let expected = without.amax(FloatDtype::Bf16).unwrap();
+            assert!(found == expected || !found.is_finite() && !expected.is_finite(), "{found} {expected}");
+        }
+        assert!(gpus.seconds().device_s > 0.0);
+    }
 }

@@ -165,7 +165,8 @@ impl Run<'_> {
                 let amax = match module.observer {
                     Observer::MinMax => {
                         room.read(&member.input, &self.files, bytes)?;
-                        finite_amax(&member.input.tensor, module.dtype, room.bytes(), bytes.start)?
+                        let (tensor, dtype) = (&member.input.tensor, module.dtype);
+                        finite_amax(tensor, dtype, room.amax(dtype)?, (room.bytes(), bytes.start))?
                     }
                     Observer::Mse => {
                         let search = |weight: Weight<'_>| {
@@ -305,21 +306,20 @@ fn copy(
     tile: &mut Tile,
 ) -> Result<(), QuantizeError> {
     if let Some(dtype) = checked {
-        finite_amax(&tensor.input.tensor, dtype, bytes, start)?;
+        finite_amax(&tensor.input.tensor, dtype, dtype.amax(bytes), (bytes, start))?;
     }
     tile.clear();
     tile.codes.extend_from_slice(bytes);
     Ok(())
 }
 
-/// The largest magnitude of part of a tensor, which begins at byte `start`; refuses NaN and infinity.
+/// The largest magnitude of part of a tensor, which begins at byte `start`; for NaN and infinity the element at fault.
 fn finite_amax(
     tensor: &DenseTensor,
     dtype: FloatDtype,
-    bytes: &[u8],
-    start: u64,
+    amax: f32,
+    (bytes, start): (&[u8], u64),
 ) -> Result<f32, QuantizeError> {
-    let amax = dtype.amax(bytes);
     if amax.is_finite() {
         return Ok(amax);
     }

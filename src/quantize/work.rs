@@ -12,9 +12,7 @@ use crate::checkpoint::quant_args::{Observer, Strategy};
 use crate::checkpoint::{CheckpointError, TensorLocation};
 use crate::dense::{DenseSource, DenseTensor};
 use crate::ops::float_dtype::FloatDtype;
-use crate::ops::quantize_weight::{
-    Arithmetic, TILE_BYTES, WeightQuantizer, least_common_multiple, tile_rows,
-};
+use crate::ops::quantize_weight::{Arithmetic, WeightQuantizer, least_common_multiple, tile_rows};
 use crate::recipe::assignment::AssignedModule;
 
 /// A tensor of the source, and what every output makes of it.
@@ -198,7 +196,7 @@ impl<'a> ShardWork<'a> {
                 let step = match module.observer {
                     Observer::MinMax => {
                         let unit = module.dtype.size().max(input.unit_bytes());
-                        ((TILE_BYTES / unit).max(1) * unit) as u64
+                        ((self.tile_bytes / unit).max(1) * unit) as u64
                     }
                     // The search sees the weight as a whole.
                     Observer::Mse => num_bytes.max(1),

@@ -3,8 +3,9 @@
 //
 // Contracts are checked where the real library would fail or be slow: an algorithm is one that the heuristic gave, for at
 // least as many columns, with no stricter alignment than the operands have; FP8 and int8 take multiples of 16 and
-// compute capability 8.9 in the case of FP8. DAY0_EMULATOR may contain exact-products: algorithms then take exactly the
-// columns that they were asked for; and cublaslt=VERSION, as the library counts versions.
+// compute capability 8.9 in the case of FP8, 9.0 where it is scaled by row and column. DAY0_EMULATOR may contain
+// exact-products: algorithms then take exactly the columns that they were asked for; cublaslt=VERSION, as the library counts
+// versions, unless it was built with one (VERSION); and full=cublasLtMatmul, which then finds no memory.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -13,14 +14,22 @@
 
 namespace {
 
-enum { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum { SUCCESS = 0, NOT_INITIALIZED = 1, ALLOC_FAILED = 3, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 enum { R_32F = 0, R_8I = 3, R_32I = 10, R_16BF = 14, R_8F_E4M3 = 28 };
 enum { COMPUTE_32F = 68, COMPUTE_32I = 72 };
-enum { DESC_TRANSA = 3 };
+enum { DESC_TRANSA = 3, DESC_A_SCALE_POINTER = 17, DESC_B_SCALE_POINTER = 18, DESC_FAST_ACCUM = 25, DESC_A_SCALE_MODE = 31,
+       DESC_B_SCALE_MODE = 32 };
+enum { SCALE_OUTER_VECTOR = 3 };
 enum { PREF_MAX_WORKSPACE = 1, PREF_ALIGNMENT_A = 5, PREF_ALIGNMENT_B = 6, PREF_ALIGNMENT_D = 8 };
 const uint64_t MAGIC = 0x6461793061616c74;
 
-struct Description { int compute, scale, transposed; };
+struct Description {
+    int compute, scale, transposed;
+    int8_t fast;
+    int modes[2];
+    const float* scales[2];
+    bool has_scales() const { return scales[0] || scales[1] || modes[0] || modes[1]; }
+};
 struct Layout { int type; uint64_t rows, columns; int64_t leading; };
 struct Preference { uint64_t workspace; uint32_t alignments[9]; };
 struct Algorithm { uint64_t magic, columns, alignments[3], unused[3]; };
@@ -32,6 +41,8 @@ struct Work {
     char* d;
     uint64_t n, m, k;
     int64_t lda, ldb, ldd;
+    // Of columns of a and b, or none.
+    const float *a_scales, *b_scales;
 };
 
 uint64_t size_of(int type) { return type == R_32F || type == R_32I ? 4 : type == R_16BF ? 2 : 1; }
@@ -112,6 +123,7 @@ void run(void* state) {
                 continue;
             }
             float sum = dot(&a[column * work->k], &b[row * work->k], work->k);
+            if (work->a_scales) sum = sum * work->b_scales[row] * work->a_scales[column];
             if (work->out_type == R_16BF) {
                 ((uint16_t*)work->d)[at] = to_bf16(sum);
             } else {
@@ -126,7 +138,7 @@ void destroy(void* state) { delete (Work*)state; }
 bool is_known(const Description& description, int type, int out_type) {
     bool floats = description.compute == COMPUTE_32F && description.scale == R_32F;
     if (type == R_8I) return out_type == R_32I && description.compute == COMPUTE_32I && description.scale == R_32I;
-    if (type == R_8F_E4M3) return floats && out_type == R_32F;
+    if (type == R_8F_E4M3) return floats && !description.fast && (out_type == R_32F || (description.has_scales() && out_type == R_16BF));
     if (type == R_16BF) return floats && (out_type == R_16BF || out_type == R_32F);
     return floats && type == R_32F && out_type == R_32F;
 }
@@ -137,6 +149,12 @@ bool fits(const Description& description, const Layout& a, const Layout& b, cons
     if (a.rows != b.rows || a.columns != d.rows || b.columns != d.columns) return false;
     if (a.leading < (int64_t)a.rows || b.leading < (int64_t)b.rows || d.leading < (int64_t)d.rows) return false;
     if (size_of(a.type) == 1 && (a.rows % 16 || d.rows % 16)) return false;
+    if (description.has_scales()) {
+        for (int i = 0; i < 2; i++) {
+            if (description.modes[i] != SCALE_OUTER_VECTOR || !description.scales[i] || (uint64_t)description.scales[i] % 16) return false;
+        }
+        if (a.type != R_8F_E4M3 || (has_setting("sm=") && !has_setting("sm=9.0"))) return false;
+    }
     bool old = has_setting("sm=8.0") || has_setting("sm=8.6");
     return a.type != R_8F_E4M3 || !old;
 }
@@ -146,9 +164,13 @@ bool fits(const Description& description, const Layout& a, const Layout& b, cons
 #define API extern "C" __attribute__((visibility("default"))) int
 
 extern "C" __attribute__((visibility("default"))) size_t cublasLtGetVersion() {
+#ifdef VERSION
+    return VERSION;
+#else
     const char* all = std::getenv("DAY0_EMULATOR");
     const char* version = all ? strstr(all, "cublaslt=") : nullptr;
     return version ? strtoull(version + 9, nullptr, 10) : 130002;
+#endif
 }
 
 API cublasLtCreate(void** handle) {
@@ -162,7 +184,7 @@ API cublasLtDestroy(void* handle) {
 }
 
 API cublasLtMatmulDescCreate(void** made, int compute, int scale) {
-    *made = new Description{compute, scale, 0};
+    *made = new Description{compute, scale, 0, 0, {}, {}};
     return SUCCESS;
 }
 
@@ -172,8 +194,18 @@ API cublasLtMatmulDescDestroy(void* description) {
 }
 
 API cublasLtMatmulDescSetAttribute(void* description, int which, const void* value, size_t bytes) {
-    if (which != DESC_TRANSA || bytes != 4) return INVALID_VALUE;
-    memcpy(&((Description*)description)->transposed, value, 4);
+    Description& of = *(Description*)description;
+    if (which == DESC_TRANSA && bytes == 4) {
+        memcpy(&of.transposed, value, 4);
+    } else if (which == DESC_FAST_ACCUM && bytes == 1) {
+        memcpy(&of.fast, value, 1);
+    } else if ((which == DESC_A_SCALE_MODE || which == DESC_B_SCALE_MODE) && bytes == 4) {
+        memcpy(&of.modes[which - DESC_A_SCALE_MODE], value, 4);
+    } else if ((which == DESC_A_SCALE_POINTER || which == DESC_B_SCALE_POINTER) && bytes == 8) {
+        memcpy(&of.scales[which - DESC_A_SCALE_POINTER], value, 8);
+    } else {
+        return INVALID_VALUE;
+    }
     return SUCCESS;
 }
 
@@ -228,6 +260,8 @@ API cublasLtMatmul(void* handle, void* description, const void* alpha, const voi
                    size_t workspace_bytes, void* stream) {
     const Layout &of_a = *(Layout*)a_layout, &of_b = *(Layout*)b_layout, &of_d = *(Layout*)d_layout;
     if (!handle) return NOT_INITIALIZED;
+    if (has_setting("full=cublasLtMatmul")) return ALLOC_FAILED;
+    const Description& of = *(Description*)description;
     if (!fits(*(Description*)description, of_a, of_b, of_d)) return NOT_SUPPORTED;
     if (algorithm->magic != MAGIC || algorithm->columns < of_b.columns) return INVALID_VALUE;
     if (has_setting("exact-products") && algorithm->columns != of_b.columns) return NOT_SUPPORTED;
@@ -245,10 +279,11 @@ API cublasLtMatmul(void* handle, void* description, const void* alpha, const voi
     const uint64_t ranges[] = {(uint64_t)a, (of_a.leading * (of_a.columns - 1) + of_a.rows) * in,
                                (uint64_t)b, (of_b.leading * (of_b.columns - 1) + of_b.rows) * in,
                                (uint64_t)d, (of_d.leading * (of_d.columns - 1) + of_d.rows) * out,
-                               (uint64_t)workspace, workspace_bytes};
+                               (uint64_t)workspace, workspace_bytes,
+                               (uint64_t)of.scales[0], of_a.columns * 4, (uint64_t)of.scales[1], of_b.columns * 4};
     Work* work = new Work{of_a.type, of_d.type, (const char*)a, (const char*)b, (char*)d, of_a.columns, of_b.columns, of_a.rows,
-                          of_a.leading, of_b.leading, of_d.leading};
-    if (!submit || submit(stream, ranges, 4, run, destroy, work) != 0) {
+                          of_a.leading, of_b.leading, of_d.leading, of.scales[0], of.scales[1]};
+    if (!submit || submit(stream, ranges, of.has_scales() ? 6 : 4, run, destroy, work) != 0) {
         delete work;
         return INVALID_VALUE;
     }

@@ -4,7 +4,8 @@
 //
 // Blocks run one after the other; the order in which threads run between barriers is DAY0_EMULATOR_ORDER (forward,
 // backward, or a number that seeds a shuffle), so that a missing barrier shows as a result that depends on it. A barrier
-// that not all threads reach ends the launch with an error. Shared memory begins with garbage.
+// that not all threads reach ends the launch with an error. Shared memory begins with garbage. The driver runs one launch at
+// a time, so nothing here is of a thread of the host.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -24,7 +25,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static thread_local
+#define __shared__ static
 
 struct uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -78,8 +79,10 @@ union Slot {
 };
 
 struct Warp {
-    Slot slots[LANES];
-    int arrived = 0, alive = 0;
+    // In turns, so that one barrier is enough: who writes again to the first has passed the barrier of the second, which all
+    // reach only when they have read the first.
+    Slot slots[2][LANES];
+    int lanes = 0, arrived = 0, alive = 0;
     unsigned generation = 0;
 };
 
@@ -115,8 +118,8 @@ struct Block {
 #endif
 };
 
-static thread_local Block* block = nullptr;
-static thread_local Fiber* current = nullptr;
+static Block* block = nullptr;
+static Fiber* current = nullptr;
 
 static inline void to_main() {
 #if defined(__x86_64__)
@@ -174,10 +177,10 @@ static inline bool can_run(const Fiber& fiber) {
     return true;
 }
 
-// The stacks of this thread's fibers, kept from launch to launch.
+// The stacks of fibers, kept from launch to launch.
 static char* stacks(size_t fibers) {
-    static thread_local char* memory = nullptr;
-    static thread_local size_t held = 0;
+    static char* memory = nullptr;
+    static size_t held = 0;
     if (held < fibers) {
         if (memory) munmap(memory, held * STACK_BYTES);
         void* mapped = mmap(nullptr, fibers * STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -241,6 +244,7 @@ static bool run_block(Block& of) {
         fiber.thread = {i % of.dims.x, i / of.dims.x % of.dims.y, i / (of.dims.x * of.dims.y)};
         fiber.lane = i % LANES;
         fiber.warp = &of.warps[i / LANES];
+        fiber.warp->lanes++;
         fiber.warp->alive++;
         fiber.finished = false;
         fiber.state = Fiber::READY;
@@ -249,7 +253,7 @@ static bool run_block(Block& of) {
         prepare(fiber, memory + i * STACK_BYTES);
     }
     memset(of.dynamic_shared.data(), 0xa5, of.dynamic_shared.size());
-    static thread_local std::vector<int> order;
+    static std::vector<int> order;
     if ((int)order.size() != count) order = order_of(count);
     while (of.alive > 0) {
         bool progress = false;
@@ -301,24 +305,22 @@ template <class T>
 static T shuffle(T value, int from) {
     static_assert(sizeof(T) <= 8, "one register or two");
     Warp& warp = *current->warp;
-    int lane = current->lane;
-    memcpy(&warp.slots[lane].bits, &value, sizeof(T));
+    Slot* slots = warp.slots[warp.generation % 2];
+    memcpy(&slots[current->lane].bits, &value, sizeof(T));
     sync_warp();
-    int lanes = warp.alive;
     T result = value;
-    if (from >= 0 && from < lanes) memcpy(&result, &warp.slots[from].bits, sizeof(T));
-    sync_warp();
+    if (from >= 0 && from < warp.lanes) memcpy(&result, &slots[from].bits, sizeof(T));
     return result;
 }
 
-// Registers of every lane, seen by all. `use` reads them between two barriers.
+// Registers of every lane, seen by all: `use` reads them behind a barrier.
 template <class Use>
 static void together(const unsigned* words, int count, Use use) {
     Warp& warp = *current->warp;
-    memcpy(warp.slots[current->lane].words, words, count * sizeof(unsigned));
+    Slot* slots = warp.slots[warp.generation % 2];
+    memcpy(slots[current->lane].words, words, count * sizeof(unsigned));
     sync_warp();
-    use(warp.slots);
-    sync_warp();
+    use(slots);
 }
 
 template <auto KERNEL> struct Trampoline;

@@ -5,7 +5,7 @@
 // modules are the shared libraries that compiler.cpp makes (see device.h). A stream that is captured runs nothing; a thread
 // that waits, copies from or to the host, or takes or frees memory meanwhile breaks the capture. What goes wrong on real
 // machines is chosen by DAY0_EMULATOR, a comma-separated list of: no-device, no-init, old-driver, devices=N, memory=BYTES,
-// sm=MAJOR.MINOR, launch-fails.
+// sm=MAJOR.MINOR, launch-fails, no-load (of modules), full=CALL (which finds no memory).
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -78,6 +78,9 @@ int device_count() {
     std::string n = setting("devices");
     return n.empty() ? 1 : atoi(n.c_str());
 }
+
+// Whether this call finds no memory.
+bool is_full(const char* call) { return setting("full") == call; }
 
 size_t total_bytes() {
     std::string n = setting("memory");
@@ -248,6 +251,7 @@ API cuMemFree_v2(uint64_t at) {
 API cuMemHostAlloc(void** at, size_t bytes, unsigned) {
     Guard guard(lock);
     if (breaks_capture()) return CAPTURE_UNSUPPORTED;
+    if (is_full("cuMemHostAlloc")) return OUT_OF_MEMORY;
     return posix_memalign(at, 4096, bytes ? bytes : 1) == 0 ? SUCCESS : OUT_OF_MEMORY;
 }
 
@@ -427,7 +431,8 @@ API cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
 
 API cuModuleLoadData(void** module, const void* image) {
     const Elf64_Ehdr* header = (const Elf64_Ehdr*)image;
-    if (memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) return INVALID_IMAGE;
+    if (memcmp(header->e_ident, ELFMAG, SELFMAG) != 0 || !setting("no-load").empty()) return INVALID_IMAGE;
+    if (is_full("cuModuleLoadData")) return OUT_OF_MEMORY;
     size_t bytes = header->e_shoff + (size_t)header->e_shnum * header->e_shentsize;
     // The loader knows libraries by their paths: each needs one of its own.
     char path[] = "/tmp/day0-module-XXXXXX";
@@ -471,6 +476,7 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     if (current < 0) return INVALID_CONTEXT;
     if (!on || !gx || !gy || !gz || !bx || (uint64_t)bx * by * bz > 1024 || gy > 65535 || gz > 65535) return INVALID_VALUE;
     if (!setting("launch-fails").empty()) return LAUNCH_FAILED;
+    if (is_full("cuLaunchKernel")) return OUT_OF_MEMORY;
     // Arguments are copied now, as a driver does.
     unsigned sizes[64] = {};
     if (!kernel->sizes(sizes, 64)) return INVALID_VALUE;

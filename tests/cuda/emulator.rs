@@ -7,6 +7,10 @@ use std::process::Command;
 /// Folder of the sources.
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda");
 
+/// Products under the one name that NVIDIA's wheels have, of another version than `libcublasLt.so`.
+#[allow(dead_code, reason = "each test binary uses its part")]
+pub const WHEEL_PRODUCTS: (&str, usize) = ("wheel/libcublasLt.so.13", 130_103);
+
 /// The first C++ compiler that runs.
 pub fn cxx() -> Option<&'static str> {
     ["c++", "g++", "clang++"]
@@ -14,8 +18,9 @@ pub fn cxx() -> Option<&'static str> {
         .find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()))
 }
 
-/// A folder with `libcuda.so`, `libnvrtc.so` and `libcublasLt.so` that compute on the host; `None` without a C++ compiler, which is
-/// printed. Only for Linux. `dir` is made anew when a source changed.
+/// A folder with `libcuda.so`, `libnvrtc.so` and `libcublasLt.so` that compute on the host, and in `wheel` products as pip
+/// installs them: [`WHEEL_PRODUCTS`]. `None` without a C++ compiler, which is printed. Only for Linux. `dir` is made anew when
+/// a source changed.
 pub fn build(dir: &Path) -> Option<PathBuf> {
     let Some(cxx) = cxx().filter(|_| cfg!(target_os = "linux")) else {
         println!("skipped: no C++ compiler (c++, g++, clang++) that could build the emulated CUDA device");
@@ -41,10 +46,15 @@ pub fn build(dir: &Path) -> Option<PathBuf> {
     };
     let text = |path: &Path| path.display().to_string();
     let common = ["-std=c++17", "-O1", "-fPIC"].map(str::to_owned);
-    let libraries = ["libcuda.so", "libnvrtc.so", "libcublasLt.so"];
-    for (name, source) in libraries.into_iter().zip(&sources[1..]) {
+    std::fs::create_dir(to.join("wheel")).expect("a folder for what pip installs");
+    let libraries = ["libcuda.so", "libnvrtc.so", "libcublasLt.so"].into_iter().zip(&sources[1..]);
+    for (name, source) in libraries.chain([(WHEEL_PRODUCTS.0, &sources[3])]) {
         let mut arguments = common.to_vec();
-        arguments.extend(["-shared".to_owned(), "-Wall".to_owned(), format!("-Wl,-soname,{name}")]);
+        let soname = name.rsplit('/').next().unwrap_or(name);
+        arguments.extend(["-shared".to_owned(), "-Wall".to_owned(), format!("-Wl,-soname,{soname}")]);
+        if name == WHEEL_PRODUCTS.0 {
+            arguments.push(format!("-DVERSION={}", WHEEL_PRODUCTS.1));
+        }
         arguments.push(format!("-DEMULATOR_CXX=\"{cxx}\""));
         arguments.push(format!("-DEMULATOR_DIR=\"{}\"", text(&made)));
         arguments.extend(["-o".to_owned(), text(&to.join(name)), text(source), "-ldl".to_owned()]);

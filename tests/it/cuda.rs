@@ -21,6 +21,8 @@ fn emulator() -> Option<PathBuf> {
 fn on<'a>(emulator: &Path, settings: &str, dir: &Path, args: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = common::command(dir, args);
     command.env("LD_LIBRARY_PATH", emulator).env("DAY0_NVRTC", emulator).env("DAY0_EMULATOR", settings);
+    // Kernels of another emulator are others.
+    command.env("DAY0_CACHE", emulator.join("cache"));
     command.env_remove("CUDA_VISIBLE_DEVICES");
     command
 }
@@ -34,8 +36,8 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     run(doctor("devices=2"))
         .says("1 emulated device sm_90")
         .says("CUDA 13.0")
-        .says("NVRTC 13.0")
-        .says("cuBLASLt 130002");
+        .says(&format!("NVRTC 13.0 in {}/libnvrtc.so", emulator.display()))
+        .says(&format!("cuBLASLt 130002 in {}/libcublasLt.so", emulator.display()));
     run(doctor("no-device")).says("sees no device; give the container or job a GPU");
     let mut hidden = doctor("no-device");
     hidden.env("CUDA_VISIBLE_DEVICES", "");
@@ -50,6 +52,14 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     run(doctor("cublaslt=120103"))
         .says("libcublasLt.so is version 12.1.3, expected 13")
         .says("pip install nvidia-cublas==13.0.*");
+    // What the user names is what is called, also beside an older library of the name that the loader knows first.
+    let (wheel, version) = emulator::WHEEL_PRODUCTS;
+    let wheel = emulator.join(wheel);
+    for named in [wheel.as_path(), wheel.parent().unwrap()] {
+        let mut of_wheel = doctor("cublaslt=120103");
+        of_wheel.env("DAY0_CUBLASLT", named);
+        run(of_wheel).says(&format!("cuBLASLt {version} in {}", wheel.display()));
+    }
     let mut without_driver = doctor("");
     without_driver.env_remove("LD_LIBRARY_PATH");
     let text = run(without_driver).stdout;
@@ -101,12 +111,43 @@ fn devices_that_cannot_be_used_are_refused_or_left_out() {
     run("memory=100000", "cuda:0", "e").expect(2).says("has no").says("another device");
     run("memory=500000", "cuda:0", "e").expect(75).says("has no").says("nvidia-smi");
     run("launch-fails", "cuda:0", "f").expect(75).says("CUDA_ERROR_LAUNCH_FAILED");
+    run("full=cuMemHostAlloc", "cuda:0", "f").expect(75).says("are free (cuMemHostAlloc)");
+    run("full=cuLaunchKernel", "cuda:0", "f")
+        .expect(75)
+        .says("has no memory left")
+        .says("(quantize_rectangles)");
     run("", "tpu", "g").expect(2).says("expected auto, cpu, cuda, or cuda:N");
     // `auto` takes the CPU, and says why where a device is there but unusable.
     run("old-driver", "auto", "h")
         .expect(0)
         .says("quantizing on the CPU: the CUDA driver supports CUDA 12.2");
     run("no-device", "auto", "i").expect(0);
+}
+
+/// Kernels that are not in the cache yet: a compiler that fails, modules that the driver refuses or has no memory for.
+#[test]
+fn kernels_that_cannot_be_had_are_errors() {
+    let Some(emulator) = emulator() else { return };
+    let _turn = common::turn();
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["quantize", "day0-tiny", "--recipe", "w8a8", "--no-sync", "--device", "cuda", "--out", "out"];
+    let run = |settings: &str, cache: &str| {
+        let mut command = on(&emulator, settings, dir.path(), args);
+        command.env("DAY0_CACHE", dir.path().join(cache));
+        common::ran(command.output().unwrap())
+    };
+    run("no-compile", "empty")
+        .expect(3)
+        .says("quantize.cu")
+        .says("does not compile for sm_90")
+        .says("emulated failure");
+    run("no-load", "kept").expect(75).says("cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE");
+    run("full=cuModuleLoadData", "kept").expect(75).says("has no memory left").says("(cuModuleLoadData)");
+    // What failed left nothing that is taken for a result.
+    run("", "kept").expect(0);
+    // A file that the driver refuses is compiled anew, which does not help here.
+    std::fs::remove_dir_all(dir.path().join("out")).unwrap();
+    run("no-load,no-compile", "kept").expect(3).says("does not compile");
 }
 
 /// Log-likelihoods of every item of a task, in order.
@@ -144,6 +185,10 @@ fn scores_are_those_of_the_cpu() {
     assert_eq!(loglikelihoods(&record("exact")), found);
     on_devices("no-device", "none", "cuda").expect(2).says("sees no device").says("--device cpu");
     on_devices("memory=3000000", "full", "cuda").expect(75).says("has no").says("left");
+    on_devices("full=cublasLtMatmul", "full", "cuda")
+        .expect(75)
+        .says("has no memory left")
+        .says("(cublasLtMatmul)");
     on_devices("old-driver", "old", "auto")
         .expect(0)
         .says("computing on the CPU: the CUDA driver supports CUDA 12.2");
@@ -155,7 +200,8 @@ fn scores_are_those_of_the_cpu() {
         .says("nvidia-cublas");
     let mut old = on(&emulator, "cublaslt=120103", dir.path(), eval("cuda", "old-products"));
     old.env("DAY0_CUBLASLT", &emulator);
-    let text = format!("libcublasLt.so from {} is version 12.1.3, expected 13", emulator.display());
+    let text =
+        format!("libcublasLt.so from {}/libcublasLt.so is version 12.1.3, expected 13", emulator.display());
     common::ran(old.output().unwrap()).expect(2).says(&text);
 }
 
@@ -246,7 +292,8 @@ fn a_release_has_an_arm_on_each_device() {
     common::day0(dir.path(), under_slurm).expect(2).says("under Slurm");
 }
 
-/// Weight-only schemes, and FP8 and INT8 products of codes: f32 within 2e-3 nats of the CPU, bf16 within its rounding.
+/// Weight-only schemes, and FP8 and INT8 products of codes: f32 within 2e-3 nats of the CPU, bf16 within its rounding. FP8 also
+/// on a device without products that scale by row and column.
 #[test]
 fn quantized_checkpoints_score_as_on_the_cpu() {
     let Some(emulator) = emulator() else { return };
@@ -275,5 +322,15 @@ fn quantized_checkpoints_score_as_on_the_cpu() {
         let mean = differences.sum::<f64>() / found[0].len() as f64;
         println!("{recipe} {dtype}: mean {mean:.2e}");
         assert!(mean <= tolerance, "{recipe}: {mean}");
+        if recipe == "fp8_dynamic" {
+            let args =
+                ["eval", "--model", &model, "--suite", "tiny_colours", "--limit", "3", "--dtype", dtype];
+            let args = args.into_iter().chain(["--device", "cuda", "--out", "ada"]);
+            common::ran(on(&emulator, "sm=8.9", dir.path(), args).output().unwrap()).expect(0);
+            let of_ada = loglikelihoods(&common::read_json(dir.path().join("ada/record.json")));
+            let largest = of_ada.iter().zip(&found[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            // Both round once what they computed in f32 in the same order.
+            assert!(largest <= 1e-3, "{largest}");
+        }
     }
 }

@@ -158,6 +158,29 @@ impl Device {
         Ok((free as u64, total as u64))
     }
 
+    /// What a call for `bytes` (0: it does not say) failed for that found no memory.
+    pub(super) fn out_of_memory(&self, call: &'static str, bytes: usize) -> CudaError {
+        match self.memory() {
+            Ok((free, total)) => {
+                CudaError::OutOfMemory { ordinal: self.ordinal, call, bytes: bytes as u64, free, total }
+            }
+            Err(error) => error,
+        }
+    }
+
+    /// `Ok` for success of a call that may find no memory.
+    pub(super) fn check_room(
+        &self,
+        call: &'static str,
+        bytes: usize,
+        code: CUresult,
+    ) -> Result<(), CudaError> {
+        match code {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(self.out_of_memory(call, bytes)),
+            code => check(call, code),
+        }
+    }
+
     /// Makes this device the one that the calling thread's driver calls are about.
     pub(super) fn enter(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained as long as `self` lives.
@@ -188,10 +211,9 @@ impl Device {
         let module = if let Some(module) = modules.get(variant) {
             Arc::clone(module)
         } else {
-            let architecture = self.architecture();
-            let key = ModuleKey::new(variant, &architecture)?;
+            let key = ModuleKey::new(variant, &self.architecture())?;
             self.enter()?;
-            let module = Arc::new(self.cache.load(&key, variant, &architecture)?);
+            let module = Arc::new(self.cache.load(self, &key, variant)?);
             modules.insert(variant.clone(), Arc::clone(&module));
             module
         };

@@ -69,12 +69,17 @@ pub enum CudaError {
         /// Its compute capability.
         capability: (u32, u32),
     },
-    /// Device memory is exhausted.
-    #[error("cuda:{ordinal} has no {} left: {} of {} are free", human_bytes(*bytes), human_bytes(*free), human_bytes(*total))]
+    /// A call found no memory, on the device or page-locked.
+    #[error(
+        "cuda:{ordinal} has no {} left: {} of {} are free ({call})",
+        if *bytes == 0 { "memory".to_owned() } else { human_bytes(*bytes) }, human_bytes(*free), human_bytes(*total)
+    )]
     OutOfMemory {
         /// The device.
         ordinal: usize,
-        /// Bytes asked for.
+        /// The function.
+        call: &'static str,
+        /// Bytes asked for; 0 where the call does not say.
         bytes: u64,
         /// Bytes free.
         free: u64,

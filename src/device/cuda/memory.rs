@@ -3,10 +3,10 @@
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
+use cudarc::driver::sys::{self, CUdeviceptr};
 
 use super::Device;
-use super::error::{CudaError, check};
+use super::error::CudaError;
 
 /// Bytes on a device. Freed when dropped, after all work on them.
 pub struct DeviceBuffer {
@@ -28,19 +28,7 @@ impl DeviceBuffer {
         device.enter()?;
         let mut at = 0;
         // SAFETY: the pointer is valid for the call.
-        match unsafe { sys::cuMemAlloc_v2(&raw mut at, len) } {
-            CUresult::CUDA_SUCCESS => {}
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free, total) = device.memory()?;
-                return Err(CudaError::OutOfMemory {
-                    ordinal: device.ordinal(),
-                    bytes: len as u64,
-                    free,
-                    total,
-                });
-            }
-            other => return Err(CudaError::call("cuMemAlloc", other)),
-        }
+        device.check_room("cuMemAlloc", len, unsafe { sys::cuMemAlloc_v2(&raw mut at, len) })?;
         device.count_allocation(len);
         Ok(Self { device: Arc::clone(device), at, len })
     }
@@ -143,7 +131,7 @@ impl PinnedBuffer {
         device.enter()?;
         let mut at = std::ptr::null_mut();
         // SAFETY: the pointer is valid for the call; flags 0 is plain page-locked memory.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&raw mut at, len, 0) })?;
+        device.check_room("cuMemHostAlloc", len, unsafe { sys::cuMemHostAlloc(&raw mut at, len, 0) })?;
         let at = at.cast::<u8>();
         // SAFETY: the driver gave `len` bytes.
         unsafe { at.write_bytes(0, len) };

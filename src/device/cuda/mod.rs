@@ -8,6 +8,7 @@
 mod choice;
 mod counts;
 mod cublaslt;
+mod cublaslt_call;
 mod device;
 mod error;
 mod library;
@@ -21,14 +22,15 @@ mod stream;
 
 pub use choice::{DeviceChoice, DeviceChoiceError};
 pub use counts::DeviceCounts;
-pub use cublaslt::{Operand, Product, ProductKind, Products, products_version};
+pub use cublaslt::{Operand, Product, ProductKind, Products, SCALES_ALIGNMENT};
+pub use cublaslt_call::{products_file, products_version};
 pub use device::Device;
 pub use error::CudaError;
 pub use library::check_driver;
 pub use lists::WordLists;
 pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer};
 pub use module::{Argument, CubinCache, Kernel, LaunchShape};
-pub use nvrtc::{Cubin, compile, version as compiler_version};
+pub use nvrtc::{Cubin, compile, file as compiler_file, version as compiler_version};
 pub use recording::Recording;
 pub(crate) use source::kernel_source;
 pub use source::{KernelSource, Variant};

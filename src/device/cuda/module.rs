@@ -73,19 +73,20 @@ impl CubinCache {
     /// The module from the cache, or compiled and added to it. The calling thread has entered the device.
     pub(super) fn load(
         &self,
+        device: &Device,
         key: &ModuleKey,
         variant: &Variant,
-        architecture: &str,
     ) -> Result<Module, CudaError> {
         let path = self.dir.join(&key.0).with_extension("cubin");
         if let Some(image) = read(&path) {
             // A whole file that the driver refuses, say after a change of drivers, is made anew too.
-            if let Ok(module) = Module::load(&image) {
-                return Ok(module);
+            match Module::load(device, &image) {
+                Err(CudaError::Call { .. }) => {}
+                loaded => return loaded,
             }
         }
-        let image = nvrtc::compile(variant, architecture)?.image;
-        let module = Module::load(&image)?;
+        let image = nvrtc::compile(variant, &device.architecture())?.image;
+        let module = Module::load(device, &image)?;
         if let Err(error) = write(&path, &image) {
             crate::base::progress::detail(&format!("{}: not kept: {error}", path.display()));
         }
@@ -122,11 +123,12 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// Loads an image into the current context.
-    fn load(image: &[u8]) -> Result<Self, CudaError> {
+    /// Loads an image into the device's context, which is the current one.
+    fn load(device: &Device, image: &[u8]) -> Result<Self, CudaError> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: a whole image, as the compiler made it; the pointers are valid for the call.
-        check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&raw mut raw, image.as_ptr().cast()) })?;
+        let code = unsafe { sys::cuModuleLoadData(&raw mut raw, image.as_ptr().cast()) };
+        device.check_room("cuModuleLoadData", 0, code)?;
         Ok(Self(raw))
     }
 }
@@ -239,10 +241,7 @@ impl Kernel {
                 std::ptr::null_mut(),
             )
         };
-        check("cuLaunchKernel", code).map_err(|error| match error {
-            CudaError::Call { code, .. } => CudaError::Call { call: self.name, code },
-            other => other,
-        })
+        self.device.check_room(self.name, 0, code)
     }
 }
 

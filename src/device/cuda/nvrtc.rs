@@ -1,30 +1,31 @@
 //! The run-time compiler: from a source to the machine code of one architecture, with what the assembler says of
 //! registers and spills. Needs no driver.
 
-use std::ffi::{CStr, CString, c_char};
-use std::path::PathBuf;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys as driver;
-use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
+use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 
 use super::error::CudaError;
 use super::library;
 use super::source::{HEADERS, Variant};
 use crate::base::env_vars;
 
-/// Functions of the compiler that day0 calls.
-const SYMBOLS: &[&str] = &[
-    "nvrtcCompileProgram",
-    "nvrtcCreateProgram",
-    "nvrtcDestroyProgram",
-    "nvrtcGetCUBIN",
-    "nvrtcGetCUBINSize",
-    "nvrtcGetErrorString",
-    "nvrtcGetProgramLog",
-    "nvrtcGetProgramLogSize",
-    "nvrtcVersion",
-];
+library::functions! {
+    /// Functions of the compiler that day0 calls.
+    Compiler:
+    nvrtcCompileProgram(nvrtcProgram, c_int, *const *const c_char) -> nvrtcResult;
+    nvrtcCreateProgram(*mut nvrtcProgram, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> nvrtcResult;
+    nvrtcDestroyProgram(*mut nvrtcProgram) -> nvrtcResult;
+    nvrtcGetCUBIN(nvrtcProgram, *mut c_char) -> nvrtcResult;
+    nvrtcGetCUBINSize(nvrtcProgram, *mut usize) -> nvrtcResult;
+    nvrtcGetErrorString(nvrtcResult) -> *const c_char;
+    nvrtcGetProgramLog(nvrtcProgram, *mut c_char) -> nvrtcResult;
+    nvrtcGetProgramLogSize(nvrtcProgram, *mut usize) -> nvrtcResult;
+    nvrtcVersion(*mut c_int, *mut c_int) -> nvrtcResult;
+}
 
 /// No contraction, no flushing, exact division and roots: codes and scales have the bits of the reference, and fused
 /// multiply-adds stand only where the source says so.
@@ -46,10 +47,20 @@ pub struct Cubin {
     pub log: String,
 }
 
-/// Version of the compiler, major and minor; an error if there is none. Asked once.
+/// The compiler with its version; an error if there is none. Looked for once.
+fn compiler() -> Result<&'static (Compiler, (u32, u32)), CudaError> {
+    static COMPILER: OnceLock<Result<(Compiler, (u32, u32)), CudaError>> = OnceLock::new();
+    COMPILER.get_or_init(load).as_ref().map_err(CudaError::clone)
+}
+
+/// Version of the compiler, major and minor; an error if there is none.
 pub fn version() -> Result<(u32, u32), CudaError> {
-    static VERSION: OnceLock<Result<(u32, u32), CudaError>> = OnceLock::new();
-    VERSION.get_or_init(load).clone()
+    compiler().map(|(_, version)| *version)
+}
+
+/// The file of the compiler, as far as the system says.
+pub fn file() -> Option<&'static Path> {
+    compiler().ok()?.0.file.as_deref()
 }
 
 /// The driver must support the compiler's major version.
@@ -77,59 +88,80 @@ pub(super) fn inputs(variant: &Variant) -> Vec<String> {
     all
 }
 
-fn load() -> Result<(u32, u32), CudaError> {
+fn load() -> Result<(Compiler, (u32, u32)), CudaError> {
     let asked = env_vars::get_os(env_vars::DAY0_NVRTC).map(PathBuf::from);
     // A compiler without builtins, which it asks for by name, says so when it compiles.
     let library = library::find(asked.as_deref(), "nvrtc", Some("libnvrtc-builtins.so"));
     let library =
         library.ok_or_else(|| CudaError::NoCompiler { at: asked.map(|p| p.display().to_string()) })?;
-    if let Some(symbol) = library::missing(&library, SYMBOLS) {
-        return Err(CudaError::Compiler { what: format!("it has no {symbol}") });
-    }
-    // cudarc opens it by the same names and keeps it for good.
+    let missing = |symbol| CudaError::Compiler { what: format!("it has no {symbol}") };
+    let compiler = Compiler::of(library).map_err(missing)?;
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: the library is present with all its symbols, and the pointers are valid for the call.
-    check("nvrtcVersion", unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) })?;
-    Ok((major as u32, minor as u32))
+    // SAFETY: the pointers are valid for the call.
+    compiler.check("nvrtcVersion", unsafe { (compiler.nvrtcVersion)(&raw mut major, &raw mut minor) })?;
+    Ok((compiler, (major as u32, minor as u32)))
+}
+
+impl Compiler {
+    fn check(&self, call: &'static str, code: nvrtcResult) -> Result<(), CudaError> {
+        if code == nvrtcResult::NVRTC_SUCCESS {
+            return Ok(());
+        }
+        Err(CudaError::Compiler { what: format!("{call}: {}", self.text_of(code)) })
+    }
+
+    fn text_of(&self, code: nvrtcResult) -> String {
+        // SAFETY: it returns a static string for any code.
+        let text = unsafe { (self.nvrtcGetErrorString)(code) };
+        if text.is_null() {
+            return format!("{code:?}");
+        }
+        // SAFETY: a terminated string that lives as long as the library.
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    }
 }
 
 /// Compiles a variant for an architecture such as `sm_90`.
 pub fn compile(variant: &Variant, architecture: &str) -> Result<Cubin, CudaError> {
-    version()?;
-    let program = Program::new(variant)?;
+    let (compiler, _) = compiler()?;
+    let program = Program::new(compiler, variant)?;
     let mut options = vec![format!("--gpu-architecture={architecture}")];
     options.extend(OPTIONS.iter().map(|o| (*o).to_owned()));
     options.extend(variant.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
     let options: Vec<CString> = options.iter().map(|o| c_string(o)).collect();
     let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
     // SAFETY: program and options are alive, and their number is right.
-    let code = unsafe { sys::nvrtcCompileProgram(program.0, pointers.len() as i32, pointers.as_ptr()) };
+    let code =
+        unsafe { (compiler.nvrtcCompileProgram)(program.raw, pointers.len() as i32, pointers.as_ptr()) };
     let log = program.log()?;
     if code == nvrtcResult::NVRTC_SUCCESS {
         return Ok(Cubin { image: program.image()?, log });
     }
     if code == nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE {
-        return Err(CudaError::Compiler { what: format!("{}: {}", text_of(code), log.trim()) });
+        return Err(CudaError::Compiler { what: format!("{}: {}", compiler.text_of(code), log.trim()) });
     }
-    let log = format!("{}: {}", text_of(code), log.trim());
+    let log = format!("{}: {}", compiler.text_of(code), log.trim());
     Err(CudaError::Compile { kernel: variant.to_string(), architecture: architecture.to_owned(), log })
 }
 
 /// A program of the compiler.
-struct Program(nvrtcProgram);
+struct Program {
+    compiler: &'static Compiler,
+    raw: nvrtcProgram,
+}
 
 impl Program {
-    fn new(variant: &Variant) -> Result<Self, CudaError> {
+    fn new(compiler: &'static Compiler, variant: &Variant) -> Result<Self, CudaError> {
         let (text, name) = (c_string(variant.source.text), c_string(variant.source.name));
         let headers: Vec<(CString, CString)> =
             HEADERS.iter().map(|h| (c_string(h.text), c_string(h.name))).collect();
         let texts: Vec<*const c_char> = headers.iter().map(|h| h.0.as_ptr()).collect();
         let names: Vec<*const c_char> = headers.iter().map(|h| h.1.as_ptr()).collect();
-        let mut program = std::ptr::null_mut();
+        let mut raw = std::ptr::null_mut();
         // SAFETY: all strings are alive during the call, which copies them; the counts are right.
         let code = unsafe {
-            sys::nvrtcCreateProgram(
-                &raw mut program,
+            (compiler.nvrtcCreateProgram)(
+                &raw mut raw,
                 text.as_ptr(),
                 name.as_ptr(),
                 headers.len() as i32,
@@ -137,27 +169,34 @@ impl Program {
                 names.as_ptr(),
             )
         };
-        check("nvrtcCreateProgram", code)?;
-        Ok(Self(program))
+        compiler.check("nvrtcCreateProgram", code)?;
+        Ok(Self { compiler, raw })
     }
 
     fn log(&self) -> Result<String, CudaError> {
-        let mut len = 0;
+        let (compiler, mut len) = (self.compiler, 0);
         // SAFETY: the program is alive, the pointer valid for the call.
-        check("nvrtcGetProgramLogSize", unsafe { sys::nvrtcGetProgramLogSize(self.0, &raw mut len) })?;
+        compiler.check("nvrtcGetProgramLogSize", unsafe {
+            (compiler.nvrtcGetProgramLogSize)(self.raw, &raw mut len)
+        })?;
         let mut bytes = vec![0u8; len];
         // SAFETY: the compiler writes the `len` bytes it announced.
-        check("nvrtcGetProgramLog", unsafe { sys::nvrtcGetProgramLog(self.0, bytes.as_mut_ptr().cast()) })?;
+        compiler.check("nvrtcGetProgramLog", unsafe {
+            (compiler.nvrtcGetProgramLog)(self.raw, bytes.as_mut_ptr().cast())
+        })?;
         Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
     }
 
     fn image(&self) -> Result<Vec<u8>, CudaError> {
-        let mut len = 0;
+        let (compiler, mut len) = (self.compiler, 0);
         // SAFETY: the program is alive, the pointer valid for the call.
-        check("nvrtcGetCUBINSize", unsafe { sys::nvrtcGetCUBINSize(self.0, &raw mut len) })?;
+        compiler
+            .check("nvrtcGetCUBINSize", unsafe { (compiler.nvrtcGetCUBINSize)(self.raw, &raw mut len) })?;
         let mut bytes = vec![0u8; len];
         // SAFETY: the compiler writes the `len` bytes it announced.
-        check("nvrtcGetCUBIN", unsafe { sys::nvrtcGetCUBIN(self.0, bytes.as_mut_ptr().cast()) })?;
+        compiler.check("nvrtcGetCUBIN", unsafe {
+            (compiler.nvrtcGetCUBIN)(self.raw, bytes.as_mut_ptr().cast())
+        })?;
         Ok(bytes)
     }
 }
@@ -165,28 +204,11 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         // SAFETY: created in `new` and destroyed once.
-        unsafe { sys::nvrtcDestroyProgram(&raw mut self.0) };
+        unsafe { (self.compiler.nvrtcDestroyProgram)(&raw mut self.raw) };
     }
 }
 
 /// Sources and options are ours and hold no zero byte; were there one, the text would end at it.
 fn c_string(text: &str) -> CString {
     CString::new(text.split('\0').next().unwrap_or_default()).unwrap_or_default()
-}
-
-fn check(call: &'static str, code: nvrtcResult) -> Result<(), CudaError> {
-    if code == nvrtcResult::NVRTC_SUCCESS {
-        return Ok(());
-    }
-    Err(CudaError::Compiler { what: format!("{call}: {}", text_of(code)) })
-}
-
-fn text_of(code: nvrtcResult) -> String {
-    // SAFETY: the library is present; it returns a static string for any code.
-    let text = unsafe { sys::nvrtcGetErrorString(code) };
-    if text.is_null() {
-        return format!("{code:?}");
-    }
-    // SAFETY: a terminated string that lives as long as the library.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }

@@ -86,7 +86,7 @@ fn failing(mut engine: Engine, failure: Failure) -> Engine {
 /// A device with memory for so many rows.
 fn with_memory_for(rows: usize) -> Failure {
     Arc::new(move |batch| {
-        let full = CudaError::OutOfMemory { ordinal: 0, bytes: 10, free: 5, total: 100 };
+        let full = CudaError::OutOfMemory { ordinal: 0, call: "cuMemAlloc", bytes: 10, free: 5, total: 100 };
         (batch.tokens.len() > rows).then_some(full)
     })
 }
@@ -129,7 +129,7 @@ fn batches_without_memory_are_tried_smaller() {
 /// A device with memory for so many slots of keys and values.
 fn with_memory_for_slots(slots: usize) -> Failure {
     Arc::new(move |batch| {
-        let full = CudaError::OutOfMemory { ordinal: 0, bytes: 10, free: 5, total: 100 };
+        let full = CudaError::OutOfMemory { ordinal: 0, call: "cuMemAlloc", bytes: 10, free: 5, total: 100 };
         let stored = batch.stored.iter().map(|stored| stored.first_slot + stored.rows.len());
         (stored.max() > Some(slots)).then_some(full)
     })

@@ -10,7 +10,9 @@ use super::super::placement::Placement;
 use super::super::weights::Weights;
 use super::packed::PackedWeight;
 use super::place::{OnDevices, Replicated};
-use crate::device::cuda::{CudaError, Device, DeviceBuffer, Operand, Product, ProductKind, Products, Stream};
+use crate::device::cuda::{
+    CudaError, Device, DeviceBuffer, Operand, Product, ProductKind, Products, SCALES_ALIGNMENT, Stream,
+};
 use crate::ops::activation_quant::ActivationQuant;
 use crate::ops::cuda::{Act, Columns, add_bias, fake_quantize, quantize_tokens, scale_product};
 use crate::ops::packed::{CodeKind, CodeRows, WeightRows};
@@ -251,7 +253,8 @@ impl DeviceLinear {
         Ok(quantized)
     }
 
-    /// y = (codes of x · codes of w) · scales, from row `first` of the weight on.
+    /// y = (codes of x · codes of w) · scales, from row `first` of the weight on: at once where the library has a kernel that
+    /// scales FP8 products, else by way of their sums.
     ///
     /// # Safety
     /// As above.
@@ -269,23 +272,34 @@ impl DeviceLinear {
         let [x_codes, x_scales] = &mut room.codes;
         x_codes.ensure(rows * self.k)?;
         x_scales.ensure(rows * 4)?;
-        room.sums.ensure(rows * n * 4)?;
-        let product = Product {
-            kind: if kind == CodeKind::Int8 { ProductKind::Int8ToInt32 } else { ProductKind::Fp8ToF32 },
+        let of_input = (on.act, quant.element, quant.stored);
+        // SAFETY: the caller's promise.
+        unsafe { quantize_tokens(on.stream, of_input, x, x_codes, x_scales, [rows, self.k])? };
+        let scales = [(&*x_scales).into(), Operand { buffer: scales, offset: first * 4 }];
+        let scaled = Product {
+            kind: if y.act == Act::Bf16 { ProductKind::Fp8ScaledToBf16 } else { ProductKind::Fp8ScaledToF32 },
             x: (&*x_codes).into(),
             w: Operand { buffer: codes, offset: first * self.k },
-            y: (&room.sums).into(),
+            y: y.at,
             shape: [rows, n, self.k],
-            stride: n,
+            stride: y.stride,
+            scales: Some(scales),
         };
-        let of_input = (on.act, quant.element, quant.stored);
-        let w_scales = Operand { buffer: scales, offset: first * 4 };
-        // SAFETY: the caller's promise.
+        if kind == CodeKind::Fp8 && scales[1].offset.is_multiple_of(SCALES_ALIGNMENT) {
+            // SAFETY: as above.
+            match unsafe { on.products.run(on.stream, &scaled) } {
+                Err(CudaError::NoProduct { .. }) => {}
+                done => return done,
+            }
+        }
+        room.sums.ensure(rows * n * 4)?;
+        let kind = if kind == CodeKind::Int8 { ProductKind::Int8ToInt32 } else { ProductKind::Fp8ToF32 };
+        let product = Product { kind, y: (&room.sums).into(), stride: n, scales: None, ..scaled };
+        let sums = (&room.sums, kind == ProductKind::Int8ToInt32);
+        // SAFETY: as above.
         unsafe {
-            quantize_tokens(on.stream, of_input, x, x_codes, x_scales, [rows, self.k])?;
             on.products.run(on.stream, &product)?;
-            let sums = (&room.sums, kind == CodeKind::Int8);
-            scale_product(on.stream, sums, [(&*x_scales).into(), w_scales], y)
+            scale_product(on.stream, sums, scales, y)
         }
     }
 }
@@ -305,7 +319,8 @@ pub(super) unsafe fn dense_product(
         (Act::Bf16, Act::Bf16) => ProductKind::Bf16,
         (Act::Bf16, Act::F32) => ProductKind::Bf16ToF32,
     };
-    let product = Product { kind, x: x.into(), w, y: y.at, shape: [y.rows, y.n, k], stride: y.stride };
+    let (shape, stride) = ([y.rows, y.n, k], y.stride);
+    let product = Product { kind, x: x.into(), w, y: y.at, shape, stride, scales: None };
     // SAFETY: the caller's promise.
     unsafe { on.products.run(on.stream, &product) }
 }

@@ -33,8 +33,13 @@ pub(super) fn variants() -> Vec<Variant> {
         variant(Act::Bf16, 128, false),
         variant(Act::Bf16, 64, true),
         variant(Act::Bf16, 128, true),
-        variant(Act::F32, 64, false),
+        variant(Act::Bf16, 80, false),
+        variant(Act::Bf16, 96, false),
+        variant(Act::Bf16, 96, true),
+        variant(Act::Bf16, 256, false),
         variant(Act::Bf16, 256, true),
+        variant(Act::F32, 64, false),
+        variant(Act::F32, 128, false),
     ]
 }
 

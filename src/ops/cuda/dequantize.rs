@@ -16,6 +16,8 @@ struct Job {
     out: u64,
     first_row: u32,
     rows: u32,
+    aligned: u32,
+    unused: u32,
 }
 
 fn plain() -> Variant {
@@ -63,6 +65,8 @@ pub unsafe fn dequantize(
         out: out.address(),
         first_row: index(OPERATION, rows.start)?,
         rows: index(OPERATION, rows.len())?,
+        aligned: (out.address() % 16 == 0 && (k * output.size()).is_multiple_of(16)).into(),
+        unused: 0,
     };
     let shape = one_thread_each(OPERATION, rows.len() * k.div_ceil(STEP))?;
     // SAFETY: the struct mirrors the kernel's, buffers were measured above, the rest is the caller's promise.

@@ -195,6 +195,23 @@ fn groups_that_split_steps_are_left_to_the_cpu() {
     }
 }
 
+/// What was compared with the CPU is known by all that decides the code that ran.
+#[test]
+fn schemes_tell_kernels_and_rectangles_apart() {
+    let Some(device) = device() else { return };
+    let (mut args, format) = scheme("int4_g32");
+    let mut scheme_of = |group: usize| {
+        args.group_size = Some(group);
+        let layout = WeightLayout::new(&args, format).unwrap();
+        let quantizer = WeightQuantizer::new([4, 96], FloatDtype::Bf16, &layout, Arithmetic::F32, 0.0);
+        CudaQuantizer::new(&device, quantizer).unwrap().unwrap().scheme()
+    };
+    let schemes = [16, 32, 48].map(&mut scheme_of);
+    assert!(schemes[0].starts_with("quantize_groups of 1 × 16 by quantize.cu DTYPE=BF16"), "{schemes:?}");
+    assert!(schemes[1].starts_with("quantize_groups of 1 × 32"), "{schemes:?}");
+    assert!(schemes[2].starts_with("quantize_rectangles of 1 × 48"), "{schemes:?}");
+}
+
 #[test]
 fn wrong_tiles_are_refused() {
     let Some(device) = device() else { return };
@@ -218,19 +235,25 @@ fn wrong_tiles_are_refused() {
 fn amax_is_that_of_the_cpu() {
     let Some(device) = device() else { return };
     let stream = Stream::new(&device).unwrap();
+    let bits = DeviceBuffer::new(&device, 4).unwrap();
+    let amax = |dtype: FloatDtype, x: &DeviceBuffer, count: usize| {
+        // SAFETY: buffers live until the download has synchronized the stream.
+        unsafe { launch_amax(&stream, dtype, x, count, &bits)? };
+        Ok::<_, CudaError>(amax_of_bits(dtype, &stream.download(&bits, 4)?))
+    };
     for dtype in [FloatDtype::Bf16, FloatDtype::F16, FloatDtype::F32] {
         for count in [1, 15, 16, 17, 5000, 40_001] {
             let mut data = weights(count, 9, dtype);
             let buffer = stream.upload(&data).unwrap();
-            let found = tensor_amax(&stream, dtype, &buffer, count).unwrap();
+            let found = amax(dtype, &buffer, count).unwrap();
             assert_eq!(found.to_bits(), dtype.amax(&data).to_bits(), "{dtype:?} {count}");
-            assert!(tensor_amax(&stream, dtype, &buffer, count + 1).is_err());
+            assert!(amax(dtype, &buffer, count + 1).is_err() && amax(dtype, &buffer, usize::MAX).is_err());
             let mut bad = Vec::new();
             dtype.write(f32::NAN, &mut bad);
             let at = count / 2 * dtype.size();
             data[at..at + dtype.size()].copy_from_slice(&bad);
             let buffer = stream.upload(&data).unwrap();
-            assert!(!tensor_amax(&stream, dtype, &buffer, count).unwrap().is_finite());
+            assert!(!amax(dtype, &buffer, count).unwrap().is_finite());
         }
     }
 }

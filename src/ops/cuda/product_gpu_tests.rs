@@ -4,17 +4,19 @@ use super::engine_gpu_tests::{ACTS, close, get, noise, put, room};
 use super::*;
 use crate::checkpoint::quant_args::Amax;
 use crate::device::cuda::test_device::device;
-use crate::device::cuda::{Operand, Product, ProductKind, Products, Stream};
+use crate::device::cuda::{CudaError, Operand, Product, ProductKind, Products, Stream};
 use crate::ops::activation_quant::ActivationElement::{self, Fp4, Fp8, Int8};
 use crate::ops::activation_quant::ActivationQuant;
 use crate::ops::fp8;
 use crate::ops::kernel_path::KernelPath;
 
-const KINDS: [ProductKind; 5] = [
+const KINDS: [ProductKind; 7] = [
     ProductKind::F32,
     ProductKind::Bf16,
     ProductKind::Bf16ToF32,
     ProductKind::Fp8ToF32,
+    ProductKind::Fp8ScaledToF32,
+    ProductKind::Fp8ScaledToBf16,
     ProductKind::Int8ToInt32,
 ];
 
@@ -29,7 +31,10 @@ fn operand(stream: &Stream, kind: ProductKind, len: usize, seed: u32) -> (Device
             let x = noise(len, seed, Act::Bf16);
             (put(stream, Act::Bf16, &x), x)
         }
-        ProductKind::Fp8ToF32 | ProductKind::Int8ToInt32 => {
+        ProductKind::Fp8ToF32
+        | ProductKind::Fp8ScaledToF32
+        | ProductKind::Fp8ScaledToBf16
+        | ProductKind::Int8ToInt32 => {
             let bytes: Vec<u8> = noise(len, seed, Act::F32).iter().map(|x| (x * 119.0) as i8 as u8).collect();
             let number = |code: &u8| match kind {
                 ProductKind::Int8ToInt32 => f32::from(*code as i8),
@@ -43,6 +48,22 @@ fn operand(stream: &Stream, kind: ProductKind, len: usize, seed: u32) -> (Device
     }
 }
 
+/// Sums in f64, times a scale, in the columns from 8 on of rows of `stride`.
+fn expected_product(
+    [m, n, k]: [usize; 3],
+    stride: usize,
+    (x, w): (&[f32], &[f32]),
+    scale: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
+    let mut expected = vec![0.0; m * stride];
+    for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
+        let products =
+            x[row * k..][..k].iter().zip(&w[column * k..]).map(|(x, w)| f64::from(*x) * f64::from(*w));
+        expected[row * stride + 8 + column] = products.sum::<f64>() as f32 * scale(row, column);
+    }
+    expected
+}
+
 /// Every kind, at an offset and between other columns, for one row and for many.
 #[test]
 fn products_are_sums_of_products() {
@@ -53,6 +74,8 @@ fn products_are_sums_of_products() {
         let ([n, k], [input, output]) = ([32, 48], kind.sizes());
         let (w, w_numbers) = operand(&stream, kind, n * k, 1);
         for m in [1, 21] {
+            let scales = [noise(m, 8, Act::F32), noise(n, 9, Act::F32)];
+            let on_device = scales.each_ref().map(|scales| put(&stream, Act::F32, scales));
             // A row before x, and eight columns on either side of y.
             let (x, x_numbers) = operand(&stream, kind, (m + 1) * k, 2);
             let (stride, y) = (n + 16, room(&stream, m * (n + 16) * output));
@@ -63,7 +86,16 @@ fn products_are_sums_of_products() {
                 y: Operand { buffer: &y, offset: 8 * output },
                 shape: [m, n, k],
                 stride,
+                scales: kind.is_scaled().then(|| on_device.each_ref().map(Operand::from)),
             };
+            // Compute capabilities without such kernels are told so, and nothing is queued.
+            // SAFETY: buffers live until the downloads have synchronized the stream.
+            match unsafe { products.run(&stream, &product) } {
+                Err(CudaError::NoProduct { .. }) if kind.is_scaled() && device.capability() != (9, 0) => {
+                    continue;
+                }
+                queued => queued.unwrap(),
+            }
             // SAFETY: buffers live until the downloads have synchronized the stream.
             unsafe {
                 stream.fill(&y, 0, y.len(), 0).unwrap();
@@ -73,30 +105,32 @@ fn products_are_sums_of_products() {
                     Product { shape: [m, n + 16, k], stride: n + 32, ..product },
                     Product { stride: n - 1, ..product },
                     Product { shape: [m, 0, k], ..product },
+                    Product {
+                        scales: if kind.is_scaled() { None } else { Some([(&w).into(); 2]) },
+                        ..product
+                    },
                 ];
                 for wrong in wrong {
                     assert!(products.run(&stream, &wrong).is_err());
                 }
                 products.run(&stream, &Product { shape: [0, n, k], ..product }).unwrap();
             }
-            let act = if kind == ProductKind::Bf16 { Act::Bf16 } else { Act::F32 };
+            let act = if output == 2 { Act::Bf16 } else { Act::F32 };
             let mut found = get(&stream, act, &y, m * stride);
             if kind == ProductKind::Int8ToInt32 {
                 for x in &mut found {
                     *x = x.to_bits() as i32 as f32;
                 }
             }
-            let mut expected = vec![0.0; m * stride];
-            for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
-                let (x, w) = (&x_numbers[(row + 1) * k..], &w_numbers[column * k..]);
-                let sum: f64 = (0..k).map(|i| f64::from(x[i]) * f64::from(w[i])).sum();
-                expected[row * stride + 8 + column] = sum as f32;
-            }
+            let expected =
+                expected_product([m, n, k], stride, (&x_numbers[k..], &w_numbers), |row, column| {
+                    if kind.is_scaled() { scales[0][row] * scales[1][column] } else { 1.0 }
+                });
             let scale = expected.iter().fold(0f32, |a, x| a.max(x.abs())).max(1.0);
             let relative = |x: &[f32]| x.iter().map(|x| x / scale).collect::<Vec<_>>();
             // Tensor cores keep few bits of FP8 sums (about 14 on sm_90), and cut sums of bf16 products off.
             let tolerance = match kind {
-                ProductKind::Fp8ToF32 => 1e-3,
+                ProductKind::Fp8ToF32 | ProductKind::Fp8ScaledToF32 | ProductKind::Fp8ScaledToBf16 => 1e-3,
                 ProductKind::Bf16 | ProductKind::Bf16ToF32 => 1e-5,
                 ProductKind::F32 | ProductKind::Int8ToInt32 => 2e-6,
             };

@@ -4,7 +4,9 @@
 //! A [`Lane`] takes a tile from page-locked memory through the device and back on a stream of its own. Threads with a lane
 //! each overlap reading, copying, computing and writing.
 
-use super::{STEP, THREADS, alignment, code_bits, dtype_name, element_name, scale_name};
+use super::{
+    STEP, THREADS, alignment, amax_of_bits, code_bits, dtype_name, element_name, launch_amax, scale_name,
+};
 use crate::device::cuda::{
     Argument, CudaError, Device, DeviceBuffer, Kernel, LaunchShape, PinnedBuffer, Stream, Variant,
     kernel_source,
@@ -15,6 +17,8 @@ use crate::ops::weight_layout::{Element, Packing, ScaleKind};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Bytes of an amax on the device: one word.
+const AMAX_BYTES: usize = 4;
 /// Columns of a group whose lanes are one warp.
 const WIDEST_GROUP: usize = 512;
 
@@ -140,6 +144,11 @@ pub(super) fn variants() -> Vec<Variant> {
     schemes.map(Scheme::variant).to_vec()
 }
 
+/// The kernel for groups within rows, and that for any rectangle.
+fn name(by_groups: bool) -> &'static str {
+    if by_groups { "quantize_groups" } else { "quantize_rectangles" }
+}
+
 /// One weight's quantizer with its kernel on one device.
 pub struct CudaQuantizer {
     quantizer: WeightQuantizer,
@@ -163,8 +172,7 @@ impl CudaQuantizer {
             && job.columns <= WIDEST_GROUP
             && job.k.is_multiple_of(job.columns)
             && !matches!(job.preset, Preset::Tensor(_));
-        let name = if by_groups { "quantize_groups" } else { "quantize_rectangles" };
-        let kernel = device.kernel(&Scheme::of(job, quantizer.arithmetic()).variant(), name)?;
+        let kernel = device.kernel(&Scheme::of(job, quantizer.arithmetic()).variant(), name(by_groups))?;
         Ok(Some(Self { quantizer, kernel, by_groups }))
     }
 
@@ -174,9 +182,11 @@ impl CudaQuantizer {
         ((1 << 30) / job.k.div_ceil(STEP) / job.band).max(1) * job.band
     }
 
-    /// The kernel and its defines.
+    /// What decides the code that runs: kernel, rectangle that shares a scale, and defines.
     pub fn scheme(&self) -> String {
-        Scheme::of(self.quantizer.job(), self.quantizer.arithmetic()).variant().to_string()
+        let job = self.quantizer.job();
+        let (name, variant) = (name(self.by_groups), Scheme::of(job, self.quantizer.arithmetic()).variant());
+        format!("{name} of {} × {} by {variant}", job.band, job.columns.min(job.k))
     }
 
     /// Compares what a device made of a tile with the CPU's.
@@ -361,6 +371,8 @@ pub struct Lane {
     pub input: PinnedBuffer,
     output: PinnedBuffer,
     on_device: (DeviceBuffer, DeviceBuffer),
+    /// The bits of an amax.
+    amax: DeviceBuffer,
     stream: Stream,
 }
 
@@ -371,8 +383,24 @@ impl Lane {
             input: PinnedBuffer::new(device, tile_bytes)?,
             output: PinnedBuffer::new(device, tile_bytes)?,
             on_device: (DeviceBuffer::new(device, tile_bytes)?, DeviceBuffer::new(device, tile_bytes)?),
+            amax: DeviceBuffer::new(device, AMAX_BYTES)?,
             stream: Stream::new(device)?,
         })
+    }
+
+    /// The largest magnitude of the first `bytes` of the input; infinite or NaN where an element is.
+    pub fn amax(&mut self, dtype: FloatDtype, bytes: usize) -> Result<f32, CudaError> {
+        let count = bytes / dtype.size();
+        self.on_device.0.ensure(bytes)?;
+        self.output.ensure(AMAX_BYTES)?;
+        // SAFETY: input, output and buffers belong to the lane, which is borrowed until the stream is synchronized.
+        unsafe {
+            self.stream.copy_in(&self.input[..bytes], &self.on_device.0, 0)?;
+            launch_amax(&self.stream, dtype, &self.on_device.0, count, &self.amax)?;
+            self.stream.copy_out(&self.amax, 0, &mut self.output[..AMAX_BYTES])?;
+        }
+        self.stream.synchronize()?;
+        Ok(amax_of_bits(dtype, &self.output[..AMAX_BYTES]))
     }
 
     /// The device.

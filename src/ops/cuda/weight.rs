@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{STEP, code_bits, dtype_name, element_name, index, require, scale_name};
+use super::{STEP, alignment, code_bits, dtype_name, element_name, index, require, scale_name};
 use crate::device::cuda::{CudaError, DeviceBuffer, Variant};
 use crate::ops::dequantize::Global;
 use crate::ops::weight_layout::{Packing, ScaleKind, WeightCoding};
@@ -39,7 +39,7 @@ pub(super) struct Stored {
     columns: u32,
     multiplies: u32,
     global: f32,
-    unused: u32,
+    code_alignment: i32,
 }
 
 impl WeightCoding {
@@ -98,7 +98,7 @@ impl DeviceWeight<'_> {
             columns: index(operation, columns.min(k))?,
             multiplies: multiplies.into(),
             global,
-            unused: 0,
+            code_alignment: alignment(row_code_bytes),
         })
     }
 }

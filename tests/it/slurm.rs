@@ -3,5 +3,7 @@
 mod closing;
 mod cluster;
 mod disturbed;
+mod fake;
 mod plain;
+mod resumed;
 mod submitters;

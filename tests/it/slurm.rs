@@ -4,6 +4,7 @@ mod closing;
 mod cluster;
 mod disturbed;
 mod fake;
+mod operated;
 mod plain;
 mod resumed;
 mod submitters;

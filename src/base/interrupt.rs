@@ -38,6 +38,11 @@ pub fn install_warning() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Lets SIGUSR1 pass, for work that is short and must not stop half-way.
+pub fn ignore_warning() -> std::io::Result<()> {
+    signal_hook::flag::register(SIGUSR1, Arc::new(AtomicBool::new(false))).map(|_| ())
+}
+
 /// The signal received since [`install`], if any.
 pub fn received() -> Option<i32> {
     let signal = RECEIVED.get()?.load(Ordering::Relaxed);

@@ -38,6 +38,12 @@ pub fn not_run(output: &Value) -> Option<&str> {
     output.get("not_run").and_then(Value::as_str)
 }
 
+/// Whether a node's result is thrown away on every resume because it is decided again from what the run has then, not
+/// because it does not hold: a gate, or what is counted for one.
+pub fn is_decided_again(name: &str) -> bool {
+    name.starts_with("gate/") || name == COUNTS
+}
+
 /// Adds the units of every readiness gate that the configuration asks for.
 pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>) {
     let config = &build.inputs.config.readiness;

@@ -59,7 +59,7 @@ fn engines(dir: &Path) -> BTreeSet<String> {
 
 /// No process of the fake is there any more.
 #[track_caller]
-fn assert_no_engine_is_left(dir: &Path) {
+pub fn assert_no_engine_is_left(dir: &Path) {
     soon_empty(|| engines(dir));
 }
 

@@ -3,5 +3,8 @@
 mod closing;
 mod cluster;
 mod disturbed;
+mod fake;
+mod operated;
 mod plain;
+mod resumed;
 mod submitters;

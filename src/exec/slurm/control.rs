@@ -32,6 +32,10 @@ pub struct Submission {
     pub after_any: Vec<JobId>,
     /// Whether it waits to be released.
     pub hold: bool,
+    /// The script's job name, by which a job is found whose submission was not confirmed.
+    pub name: String,
+    /// Jobs that had this name before.
+    pub known: Vec<JobId>,
 }
 
 /// How often a command is tried while the controller does not answer, and the first pause.
@@ -65,7 +69,7 @@ impl Slurm {
         call("sbatch", &["--test-only".to_owned(), path]).map(|_| ())
     }
 
-    /// Submits a script.
+    /// Submits a script, once: where sbatch's answer leaves open whether there is a job, it is looked for by its name.
     pub fn submit(self, script: &Path, how: &Submission) -> Result<JobId, Failure> {
         let mut arguments = vec!["--parsable".to_owned()];
         let list = |kind: &str, jobs: &[JobId]| {
@@ -83,7 +87,11 @@ impl Slurm {
             arguments.push("--hold".to_owned());
         }
         arguments.push(script.display().to_string());
-        let said = call("sbatch", &arguments)?;
+        let newest = || -> Result<Option<String>, Failure> {
+            let found = self.named(&how.name)?.into_iter().rfind(|id| !how.known.contains(id));
+            Ok(found.map(|id| id.to_string()))
+        };
+        let said = call_once("sbatch", &arguments, &newest)?;
         // `id` or `id;cluster`.
         let id = said.trim().split(';').next().and_then(|id| id.parse().ok());
         id.map(JobId).ok_or_else(|| {
@@ -130,7 +138,7 @@ impl Slurm {
         }
     }
 
-    /// `sacct`: lines `id|state|code:signal|node`. `None`: there is no accounting.
+    /// `sacct`: lines `id|state|code:signal|nodes`. `None`: there is no accounting.
     pub(super) fn account(job: JobId) -> Option<String> {
         let arguments = ["-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", &job.to_string()];
         once("sacct", &arguments.map(str::to_owned), Some(ASK_LIMIT)).ok()
@@ -145,11 +153,15 @@ fn fields(line: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// A command of Slurm without what an enclosing job says of itself: a job submitted by another must not take over its
-/// restarts or array.
+/// What the environment may tell a command of Slurm: `SLURM_*` is what an enclosing job says of itself, and a job
+/// submitted by another must not take over its restarts or array; the others are options, and those of sbatch count
+/// more than the lines of a script (sbatch(1), INPUT ENVIRONMENT VARIABLES).
+const VARIABLES: [&str; 5] = ["SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SACCT_"];
+
+/// A command of Slurm that does what its arguments and the script say, whatever the environment says.
 fn command_of(name: &str) -> Command {
     let mut command = Command::new(name);
-    for variable in env_vars::names_beginning("SLURM_") {
+    for variable in VARIABLES.into_iter().flat_map(env_vars::names_beginning) {
         if variable != env_vars::SLURM_CONF {
             command.env_remove(variable);
         }
@@ -182,17 +194,37 @@ impl Refusal {
 
 /// Runs a command of Slurm; tries again while the controller does not answer.
 fn call(command: &str, arguments: &[String]) -> Result<String, Failure> {
+    call_once(command, arguments, &|| Ok(None))
+}
+
+/// The same for what must not be done twice. Once an answer was lost, `done` is asked before every repetition and before
+/// giving up: what the command would have said had it been done.
+fn call_once(
+    command: &str,
+    arguments: &[String],
+    done: &dyn Fn() -> Result<Option<String>, Failure>,
+) -> Result<String, Failure> {
     let mut pause = PAUSE;
-    let mut attempt = 1;
+    let (mut attempt, mut lost) = (1, false);
     loop {
-        match once(command, arguments, None) {
+        let said = match once(command, arguments, None) {
             Ok(said) => return Ok(said),
-            Err(Refusal::Down(said)) if attempt < TRIES && interrupt::received().is_none() => {
-                progress::detail(&format!("{command}: {said}; trying again"));
-            }
+            Err(Refusal::Down(said)) => said,
             Err(refusal) => return Err(refusal.failure(command)),
+        };
+        lost |= is_lost(&said);
+        let is_last = attempt == TRIES || interrupt::received().is_some();
+        if lost || !is_last {
+            progress::detail(&format!("{command}: {said}; trying again"));
+            // The controller may be about to do what it was asked.
+            std::thread::sleep(pause);
         }
-        std::thread::sleep(pause);
+        if lost && let Some(said) = done()? {
+            return Ok(said);
+        }
+        if is_last {
+            return Err(Refusal::Down(said).failure(command));
+        }
         pause *= 2;
         attempt += 1;
     }
@@ -249,6 +281,11 @@ fn is_down(said: &str) -> bool {
     ]
     .iter()
     .any(|text| said.contains(text))
+}
+
+/// Whether the request was sent and only its answer is missing.
+fn is_lost(said: &str) -> bool {
+    ["Socket timed out", "Zero Bytes were transmitted"].iter().any(|text| said.contains(text))
 }
 
 #[cfg(test)]

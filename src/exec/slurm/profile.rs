@@ -151,20 +151,27 @@ const FIELDS: [&str; 25] = [
 ];
 
 /// Options that day0 sets itself, or that the profile has a key for which other options depend on.
-const RESERVED: [&str; 26] = [
+const RESERVED: [&str; 34] = [
     "-D",
+    "-H",
     "-J",
+    "-M",
     "-N",
+    "-W",
     "-a",
     "-c",
     "-d",
+    "-e",
     "-n",
     "-o",
     "--array",
     "--chdir",
+    "--clusters",
     "--cpus-per-task",
     "--dependency",
+    "--error",
     "--export",
+    "--hold",
     "--job-name",
     "--kill-on-invalid-dep",
     "--no-requeue",
@@ -175,8 +182,9 @@ const RESERVED: [&str; 26] = [
     "--output",
     "--parsable",
     "--requeue",
-    "--hold",
     "--signal",
+    "--test-only",
+    "--wait",
     "--wrap",
 ];
 
@@ -319,8 +327,11 @@ fn check_resources(at: &str, resources: &Resources, signal_seconds: u32) -> Resu
             return Err(bad("sbatch", format!("'{option}' is not an option"))
                 .with_hint("one option an entry, as in `--exclusive`"));
         }
-        if RESERVED.contains(&name) {
-            return Err(bad("sbatch", format!("{name} is set by day0 itself")));
+        // sbatch takes the beginning of a long option for the whole.
+        let means = |reserved: &&&str| **reserved == name || (name.len() > 2 && reserved.starts_with(name));
+        if let Some(reserved) = RESERVED.iter().find(means) {
+            return Err(bad("sbatch", format!("{reserved} is set by day0 itself"))
+                .with_hint("leave it out; the profile has keys for what may be chosen"));
         }
     }
     let texts = [

@@ -45,6 +45,15 @@ fn bad_values_are_refused() {
         "sbatch: ['-J', x]",
         "sbatch: ['--ntasks=2']",
         "sbatch: ['--nodes=2']",
+        "sbatch: ['--error=/tmp/x']",
+        "sbatch: ['-e /tmp/x']",
+        "sbatch: ['--err /tmp/x']",
+        "sbatch: ['--wait']",
+        "sbatch: ['-W']",
+        "sbatch: ['--clusters=other']",
+        "sbatch: ['-Mother']",
+        "sbatch: ['-H']",
+        "sbatch: ['--test-only']",
         "gpus: ''",
         "sbatch: [\"--x\\n#SBATCH --y\"]",
         "partition: ''",
@@ -53,6 +62,13 @@ fn bad_values_are_refused() {
         "stages: {score: {throttle: 0}}",
     ] {
         assert!(profile(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn options_that_only_begin_like_ours_are_taken() {
+    for option in ["--wait-all-nodes=1", "--exclusive", "--nodelist=n1", "--export-file=x", "-p gpu"] {
+        assert!(profile(&format!("sbatch: ['{option}']")).is_ok(), "{option}");
     }
 }
 

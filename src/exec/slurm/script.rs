@@ -32,16 +32,21 @@ pub struct Script<'a> {
     pub paths: Vec<PathBuf>,
     /// Whether it runs in the profile's container. A job that asks and tells Slurm does not: images lack its commands.
     pub in_container: bool,
+    /// Whether it is warned before its time limit, to store what it has and go on later.
+    pub is_warned: bool,
 }
 
-/// The id of the job and the warning before the time limit, which is passed on to the program: it stores what it has and
-/// ends with 138 (128 + SIGUSR1).
+/// The id of the job.
 const HEAD: &str = r#"job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
 job="${job:-$SLURM_JOB_ID}"
 warned=
 child=
-trap 'warned=1; [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null' USR1
 "#;
+/// The warning before the time limit is passed on to the program: it stores what it has and ends with 138 (128 + SIGUSR1).
+const PASS_WARNING: &str = r#"trap 'warned=1; [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null' USR1
+"#;
+/// Neither the script nor the program hears of it.
+const IGNORE_WARNING: &str = "trap '' USR1\n";
 
 /// CPUs of a task whose profile names none.
 const DEFAULT_CPUS: u32 = 1;
@@ -64,6 +69,7 @@ impl Script<'_> {
             let _ = writeln!(text, "#SBATCH {option}");
         }
         text.push_str(HEAD);
+        text.push_str(if self.is_warned { PASS_WARNING } else { IGNORE_WARNING });
         for (name, value) in self.environment.iter().map(|(n, v)| (n, v)).chain(&self.profile.environment) {
             let _ = writeln!(text, "export {name}={}", quote(value));
         }
@@ -135,7 +141,7 @@ exit "$code"
         options.extend(text("gpus-per-node", &r.gpus));
         options.extend(text("mem", &r.memory));
         options.extend(text("time", &r.time));
-        options.push(format!("--signal=B:USR1@{}", self.profile.signal_seconds));
+        options.extend(self.is_warned.then(|| format!("--signal=B:USR1@{}", self.profile.signal_seconds)));
         if let Some(tasks) = &self.tasks {
             let throttle = r.throttle.map_or_else(String::new, |n| format!("%{n}"));
             options.push(format!("--array={}{throttle}", ranges(tasks)));
@@ -228,7 +234,7 @@ mod tests {
     use super::super::profile::ProfileFile;
     use super::*;
 
-    fn render_in(profile: &str, tasks: Option<Vec<u32>>, in_container: bool) -> String {
+    fn render_in(profile: &str, tasks: Option<Vec<u32>>, is_stage: bool) -> String {
         let profile = ProfileFile::parse(profile, "x").unwrap().validate(&["score"]).unwrap();
         let script = Script {
             name: "day0-score".to_owned(),
@@ -244,7 +250,8 @@ mod tests {
                 .to_vec(),
             environment: vec![("DAY0_CACHE".to_owned(), "/cache".to_owned())],
             paths: vec!["/runs/1".into(), "/cache".into(), "/cache/models".into(), "/home/a b/data".into()],
-            in_container,
+            in_container: is_stage,
+            is_warned: is_stage,
         };
         script.render()
     }
@@ -296,6 +303,13 @@ mod tests {
         let text = render("", None);
         says(&text, &["#SBATCH --cpus-per-task=1", "#SBATCH --output=/runs/1/slurm/logs/%j.out"]);
         assert!(!text.contains("--array"));
+    }
+
+    #[test]
+    fn the_job_that_closes_the_run_hears_of_no_warning() {
+        let text = render_in("", None, false);
+        says(&text, &["trap '' USR1"]);
+        assert!(!text.contains("--signal") && !text.contains("trap 'warned"), "{text}");
     }
 
     /// What the program reads and writes is mounted without being asked for, and it runs where it would run outside.

@@ -66,9 +66,16 @@ impl JobReport {
         self.state == "COMPLETED"
     }
 
-    /// Whether it never ran because a job it waited for failed: a consequence, no cause.
-    pub fn is_consequence(&self) -> bool {
-        self.reason == "DependencyNeverSatisfied"
+    /// Whether it never ran because a job it waited for failed: a consequence, no cause. Accounting knows no reasons: there it
+    /// is a job that was cancelled before it had a node, `after_failure` of a job of the same chain.
+    pub fn is_consequence(&self, after_failure: bool) -> bool {
+        let never_began = self.state == "CANCELLED" && self.node.is_empty();
+        self.reason == "DependencyNeverSatisfied" || (after_failure && never_began)
+    }
+
+    /// Whether it will still do something: of a job that is completing nothing is left but its end.
+    pub fn will_act(&self) -> bool {
+        self.is_alive() && self.state != "COMPLETING"
     }
 
     /// Its end, for triage.
@@ -94,7 +101,7 @@ fn complete(job: JobId, tasks: Option<&[u32]>, shown: Vec<JobReport>, exits: &Pa
     let mut found: BTreeMap<Option<u32>, JobReport> = shown.into_iter().map(|r| (r.task, r)).collect();
     if expected.iter().any(|task| !found.contains_key(task)) {
         let accounted = Slurm::account(job).unwrap_or_default();
-        for report in accounted.lines().filter_map(from_sacct) {
+        for report in accounted.lines().flat_map(from_sacct) {
             found.entry(report.task).or_insert(report);
         }
     }
@@ -146,20 +153,28 @@ fn exit_of(text: &str) -> (Option<u8>, Option<i32>) {
     (code.parse().ok(), signal.parse().ok().filter(|s| *s != 0))
 }
 
-fn from_sacct(line: &str) -> Option<JobReport> {
-    let mut parts = line.split('|');
-    let (id, state, exit, node) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+/// One report, or one for each of the tasks that never began, which share a line: `12_[0-3]`.
+fn from_sacct(line: &str) -> Vec<JobReport> {
+    let parts: Vec<&str> = line.split('|').collect();
+    let [id, state, exit, node, ..] = parts[..] else { return Vec::new() };
+    let Some(state) = state.split_whitespace().next() else { return Vec::new() };
     let (exit_code, signal) = exit_of(exit);
-    let task = id.split_once('_').and_then(|(_, task)| task.parse().ok());
-    Some(JobReport {
+    let report = |task| JobReport {
         task,
-        state: state.split_whitespace().next()?.to_owned(),
+        state: state.to_owned(),
         reason: String::new(),
         exit_code,
         signal,
-        node: node.to_owned(),
+        // What sacct writes where there was none.
+        node: if node == "None assigned" { String::new() } else { node.to_owned() },
         restarts: 0,
-    })
+    };
+    match id.split_once('_') {
+        None => vec![report(None)],
+        Some((_, tasks)) => {
+            task_ids(tasks.trim_matches(['[', ']'])).into_iter().map(|task| report(Some(task))).collect()
+        }
+    }
 }
 
 /// The file `<job>` or `<job>_<task>` holds the exit code. A job without one was killed with its script, or never began.
@@ -207,9 +222,13 @@ mod tests {
 
     #[test]
     fn what_sacct_says() {
-        let report = from_sacct("12_3|CANCELLED by 0|0:15|n2").unwrap();
+        let report = &from_sacct("12_3|CANCELLED by 0|0:15|n2")[0];
         assert_eq!((report.task, report.state.as_str(), report.signal), (Some(3), "CANCELLED", Some(15)));
-        assert_eq!(from_sacct(""), None);
+        assert!(!report.is_consequence(true), "it had begun");
+        assert_eq!(from_sacct(""), []);
+        let waited = from_sacct("12_[0-1,4%2]|CANCELLED by 0|0:0|None assigned");
+        assert_eq!(waited.iter().filter_map(|r| r.task).collect::<Vec<_>>(), [0, 1, 4]);
+        assert!(waited.iter().all(|r| r.is_consequence(true) && !r.is_consequence(false)));
     }
 
     #[test]
@@ -231,8 +250,8 @@ mod tests {
     fn tasks_that_the_controller_has_forgotten_are_looked_for_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("7_0"), "3\n").unwrap();
-        let shown = from_sacct("7_1|NODE_FAIL|0:0|n1").unwrap();
-        let found = complete(JobId(7), Some(&[0, 1, 2]), vec![shown], dir.path());
+        let shown = from_sacct("7_1|NODE_FAIL|0:0|n1");
+        let found = complete(JobId(7), Some(&[0, 1, 2]), shown, dir.path());
         let found: Vec<_> = found.iter().map(|r| (r.task, r.state.as_str(), r.exit_code)).collect();
         let expected =
             [(Some(0), "FAILED", Some(3)), (Some(1), "NODE_FAIL", Some(0)), (Some(2), "UNKNOWN", None)];

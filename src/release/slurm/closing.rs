@@ -4,26 +4,31 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use super::cause::{Found, cause};
 use super::part::same_place;
+use super::standing::Standing;
 use super::state::{Cause, Closed, SlurmDir, SubmissionRecord};
-use super::submit::{Which, submit_rest};
-use crate::base::progress;
+use super::submit::{Which, living, submit_rest, wait_for_submitter};
 use crate::base::threads::Threads;
-use crate::exec::triage::{Ended, Triage, classify};
-use crate::exec::{Ledger, RunSummary, Snapshot};
+use crate::base::{env_vars, progress};
+use crate::exec::slurm::{JobId, Slurm};
+use crate::exec::{Ledger, RunSummary, UnitHistory};
 use crate::record::verdict::exit_code;
 use crate::record::{Failure, FailureClass};
 use crate::release::closeout;
 use crate::release::conductor::{self, Ending, Existing};
 use crate::release::graph::{self, Build, Jobs};
 use crate::release::jobs::CLOSEOUT;
+use crate::release::run_dir::RunDir;
 
 /// Bytes at the end of a log that are looked at.
 pub(super) const LOG_BYTES: u64 = 64 << 10;
 
-/// Runs the closeout job of the run at `path`; 0 once its verdict is in `release.json`, or what is left was submitted.
+/// Runs the closeout job of the run at `path`; 0 once its verdict is in `release.json`, or what is left was submitted, or
+/// where another job is to do that.
 pub fn run(path: &Path, threads: Threads) -> Result<u8, Failure> {
     let dir = SlurmDir::at(path);
+    let Some(number) = undisturbed(path, &dir)? else { return Ok(exit_code::ACCEPT) };
     let ending = match Existing::join(path, threads.clone()) {
         Ok(existing) => match close_or_submit(&existing, &dir)? {
             Some(ending) => ending,
@@ -35,9 +40,54 @@ pub fn run(path: &Path, threads: Threads) -> Result<u8, Failure> {
         Ending::Closed { outcome, .. } => outcome.exit_code(),
         _ => exit_code::TRANSIENT,
     };
-    let submission = dir.submissions()?.last().map_or(0, |last| last.number);
-    dir.keep_closed(&Closed { submission, exit_code: code })?;
+    // What could not be submitted to its end was cancelled, and is nothing to wait for.
+    dir.forget_after(number)?;
+    dir.keep_closed(&Closed { submission: number, exit_code: code })?;
     Ok(exit_code::ACCEPT)
+}
+
+/// The number of the submission that this job is to close, now the last one of the run: of one after it that was not
+/// submitted to its end, because this job was stopped meanwhile, every job is cancelled. `None`: there is a newer
+/// one, or none that this job is of.
+fn undisturbed(path: &Path, dir: &SlurmDir) -> Result<Option<u32>, Failure> {
+    let own_id = env_vars::get(env_vars::SLURM_JOB_ID).and_then(|id| id.parse().ok()).map(JobId);
+    let Some(number) = own_number(&dir.submissions()?, own_id) else { return Ok(None) };
+    if dir.submissions()?.last().is_none_or(|last| last.number <= number) {
+        return Ok(Some(number));
+    }
+    let (run, record) = RunDir::join_existing(path)?;
+    wait_for_submitter(&run, &record.run_id, number + 1)?;
+    if own_number(&dir.submissions()?, own_id).is_none() {
+        return Ok(None);
+    }
+    if let Err(failure) = cancel_others(&run, &record.run_id, own_id) {
+        progress::note(&format!("jobs of submission {} may be left in the queue: {failure}", number + 1));
+    }
+    dir.forget_after(number)?;
+    Ok(Some(number))
+}
+
+fn cancel_others(run: &RunDir, run_id: &str, own_id: Option<JobId>) -> Result<(), Failure> {
+    let jobs = living(run, run_id)?;
+    let others: Vec<JobId> = jobs.iter().map(|job| job.id).filter(|id| Some(*id) != own_id).collect();
+    Slurm.cancel(&others)
+}
+
+/// The number of the submission whose closeout job this is, of the last one where this is no job; `None` where a newer one
+/// goes on, or the job is of none.
+fn own_number(submissions: &[SubmissionRecord], own_id: Option<JobId>) -> Option<u32> {
+    let Some(id) = own_id else { return Some(submissions.last().map_or(0, |last| last.number)) };
+    let own = submissions.iter().find(|s| s.closeout().is_some_and(|job| job.id == id));
+    let Some(own) = own else {
+        progress::note(&format!("job {id} closes no submission of this run"));
+        return None;
+    };
+    let newer = submissions.iter().find(|s| s.complete && s.number > own.number);
+    if let Some(newer) = newer {
+        progress::note(&format!("submission {} goes on, which is to close the run", newer.number));
+        return None;
+    }
+    Some(own.number)
 }
 
 /// Closes the run, whatever cannot be found out or submitted. `None`: what is left was submitted.
@@ -69,13 +119,23 @@ fn submit_again(
     last: &SubmissionRecord,
     cause: Cause,
 ) -> Result<bool, Failure> {
-    let profile = dir.profile()?;
-    if last.number > profile.max_resubmissions {
+    let Some(profile) = dir.profile()? else {
+        return Err(Failure::config("slurm/profile.json is not there").with_hint("resume with --profile"));
+    };
+    let submissions = dir.submissions()?;
+    let resubmitted = since_asked(&submissions).filter(|s| s.because.is_some()).count();
+    if resubmitted >= profile.max_resubmissions as usize {
         return Ok(false);
     }
     let place = same_place(existing.run.path(), &existing.record.run_id, last)?;
     let which = Which { number: last.number + 1, because: Some(cause) };
     submit_rest(existing, &profile, &place, which).map(|_| true)
+}
+
+/// The submissions since somebody asked for the run, the last one first: what closeout submitted, and what it did so for.
+fn since_asked(submissions: &[SubmissionRecord]) -> impl Iterator<Item = &SubmissionRecord> {
+    let asked = submissions.iter().rposition(|s| s.because.is_none()).unwrap_or(0);
+    submissions[asked..].iter().rev()
 }
 
 fn finish(existing: &Existing, summary: &RunSummary) -> Result<Ending, Failure> {
@@ -102,6 +162,15 @@ fn look(
     let graph = graph::build(&build, &jobs);
     let ledger = Ledger::open(&run.ledger())?;
     let mut summary = conductor::look(&graph, &ledger)?;
+    let snapshot = Ledger::snapshot(&run.ledger())?.unwrap_or_default();
+    // What a resume was to do again and could not says nothing any more.
+    let submissions = SlurmDir::of(run).submissions()?;
+    let standing = Standing::of(&graph, &ledger, &|key| {
+        let done_by = snapshot.units.get(key).and_then(UnitHistory::done_by);
+        done_by.is_some_and(|owner| since_asked(&submissions).any(|submission| submission.ran(owner)))
+    })?;
+    summary.outputs.retain(|name, _| standing.contains(name));
+    summary.halted = standing.halted;
     let left: Vec<&str> = graph
         .nodes()
         .iter()
@@ -111,93 +180,12 @@ fn look(
     if left.is_empty() || summary.halted {
         return Ok((summary, None));
     }
-    let snapshot = Ledger::snapshot(&run.ledger())?.unwrap_or_default();
     let Found { subject, triage, is_guess } = cause(&left, &snapshot, last, &SlurmDir::of(run));
     let guessed = last.and_then(|last| last.because.as_ref()).is_some_and(|because| because.is_guess);
     let again = triage.retry && triage.class == FailureClass::InfraTransient && !(is_guess && guessed);
     let again = again.then(|| Cause { what: format!("{subject}: {}", triage.what), is_guess });
     summary.failure = Some((subject, Failure::from(triage)));
     Ok((summary, again))
-}
-
-/// Why units are left.
-struct Found {
-    subject: String,
-    triage: Triage,
-    is_guess: bool,
-}
-
-/// Why units are left: what a unit said last, else how its job ended. What will not pass counts before what may.
-fn cause(left: &[&str], snapshot: &Snapshot, last: Option<&SubmissionRecord>, dir: &SlurmDir) -> Found {
-    let mut found: Vec<Found> = Vec::new();
-    for history in snapshot.units.values().filter(|h| left.contains(&h.unit.as_str())) {
-        let failure = history.attempts.last().and_then(|a| a.failure.as_ref()).filter(|f| f.signal.is_none());
-        let of =
-            |failure| Found { subject: history.unit.clone(), triage: of_failure(failure), is_guess: false };
-        found.extend(failure.map(of));
-    }
-    found.extend(last.map(|last| of_jobs(last, dir)).into_iter().flatten());
-    // A unit's own word on what happened says more than the exit code of the job around it; what is known, more than what
-    // is supposed.
-    found.sort_by_key(|f| (f.triage.class == FailureClass::InfraTransient, f.is_guess, f.triage.retry));
-    found.into_iter().next().unwrap_or_else(|| {
-        let what = format!("{} units are not done, {} first; no job says why", left.len(), left[0]);
-        Found { subject: left[0].to_owned(), triage: guess(what), is_guess: true }
-    })
-}
-
-/// How the jobs of a submission ended that did not end well.
-fn of_jobs(last: &SubmissionRecord, dir: &SlurmDir) -> Vec<Found> {
-    let mut found = Vec::new();
-    let mut answers = true;
-    for job in last.jobs.iter().filter(|job| job.stage != CLOSEOUT) {
-        // A controller that does not answer once is not asked for every job.
-        let shown = answers.then(|| job.reports(dir)).transpose().unwrap_or_else(|failure| {
-            progress::note(&failure.message);
-            None
-        });
-        answers = shown.is_some();
-        for report in shown.unwrap_or_else(|| job.recorded(dir)) {
-            if report.is_done() || report.is_alive() || report.is_consequence() {
-                continue;
-            }
-            let log = tail(&dir.log(job.id, report.task), LOG_BYTES);
-            let mut triage = classify(&report.ended(&log));
-            // Killed with its script, and forgotten by the controller.
-            let is_guess = report.is_unknown() && triage.class == FailureClass::Unknown;
-            if is_guess {
-                triage = guess("nobody knows how it ended".to_owned());
-            } else if !report.node.is_empty() {
-                triage.what = format!("{} on {}", triage.what, report.node);
-            }
-            let task = report.task.map_or_else(String::new, |task| format!(" task {task}"));
-            found.push(Found { subject: format!("job {} ({}){task}", job.id, job.stage), triage, is_guess });
-        }
-    }
-    found
-}
-
-/// What may pass, for all that is known.
-fn guess(what: String) -> Triage {
-    Triage {
-        class: FailureClass::InfraTransient,
-        retry: true,
-        what,
-        ..classify(&Ended { exit_code: Some(exit_code::TRANSIENT), ..Ended::default() })
-    }
-}
-
-/// A unit knows its class; whether it may pass by itself is in the words.
-fn of_failure(failure: &Failure) -> Triage {
-    let words =
-        classify(&Ended { exit_code: Some(failure.exit_code()), log: &failure.message, ..Ended::default() });
-    Triage {
-        class: failure.class,
-        retry: failure.class == FailureClass::InfraTransient && words.retry,
-        what: failure.message.clone(),
-        excerpt: String::new(),
-        hint: words.hint,
-    }
 }
 
 /// The last `bytes` of a file as text; empty where there is none.

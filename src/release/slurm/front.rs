@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::plan::{Place, Planned, plan};
+use super::standing::Standing;
 use super::state::{SlurmDir, SubmissionRecord};
 use super::submit::{Resumed, resume, submit};
 use super::wait::wait;
@@ -12,6 +13,7 @@ use crate::base::units::human_seconds;
 use crate::exec::Graph;
 use crate::exec::slurm::{Profile, ProfileFile};
 use crate::record::Failure;
+use crate::record::verdict::exit_code;
 use crate::release::closeout;
 use crate::release::conductor::{Ending, Existing, Request};
 use crate::release::config::ReleaseConfig;
@@ -67,17 +69,18 @@ fn valid(file: ProfileFile) -> Result<Profile, Failure> {
     Ok(profile)
 }
 
-/// A run that ended with a verdict is not run again.
+/// A run that ended with a verdict is not run again, unless something kept units from being done, which may be mended now:
+/// more memory, another key, an engine that comes up.
 fn already_closed(existing: &Existing) -> Result<Option<Ending>, Failure> {
     let dir = SlurmDir::of(&existing.run);
     let closed = dir.closed()?.zip(dir.submissions()?.pop());
-    let ended = closed.filter(|(closed, last)| closed.submission == last.number);
-    match ended {
-        Some((closed, _)) if closed.exit_code != crate::record::verdict::exit_code::TRANSIENT => {
-            wait(existing.run.path()).map(Some)
-        }
-        _ => Ok(None),
+    let ended = closed.is_some_and(|(closed, last)| {
+        closed.submission == last.number && closed.exit_code != exit_code::TRANSIENT
+    });
+    if ended && (existing.inputs.impossible().is_some() || Standing::of_run(existing)?.is_settled) {
+        return wait(existing.run.path()).map(Some);
     }
+    Ok(None)
 }
 
 fn jobs_of(submission: &SubmissionRecord) -> Vec<String> {

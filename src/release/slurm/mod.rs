@@ -3,10 +3,12 @@
 //! `slurm/` in the run directory holds what this needs beside the ledger: the profile, what was submitted, the scripts,
 //! the logs and the exit code of every task.
 
+mod cause;
 mod closing;
 mod front;
 mod part;
 mod plan;
+mod standing;
 mod state;
 mod submit;
 mod wait;

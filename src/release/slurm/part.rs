@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::plan::Place;
+use super::standing::Standing;
 use super::state::{SlurmDir, SubmissionRecord};
 use super::{closing, plan};
 use crate::base::interrupt;
 use crate::base::threads::Threads;
 use crate::exec::{Graph, RunSummary, Share};
+use crate::gate;
 use crate::record::serve::ServeRecord;
 use crate::record::{Failure, FailureClass};
 use crate::release::arm::ArmName;
@@ -34,10 +36,13 @@ pub fn run_part(
     threads: Threads,
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<u8, Failure> {
-    interrupt::install_warning().map_err(|e| Failure::io("signal handlers", &e))?;
+    let no_handlers = |e| Failure::io("signal handlers", &e);
     if part.key == CLOSEOUT {
+        // It must not stop between two looks at the ledger, and has nothing to store.
+        interrupt::ignore_warning().map_err(no_handlers)?;
         return closing::run(path, threads);
     }
+    interrupt::install_warning().map_err(no_handlers)?;
     let existing = Existing::join(path, threads)?;
     let Existing { run, inputs, .. } = &existing;
     if inputs.impossible().is_some() {
@@ -54,7 +59,7 @@ pub fn run_part(
     let summary = run_arm_by_arm(&build, &graph, &names, say)?;
     let left: Vec<&String> = names.iter().filter(|n| !summary.outputs.contains_key(*n)).collect();
     match (&summary.failure, summary.interrupted) {
-        _ if left.is_empty() || summary.halted => Ok(0),
+        _ if left.is_empty() => Ok(0),
         (_, Some(signal)) => {
             run.event("interrupted", part.key, &format!("signal {signal}"));
             Ok(Failure::interrupted(signal).exit_code())
@@ -63,6 +68,8 @@ pub fn run_part(
             run.event("failed", node, &failure.message);
             Err(failure.clone())
         }
+        // Only where nothing failed: the gate may be one of later units, which decided before these ran again.
+        (None, None) if summary.halted => Ok(0),
         (None, None) => {
             let message =
                 format!("{} units wait for others that are not done, {} first", left.len(), left[0]);
@@ -90,7 +97,9 @@ fn run_arm_by_arm<'a>(
         // A warning that came with the last unit leaves time for the look; one in the middle does not, and who goes on looks.
         let whole = group.iter().all(|n| summary.outputs.contains_key(n));
         for arm in ArmName::BOTH {
+            // An engine that did not come up is not to be started once more for it.
             let opening: Option<ServeRecord> = summary.output(&names::serve(arm));
+            let opening = opening.filter(|opening| gate::serve(opening).pass);
             if let Some(opening) = opening.filter(|_| whole || summary.interrupted.is_none()) {
                 last_looks::take(build, arm, &opening)?;
             }
@@ -135,17 +144,17 @@ fn select(graph: &Graph<'_>, part: &Part<'_>) -> Result<BTreeSet<String>, Failur
     }
 }
 
-/// Parts of each planned job that are not done yet, by what the ledger holds.
+/// Parts of each planned job in which results are missing or do not stand.
 pub(super) fn unfinished(
     planned: &[plan::Planned<'_>],
-    done: &dyn Fn(&str) -> bool,
+    standing: &Standing,
 ) -> Vec<(usize, Option<Vec<u32>>)> {
     let mut left = Vec::new();
     for (index, planned) in planned.iter().enumerate() {
         let Some(job) = &planned.job else { continue };
         let parts: Vec<u32> = (0u32..)
             .zip(&job.parts)
-            .filter(|(_, nodes)| nodes.iter().any(|n| !done(n)))
+            .filter(|(_, nodes)| nodes.iter().any(|n| !standing.contains(n)))
             .map(|(part, _)| part)
             .collect();
         if !parts.is_empty() {

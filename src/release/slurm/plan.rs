@@ -125,6 +125,7 @@ fn script<'p>(
         environment: vec![(env_vars::DAY0_CACHE.to_owned(), place.cache.display().to_string())],
         paths: Vec::new(),
         in_container: stage != CLOSEOUT,
+        is_warned: stage != CLOSEOUT,
     }
 }
 

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::digest::Digest;
 use crate::base::json;
+use crate::exec::Owner;
 use crate::exec::slurm::{JobId, JobReport, Profile, recorded, reports};
 use crate::record::Failure;
+use crate::release::jobs::CLOSEOUT;
 use crate::release::run_dir::RunDir;
 
 /// One submission of what was left to do.
@@ -34,6 +36,19 @@ pub struct SubmissionRecord {
     pub jobs: Vec<JobRecord>,
     /// Whether all jobs were submitted and let go.
     pub complete: bool,
+}
+
+impl SubmissionRecord {
+    /// The job that closes the run, once it is submitted.
+    pub fn closeout(&self) -> Option<&JobRecord> {
+        self.jobs.iter().find(|job| job.stage == CLOSEOUT)
+    }
+
+    /// Whether one of its jobs is, or was, this process. A job is `12`, `12_3` or `12_3+1`.
+    pub fn ran(&self, owner: &Owner) -> bool {
+        let id = owner.job.as_deref().and_then(|job| job.split(['_', '+']).next()?.parse().ok());
+        id.is_some_and(|id| self.jobs.iter().any(|job| job.id == JobId(id)))
+    }
 }
 
 /// Why units were left.
@@ -96,9 +111,17 @@ impl SlurmDir {
         Self { path: run.join("slurm") }
     }
 
-    /// Whether the run was submitted to Slurm.
+    /// Whether the run is one of Slurm's, submitted or about to be.
     pub fn exists(&self) -> bool {
-        self.path.join("submissions.json").is_file()
+        self.submissions_file().is_file() || self.profile_file().is_file()
+    }
+
+    fn submissions_file(&self) -> PathBuf {
+        self.path.join("submissions.json")
+    }
+
+    fn profile_file(&self) -> PathBuf {
+        self.path.join("profile.json")
     }
 
     /// Logs of all jobs.
@@ -129,22 +152,21 @@ impl SlurmDir {
         Ok(())
     }
 
-    /// The profile.
-    pub fn profile(&self) -> Result<Profile, Failure> {
-        Ok(json::read(&self.path.join("profile.json"))?)
+    /// The profile, from before anything was submitted on; `None` of a run that is not Slurm's.
+    pub fn profile(&self) -> Result<Option<Profile>, Failure> {
+        let path = self.profile_file();
+        if path.is_file() { Ok(Some(json::read(&path)?)) } else { Ok(None) }
     }
 
     /// Keeps the profile.
     pub fn keep_profile(&self, profile: &Profile) -> Result<(), Failure> {
-        Ok(json::write(&self.path.join("profile.json"), profile)?)
+        Ok(json::write(&self.profile_file(), profile)?)
     }
 
     /// All submissions.
     pub fn submissions(&self) -> Result<Vec<SubmissionRecord>, Failure> {
-        if !self.exists() {
-            return Ok(Vec::new());
-        }
-        Ok(json::read(&self.path.join("submissions.json"))?)
+        let path = self.submissions_file();
+        if path.is_file() { Ok(json::read(&path)?) } else { Ok(Vec::new()) }
     }
 
     /// Writes the record of one submission, the last one or a new one.
@@ -152,7 +174,15 @@ impl SlurmDir {
         let mut all = self.submissions()?;
         all.retain(|r| r.number != record.number);
         all.push(record.clone());
-        Ok(json::write(&self.path.join("submissions.json"), &all)?)
+        Ok(json::write(&self.submissions_file(), &all)?)
+    }
+
+    /// Drops the records after a submission: of what was not submitted to its end, and is cancelled.
+    pub fn forget_after(&self, number: u32) -> Result<(), Failure> {
+        let mut all = self.submissions()?;
+        let before = all.len();
+        all.retain(|r| r.number <= number);
+        if all.len() == before { Ok(()) } else { Ok(json::write(&self.submissions_file(), &all)?) }
     }
 
     /// How the last submission that was closed ended.

@@ -4,15 +4,17 @@
 //! runs without an end. Every job waits for the one before it to succeed; closeout waits for all of them to end.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::part::{same_place, unfinished};
 use super::plan::{Place, Planned, plan};
+use super::standing::Standing;
 use super::state::{Cause, JobRecord, SlurmDir, SubmissionRecord};
 use crate::base::{clock, progress};
 use crate::exec::slurm::{JobId, JobReport, Profile, ProfileFile, Slurm, Submission};
-use crate::exec::{Claim, Done, Flow, Graph, KeyBuilder, Ledger, Owner};
+use crate::exec::{Claim, Done, Flow, Graph, KeyBuilder, Ledger, Owner, UnitKey};
 use crate::record::{Failure, FailureClass};
-use crate::release::conductor::{self, Existing};
+use crate::release::conductor::Existing;
 use crate::release::graph::{Build, Jobs};
 use crate::release::jobs::{CLOSEOUT, STAGES};
 use crate::release::run_dir::RunDir;
@@ -38,16 +40,18 @@ pub fn submit(existing: &Existing, profile: &Profile) -> Result<SubmissionRecord
 pub fn resume(existing: &Existing, profile: Option<Profile>) -> Result<Resumed, Failure> {
     let slurm_dir = SlurmDir::of(&existing.run);
     let submissions = slurm_dir.submissions()?;
+    let kept = || match slurm_dir.profile()? {
+        Some(profile) => Ok(profile),
+        None => ProfileFile::default().validate(&STAGES),
+    };
     let Some(last) = submissions.last() else {
-        let profile = match profile {
-            Some(profile) => profile,
-            None => ProfileFile::default().validate(&STAGES)?,
-        };
+        // Killed or refused before anything was submitted, or run here so far.
+        let profile = profile.map_or_else(kept, Ok)?;
         return submit(existing, &profile).map(Resumed::Submitted);
     };
     let closed = slurm_dir.closed()?.is_some_and(|closed| closed.submission == last.number);
     // A closeout that has closed the run may take a moment to end; nothing goes on.
-    if last.complete && !closed && any_alive(last, &slurm_dir)? {
+    if !closed && is_going_on(&submissions, &slurm_dir)? {
         return Ok(Resumed::Going(last.clone()));
     }
     let strays: Vec<JobId> =
@@ -59,7 +63,7 @@ pub fn resume(existing: &Existing, profile: Option<Profile>) -> Result<Resumed, 
             slurm_dir.keep_profile(&profile)?;
             profile
         }
-        None => slurm_dir.profile()?,
+        None => kept()?,
     };
     if profile.program.is_none() {
         place.program = Place::here(existing.run.path(), "", &profile, &place.cache)?.program;
@@ -68,13 +72,19 @@ pub fn resume(existing: &Existing, profile: Option<Profile>) -> Result<Resumed, 
     submit_rest(existing, &profile, &place, which).map(Resumed::Submitted)
 }
 
-fn any_alive(submission: &SubmissionRecord, dir: &SlurmDir) -> Result<bool, Failure> {
-    for job in &submission.jobs {
-        if job.reports(dir)?.iter().any(JobReport::is_alive) {
-            return Ok(true);
-        }
+/// Whether a job lives that will close the run, or submit what is left of it: without one nobody would, whatever else
+/// lives.
+fn is_going_on(submissions: &[SubmissionRecord], dir: &SlurmDir) -> Result<bool, Failure> {
+    let closeout = match submissions {
+        [.., last] if last.complete => last.closeout(),
+        // The closeout of the one before is submitting it.
+        [.., before, last] if last.because.is_some() => before.closeout(),
+        _ => None,
+    };
+    match closeout {
+        Some(job) => Ok(job.reports(dir)?.iter().any(JobReport::will_act)),
+        None => Ok(false),
     }
-    Ok(false)
 }
 
 /// A job that has not ended.
@@ -126,16 +136,15 @@ pub(super) fn submit_rest(
     let jobs = Jobs::new(&build, quantize_plan);
     let graph = crate::release::graph::build(&build, &jobs);
     let ledger = Ledger::open(&run.ledger())?;
-    let key = KeyBuilder::new("submission/1").part("run", &existing.record.run_id);
-    let key = key.part("number", which.number).finish();
-    if let Claim::Busy(owner) = ledger.claim_again(&key, "submission")? {
+    let key = key(&existing.record.run_id, which.number);
+    if let Claim::Busy(owner) = ledger.claim_again(&key, UNIT)? {
         return Err(busy(&owner));
     }
     let submitted = submit_planned(existing, profile, place, which, &graph, &ledger);
     let noted = match &submitted {
         Ok(record) => ledger.finish(
             &key,
-            "submission",
+            UNIT,
             &Done {
                 output: serde_json::json!(record.jobs.len()),
                 flow: Flow::Continue,
@@ -145,13 +154,41 @@ pub(super) fn submit_rest(
                 inputs: None,
             },
         ),
-        Err(failure) => ledger.fail(&key, "submission", failure).map(|()| true),
+        Err(failure) => ledger.fail(&key, UNIT, failure).map(|()| true),
     };
     // The jobs are submitted or cancelled, whatever the ledger could be told.
     if let Err(error) = noted {
         progress::note(&format!("the submission is not in the ledger: {error}"));
     }
     submitted
+}
+
+/// Name of the unit that a submission is: two processes never submit one at once.
+const UNIT: &str = "submission";
+
+fn key(run_id: &str, number: u32) -> UnitKey {
+    KeyBuilder::new("submission/1").part("run", run_id).part("number", number).finish()
+}
+
+/// How often who submits is looked for.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Waits until nobody submits submission `number` of a run any more; who was lost while submitting counts for the time of
+/// its lease.
+pub(super) fn wait_for_submitter(run: &RunDir, run_id: &str, number: u32) -> Result<(), Failure> {
+    let (ledger, key) = (Ledger::open(&run.ledger())?, key(run_id, number));
+    loop {
+        match ledger.claim(&key, UNIT)? {
+            Claim::Done(_) => return Ok(()),
+            Claim::Busy(owner) => progress::note(&busy(&owner).message),
+            Claim::Granted => {
+                let lost =
+                    Failure::new(FailureClass::InfraTransient, "who submitted it was stopped meanwhile");
+                return Ok(ledger.fail(&key, UNIT, &lost)?);
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 fn busy(owner: &Owner) -> Failure {
@@ -169,8 +206,7 @@ fn submit_planned(
 ) -> Result<SubmissionRecord, Failure> {
     let dir = SlurmDir::of(&existing.run);
     let mut planned = plan(graph, &existing.inputs, profile, place);
-    let states = conductor::look(graph, ledger)?;
-    let left = unfinished(&planned, &|name| states.outputs.contains_key(name));
+    let left = unfinished(&planned, &Standing::of(graph, ledger, &|_| false)?);
     let mut record = SubmissionRecord {
         number: which.number,
         submitted_at: clock::now_iso8601(),
@@ -196,7 +232,11 @@ fn submit_planned(
         Slurm.test(&script)?;
         scripts.push((&planned[index], script));
     }
-    if let Err(failure) = submit_chain(&scripts, &dir, &mut record) {
+    let before = dir.submissions()?;
+    let known: Vec<JobId> = before.iter().flat_map(|s| &s.jobs).map(|job| job.id).collect();
+    // Who is killed between two of the following leaves a record by whose names all jobs are found.
+    dir.keep(&record)?;
+    if let Err(failure) = submit_chain(&scripts, &dir, &mut record, &known) {
         let ids: Vec<JobId> = record.jobs.iter().map(|job| job.id).collect();
         if let Err(error) = Slurm.cancel(&ids) {
             progress::note(&format!("jobs are left in the queue: {error}"));
@@ -212,9 +252,10 @@ fn submit_chain(
     scripts: &[(&Planned<'_>, PathBuf)],
     dir: &SlurmDir,
     record: &mut SubmissionRecord,
+    known: &[JobId],
 ) -> Result<(), Failure> {
     for (planned, script) in scripts {
-        chain(planned, script, dir, record)?;
+        chain(planned, script, dir, record, known)?;
     }
     if let Some(first) = record.jobs.first() {
         Slurm.release(first.id)?;
@@ -229,6 +270,7 @@ fn chain(
     script: &Path,
     dir: &SlurmDir,
     record: &mut SubmissionRecord,
+    known: &[JobId],
 ) -> Result<(), Failure> {
     let ids: Vec<JobId> = record.jobs.iter().map(|job| job.id).collect();
     let is_closeout = planned.stage() == CLOSEOUT;
@@ -236,6 +278,8 @@ fn chain(
         after_ok: if is_closeout { Vec::new() } else { ids.last().copied().into_iter().collect() },
         after_any: if is_closeout { ids.clone() } else { Vec::new() },
         hold: ids.is_empty(),
+        name: planned.script.name.clone(),
+        known: known.to_vec(),
     };
     let id = Slurm.submit(script, &how)?;
     record.jobs.push(JobRecord {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::closing::{LOG_BYTES, tail};
-use super::state::{SlurmDir, SubmissionRecord};
+use super::state::{JobRecord, SlurmDir, SubmissionRecord};
 use crate::base::{interrupt, json, progress};
 use crate::exec::Ledger;
 use crate::exec::slurm::{JobReport, Slurm};
@@ -46,7 +46,7 @@ pub fn wait(path: &Path) -> Result<Ending, Failure> {
             return Ok(Ending::Interrupted { signal, run: path.to_path_buf() });
         }
         if may_ask && (asked.elapsed() >= ASK || said.is_empty()) {
-            let line = match ask(last, &dir, path) {
+            let line = match ask(&submissions, &dir, path) {
                 Ok(Asked { line, closeout_alive, closeout_failed }) => {
                     failed = closeout_failed;
                     gone_since = if closeout_alive { None } else { gone_since.or(Some(Instant::now())) };
@@ -62,7 +62,7 @@ pub fn wait(path: &Path) -> Result<Ending, Failure> {
         }
         let grace = if failed { SHORT_GRACE } else { GRACE };
         if gone_since.is_some_and(|since| since.elapsed() > grace) {
-            return Err(Failure::new(FailureClass::InfraTransient, lost(path, last, &dir))
+            return Err(Failure::new(FailureClass::InfraTransient, lost(path, &submissions, &dir))
                 .with_hint(format!("resume with `day0 release --resume {}`", path.display())));
         }
         std::thread::sleep(LOOK);
@@ -70,12 +70,16 @@ pub fn wait(path: &Path) -> Result<Ending, Failure> {
 }
 
 /// That closeout did not close the run, with its own word on why.
-fn lost(path: &Path, last: &SubmissionRecord, dir: &SlurmDir) -> String {
-    let job = last.jobs.iter().find(|job| job.stage == CLOSEOUT);
-    let log = job.map(|job| tail(&dir.log(job.id, None), LOG_BYTES)).unwrap_or_default();
+fn lost(path: &Path, submissions: &[SubmissionRecord], dir: &SlurmDir) -> String {
+    let log = closeout(submissions).map(|job| tail(&dir.log(job.id, None), LOG_BYTES)).unwrap_or_default();
     let said = classify(&Ended { log: &log, ..Ended::default() }).excerpt;
     let said = if said.is_empty() { said } else { format!("; its log says: {said}") };
     format!("{}: the closeout job ended without closing the run{said}", path.display())
+}
+
+/// The job that is to close the run: while the last submission has none yet, that of the one before, which submits it.
+fn closeout(submissions: &[SubmissionRecord]) -> Option<&JobRecord> {
+    submissions.iter().rev().find_map(SubmissionRecord::closeout)
 }
 
 /// What Slurm says of all jobs.
@@ -85,15 +89,13 @@ struct Asked {
     closeout_failed: bool,
 }
 
-fn ask(last: &SubmissionRecord, dir: &SlurmDir, run: &Path) -> Result<Asked, Failure> {
+fn ask(submissions: &[SubmissionRecord], dir: &SlurmDir, run: &Path) -> Result<Asked, Failure> {
     let mut parts = Vec::new();
-    let (mut closeout_alive, mut closeout_failed) = (false, false);
-    for job in &last.jobs {
-        let reports = job.reports(dir)?;
-        if job.stage == CLOSEOUT {
-            closeout_alive = reports.iter().any(JobReport::is_alive);
-            closeout_failed = reports.iter().any(|r| r.exit_code.is_some_and(|code| code != 0));
-        }
+    let closing = closeout(submissions).map_or_else(|| Ok(Vec::new()), |job| job.reports(dir))?;
+    let closeout_alive = closing.iter().any(JobReport::is_alive);
+    let closeout_failed = closing.iter().any(|r| r.exit_code.is_some_and(|code| code != 0));
+    for job in submissions.last().map(|last| &last.jobs).into_iter().flatten() {
+        let reports = if job.stage == CLOSEOUT { closing.clone() } else { job.reports(dir)? };
         let done = reports.iter().filter(|r| r.is_done()).count();
         let state = match reports.as_slice() {
             [one] => one.state.to_lowercase(),

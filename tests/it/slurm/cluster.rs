@@ -55,8 +55,10 @@ impl Site {
     pub fn add_command(&self, name: &str, script: &str) {
         let bin = self.path().join("bin");
         std::fs::create_dir_all(&bin).unwrap();
-        let real = slurm("sh", &["-c", &format!("command -v {name}")]);
-        let script = script.replace("SITE", self.path().to_str().unwrap()).replace("REAL", real.trim());
+        let mut script = script.replace("SITE", self.path().to_str().unwrap());
+        if script.contains("REAL") {
+            script = script.replace("REAL", slurm("sh", &["-c", &format!("command -v {name}")]).trim());
+        }
         let path = bin.join(name);
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::ledger::{Done, Ledger, LedgerError};
+use super::ledger::Done;
 use super::unit::Unit;
 use crate::base::digest::{Digest, DigestBuilder};
 
@@ -42,7 +42,7 @@ impl Node<'_> {
     }
 
     /// Whether a recorded result still stands beside these outputs of other nodes.
-    pub(super) fn holds(&self, done: &Done, outputs: &BTreeMap<String, Value>) -> bool {
+    pub fn holds(&self, done: &Done, outputs: &BTreeMap<String, Value>) -> bool {
         done.inputs == self.inputs(outputs) && self.unit.verify(&done.output)
     }
 }
@@ -74,29 +74,5 @@ impl<'a> Graph<'a> {
     /// The nodes in execution order.
     pub fn nodes(&self) -> &[Node<'a>] {
         &self.nodes
-    }
-
-    /// Names of the nodes that have no result in `ledger`, or one that does not hold any more. What is repeated wherever the
-    /// graph runs counts only where something before it does.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn to_do(&self, ledger: &Ledger) -> Result<BTreeSet<&str>, LedgerError> {
-        let (mut outputs, mut to_do) = (BTreeMap::new(), BTreeSet::new());
-        for node in &self.nodes {
-            let is_after_one = || node.after.iter().any(|name| to_do.contains(name.as_str()));
-            let holds = |done: &Done| {
-                if node.unit.is_repeated() { !is_after_one() } else { node.holds(done, &outputs) }
-            };
-            match ledger.done(node.unit.key())?.filter(holds) {
-                Some(done) => {
-                    outputs.insert(node.name.clone(), done.output);
-                }
-                None => {
-                    to_do.insert(node.name.as_str());
-                }
-            }
-        }
-        Ok(to_do)
     }
 }

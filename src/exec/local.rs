@@ -379,7 +379,6 @@ mod tests {
                 let name = index.to_string();
                 graph.add(Node { name, stage: "test", after, always: false, shared: false, cost: 0, unit });
             }
-            let to_do: Vec<String> = graph.to_do(&ledger).unwrap().into_iter().map(str::to_owned).collect();
             let executor = LocalExecutor {
                 ledger: &ledger,
                 shared: None,
@@ -388,16 +387,15 @@ mod tests {
                 share: Share::Whole,
             };
             assert!(executor.run(&graph).unwrap().failure.is_none());
-            to_do
         };
-        assert_eq!(run(true, 7), ["0", "1", "2", "3"]);
+        run(true, 7);
         assert_eq!(count(), [1, 1, 1, 1]);
-        assert_eq!(run(true, 7), [""; 0]);
+        run(true, 7);
         assert_eq!(count(), [1, 1, 1, 2]);
         // Done again with the same result.
         run(false, 7);
         assert_eq!(count(), [2, 1, 1, 3]);
-        assert_eq!(run(false, 8), ["0", "1", "3"]);
+        run(false, 8);
         assert_eq!(count(), [3, 2, 1, 4]);
     }
 

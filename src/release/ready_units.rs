@@ -38,12 +38,6 @@ pub fn not_run(output: &Value) -> Option<&str> {
     output.get("not_run").and_then(Value::as_str)
 }
 
-/// Whether a node's result is thrown away on every resume because it is decided again from what the run has then, not
-/// because it does not hold: a gate, or what is counted for one.
-pub fn is_decided_again(name: &str) -> bool {
-    name.starts_with("gate/") || name == COUNTS
-}
-
 /// Adds the units of every readiness gate that the configuration asks for.
 pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>) {
     let config = &build.inputs.config.readiness;
@@ -68,7 +62,7 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>) {
         // Shown as time of the first gate that asks.
         let stage = if config.diff == Level::Off { "ratchet" } else { "diff" };
         let needs = Needs::Acceptance;
-        graph.add(guarded(COUNTS.to_owned(), stage, key(build, COUNTS), needs, |_| counts(build), |_| false));
+        graph.add(guarded(COUNTS.to_owned(), stage, key(build, COUNTS), needs, |_| counts(build), None));
     }
     if config.diff != Level::Off {
         graph.add(gate_node(build, GATES[2], "diff", Needs::Acceptance, |context| diff_gate(build, context)));
@@ -113,20 +107,21 @@ impl Needs {
     }
 }
 
-/// A node that always runs, and says so where there is nothing to do.
+/// A node that always runs, and says so where there is nothing to do. Without `holds` it decides again on every resume.
 fn guarded<'a>(
     name: String,
     stage: &'static str,
     key: KeyBuilder,
     needs: Needs,
     run: impl Fn(&Context<'_>) -> Result<Output, Failure> + Send + Sync + 'a,
-    holds: fn(&Value) -> bool,
+    holds: Option<fn(&Value) -> bool>,
 ) -> Node<'a> {
     let unit = FnUnit::new(key.finish(), move |context| match needs.missing(context) {
         Some(reason) => Output::of(&json!({"not_run": reason})),
         None => run(context),
     })
-    .verified_by(move |output: &Value| not_run(output).is_none() && holds(output));
+    .verified_by(move |output: &Value| not_run(output).is_none() && holds.is_some_and(|holds| holds(output)));
+    let unit = if holds.is_none() { unit.repeated() } else { unit };
     Node { name, stage, after: Vec::new(), always: true, shared: false, cost: 0, unit: Box::new(unit) }
 }
 
@@ -151,7 +146,7 @@ fn gate_node<'a>(
         json_file::write(&path, &report)?;
         Output::of(&report)
     };
-    guarded(name.to_owned(), stage, key(build, name), needs, run, |_| false)
+    guarded(name.to_owned(), stage, key(build, name), needs, run, None)
 }
 
 fn roundtrip_node<'a>(build: &'a Build<'a>) -> Node<'a> {
@@ -170,7 +165,7 @@ fn roundtrip_node<'a>(build: &'a Build<'a>) -> Node<'a> {
         key(build, "ready-roundtrip/1").part("prompts", ROUNDTRIP_PROMPTS),
         Needs::Candidate,
         run,
-        |_| true,
+        Some(|_| true),
     )
 }
 
@@ -189,7 +184,7 @@ fn seed_node<'a>(build: &'a Build<'a>, family: &'a str, seed: u64, index: usize)
     };
     let holds =
         |output: &Value| serde_json::from_value::<SeedRun>(output.clone()).is_ok_and(|run| !run.broke_off());
-    guarded(name, "repro", key, Needs::Acceptance, run, holds)
+    guarded(name, "repro", key, Needs::Acceptance, run, Some(holds))
 }
 
 fn runner(build: &Build<'_>, family: &Family) -> Result<Box<dyn Runner>, Failure> {

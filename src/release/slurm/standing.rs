@@ -1,17 +1,19 @@
 //! Which results of a run stand, so that nothing is left to do for them: what a local resume would not run again.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use crate::exec::{Flow, Graph, Ledger, Node, UnitKey};
+use serde_json::Value;
+
+use crate::exec::{Done, Flow, Graph, Ledger, Node, UnitKey};
 use crate::record::Failure;
 use crate::release::conductor::Existing;
 use crate::release::graph::{Build, Jobs};
-use crate::release::ready_units::{is_decided_again, not_run};
+use crate::release::ready_units::not_run;
 
 /// The results that stand.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    names: BTreeSet<String>,
+    outputs: BTreeMap<String, Value>,
     /// Whether a gate among them ended the chain.
     pub halted: bool,
     /// Whether nothing is left: every unit has a result that stands, or comes after the gate that ended the chain.
@@ -29,14 +31,11 @@ impl Standing {
     ) -> Result<Self, Failure> {
         let mut standing = Self { is_settled: true, ..Self::default() };
         for node in graph.nodes() {
-            let flow = ledger.done(node.unit.key())?.and_then(|done| {
-                let stands = is_fresh(node.unit.key()) || standing.holds(node, &done.output);
-                stands.then_some(done.flow)
-            });
-            match flow {
-                Some(flow) => {
-                    standing.halted |= flow == Flow::Halt;
-                    standing.names.insert(node.name.clone());
+            let stands = |done: &Done| is_fresh(node.unit.key()) || standing.holds(node, done);
+            match ledger.done(node.unit.key())?.filter(stands) {
+                Some(done) => {
+                    standing.halted |= done.flow == Flow::Halt;
+                    standing.outputs.insert(node.name.clone(), done.output);
                 }
                 None => standing.is_settled &= standing.halted && !node.always,
             }
@@ -55,13 +54,13 @@ impl Standing {
 
     /// Whether this node's result stands.
     pub fn contains(&self, name: &str) -> bool {
-        self.names.contains(name)
+        self.outputs.contains_key(name)
     }
 
-    fn holds(&self, node: &Node<'_>, output: &serde_json::Value) -> bool {
-        let passes = is_decided_again(&node.name)
-            || (node.always && not_run(output).is_some())
-            || node.unit.verify(output);
+    fn holds(&self, node: &Node<'_>, done: &Done) -> bool {
+        let passes = node.unit.is_repeated()
+            || (node.always && not_run(&done.output).is_some())
+            || node.holds(done, &self.outputs);
         passes && node.after.iter().all(|name| self.contains(name))
     }
 }

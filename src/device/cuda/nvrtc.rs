@@ -47,9 +47,12 @@ pub struct Cubin {
     pub log: String,
 }
 
-/// The compiler with its version; an error if there is none. Looked for once.
-fn compiler() -> Result<&'static (Compiler, (u32, u32)), CudaError> {
-    static COMPILER: OnceLock<Result<(Compiler, (u32, u32)), CudaError>> = OnceLock::new();
+/// The compiler with its version, major and minor.
+type Versioned = (Compiler, (u32, u32));
+
+/// The compiler; an error if there is none. Looked for once.
+fn compiler() -> Result<&'static Versioned, CudaError> {
+    static COMPILER: OnceLock<Result<Versioned, CudaError>> = OnceLock::new();
     COMPILER.get_or_init(load).as_ref().map_err(CudaError::clone)
 }
 
@@ -88,7 +91,7 @@ pub(super) fn inputs(variant: &Variant) -> Vec<String> {
     all
 }
 
-fn load() -> Result<(Compiler, (u32, u32)), CudaError> {
+fn load() -> Result<Versioned, CudaError> {
     let asked = env_vars::get_os(env_vars::DAY0_NVRTC).map(PathBuf::from);
     // A compiler without builtins, which it asks for by name, says so when it compiles.
     let library = library::find(asked.as_deref(), "nvrtc", Some("libnvrtc-builtins.so"));
@@ -190,8 +193,8 @@ impl Program {
     fn image(&self) -> Result<Vec<u8>, CudaError> {
         let (compiler, mut len) = (self.compiler, 0);
         // SAFETY: the program is alive, the pointer valid for the call.
-        compiler
-            .check("nvrtcGetCUBINSize", unsafe { (compiler.nvrtcGetCUBINSize)(self.raw, &raw mut len) })?;
+        let code = unsafe { (compiler.nvrtcGetCUBINSize)(self.raw, &raw mut len) };
+        compiler.check("nvrtcGetCUBINSize", code)?;
         let mut bytes = vec![0u8; len];
         // SAFETY: the compiler writes the `len` bytes it announced.
         compiler.check("nvrtcGetCUBIN", unsafe {

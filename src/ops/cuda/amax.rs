@@ -24,7 +24,7 @@ pub unsafe fn launch_amax(
     count: usize,
     amax: &DeviceBuffer,
 ) -> Result<(), CudaError> {
-    let bytes = count.checked_mul(dtype.size()).unwrap_or(usize::MAX);
+    let bytes = count.saturating_mul(dtype.size());
     require("amax", &[("x", bytes, x), ("amax", 4, amax)])?;
     let kernel = stream.device().kernel(&variant(dtype), "tensor_amax")?;
     // As many blocks as fill the device; each thread goes over many steps.

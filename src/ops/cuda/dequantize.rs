@@ -65,7 +65,7 @@ pub unsafe fn dequantize(
         out: out.address(),
         first_row: index(OPERATION, rows.start)?,
         rows: index(OPERATION, rows.len())?,
-        aligned: (out.address() % 16 == 0 && (k * output.size()).is_multiple_of(16)).into(),
+        aligned: (out.address().is_multiple_of(16) && (k * output.size()).is_multiple_of(16)).into(),
         unused: 0,
     };
     let shape = one_thread_each(OPERATION, rows.len() * k.div_ceil(STEP))?;

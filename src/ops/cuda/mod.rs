@@ -110,7 +110,8 @@ fn code_bits(packing: Packing, element: Element) -> u8 {
     }
 }
 
-/// Every kernel in the combinations of defines that differ in code: for the test that compiles them.
+/// Every kernel in the combinations of defines that differ in code, the two most used of each source first: for the test
+/// that compiles them.
 pub fn all_variants() -> Vec<Variant> {
     [
         amax::variants(),

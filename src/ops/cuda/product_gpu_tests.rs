@@ -88,6 +88,7 @@ fn products_are_sums_of_products() {
                 stride,
                 scales: kind.is_scaled().then(|| on_device.each_ref().map(Operand::from)),
             };
+            let other_scales = if kind.is_scaled() { None } else { Some([(&w).into(); 2]) };
             // Compute capabilities without such kernels are told so, and nothing is queued.
             // SAFETY: buffers live until the downloads have synchronized the stream.
             match unsafe { products.run(&stream, &product) } {
@@ -96,7 +97,7 @@ fn products_are_sums_of_products() {
                 }
                 queued => queued.unwrap(),
             }
-            // SAFETY: buffers live until the downloads have synchronized the stream.
+            // SAFETY: as above.
             unsafe {
                 stream.fill(&y, 0, y.len(), 0).unwrap();
                 products.run(&stream, &product).unwrap();
@@ -105,10 +106,7 @@ fn products_are_sums_of_products() {
                     Product { shape: [m, n + 16, k], stride: n + 32, ..product },
                     Product { stride: n - 1, ..product },
                     Product { shape: [m, 0, k], ..product },
-                    Product {
-                        scales: if kind.is_scaled() { None } else { Some([(&w).into(); 2]) },
-                        ..product
-                    },
+                    Product { scales: other_scales, ..product },
                 ];
                 for wrong in wrong {
                     assert!(products.run(&stream, &wrong).is_err());

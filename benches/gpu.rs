@@ -3,6 +3,8 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark's results are its output")]
 
+use std::process::ExitCode;
+
 use day0::device::cuda::{CudaError, Device};
 
 #[path = "gpu/engine.rs"]
@@ -30,15 +32,12 @@ fn run() -> Result<(), CudaError> {
     engine::run(&bench)
 }
 
-fn main() {
-    match run() {
-        Ok(()) => {}
-        Err(error @ (CudaError::NoDriver | CudaError::NoDevice { .. } | CudaError::NoCompiler { .. })) => {
-            println!("skipped: {error}")
-        }
-        Err(error) => {
-            println!("failed: {error}");
-            std::process::exit(1);
-        }
+fn main() -> ExitCode {
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    if matches!(error, CudaError::NoDriver | CudaError::NoDevice { .. } | CudaError::NoCompiler { .. }) {
+        println!("skipped: {error}");
+        return ExitCode::SUCCESS;
     }
+    println!("failed: {error}");
+    ExitCode::FAILURE
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Read, Seek, Write};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::config::{CountedCommand, Kind};
@@ -106,7 +107,10 @@ fn count(kind: Kind, command: &CountedCommand, dir: &Path) -> Result<Result<Coun
         progress::note(&format!("{}: {run}", kind.as_str()));
         described = format!("`{run}`");
         let timeout = Duration::from_secs_f64(command.timeout_s);
-        let cookie = format!("capture-{}-{}", std::process::id(), kind.as_str());
+        // Captures of one process may run at the same time.
+        static CAPTURES: AtomicUsize = AtomicUsize::new(0);
+        let number = CAPTURES.fetch_add(1, Ordering::Relaxed);
+        let cookie = format!("capture-{}-{number}", std::process::id());
         let (end, captured) = match capture(&Spec::shell(run, dir.to_path_buf(), timeout, &cookie)) {
             Ok(done) => done,
             Err(e) => return Ok(Err(format!("{described}: {e}"))),

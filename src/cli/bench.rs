@@ -145,7 +145,7 @@ fn score(arguments: &Score, settings: &Settings) -> Result<BenchReport, Failure>
     let tasks = prepare(&suite, &tokenizer, &options)?;
     let items = tasks.iter().flat_map(|t| &t.items).flat_map(|i| &i.requests);
     let requests: Vec<ScoreRequest> = items.flat_map(|r| r.windows.clone()).collect();
-    // The engine orders and batches by itself: all requests are one call.
+    // The engine orders and batches by itself, in parts of some seconds: all requests are one call.
     let (batch_size, concurrency) = match arguments.endpoint {
         Some(_) => (arguments.batch_size, arguments.concurrency),
         None => (requests.len(), 1),

@@ -17,7 +17,7 @@ use crate::record::{Classified, FailureClass};
 const PART: Duration = Duration::from_secs(5);
 
 /// Requests that are scored together before it is known how long they take.
-const FIRST_PART: usize = 64;
+const FIRST_PART: usize = 4;
 
 /// How much larger than the last part one may be, however short that was.
 const GROWTH: usize = 4;
@@ -34,7 +34,9 @@ pub struct LocalScorer {
 impl LocalScorer {
     /// A scorer on this engine.
     pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, at_once: AtomicUsize::new(FIRST_PART), most_at_once: usize::MAX }
+        // A GPU takes no time worth cutting, and its bits may depend on what is asked together.
+        let first = if engine.decoder().is_some() { FIRST_PART } else { usize::MAX };
+        Self { engine, at_once: AtomicUsize::new(first), most_at_once: usize::MAX }
     }
 
     /// The same engine, one request at a time.
@@ -43,8 +45,12 @@ impl LocalScorer {
         Self { engine: Arc::clone(&self.engine), at_once: AtomicUsize::new(1), most_at_once: 1 }
     }
 
-    /// Takes the next part's size from how long one of `count` requests took.
+    /// Takes the next part's size from how long one of `count` requests took; the rest of a call says nothing of that.
     fn took(&self, count: usize, elapsed: Duration) {
+        let at_once = self.at_once.load(Ordering::Relaxed);
+        if count < at_once || at_once == usize::MAX {
+            return;
+        }
         let fitting = count as f64 * PART.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
         let next = (fitting as usize).clamp(1, count.saturating_mul(GROWTH)).min(self.most_at_once);
         self.at_once.store(next, Ordering::Relaxed);
@@ -122,6 +128,7 @@ mod tests {
         let requests = two_hundred();
         let expected = engine.score(&requests, &|_| ()).unwrap();
         let next = |count: usize, seconds: f64| {
+            scorer.at_once.store(count, Ordering::Relaxed);
             scorer.took(count, Duration::from_secs_f64(seconds));
             scorer.at_once.load(Ordering::Relaxed)
         };
@@ -130,6 +137,8 @@ mod tests {
         {
             assert_eq!(next(count, seconds), size, "{count} requests in {seconds} s");
         }
+        scorer.took(11, Duration::from_secs(60));
+        assert_eq!(scorer.at_once.load(Ordering::Relaxed), 12, "the rest of a call");
         let done = AtomicUsize::new(0);
         let scored = scorer.score(&requests, &|n| {
             done.fetch_add(n, Ordering::Relaxed);

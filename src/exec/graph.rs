@@ -41,9 +41,14 @@ impl Node<'_> {
         Some(digest.finish())
     }
 
+    /// Whether a recorded result was made of these outputs of other nodes.
+    pub fn is_made_of(&self, done: &Done, outputs: &BTreeMap<String, Value>) -> bool {
+        done.inputs == self.inputs(outputs)
+    }
+
     /// Whether a recorded result still stands beside these outputs of other nodes.
     pub fn holds(&self, done: &Done, outputs: &BTreeMap<String, Value>) -> bool {
-        done.inputs == self.inputs(outputs) && self.unit.verify(&done.output)
+        self.is_made_of(done, outputs) && self.unit.verify(&done.output)
     }
 }
 

@@ -133,7 +133,8 @@ pub trait Unit: Send + Sync {
         &[]
     }
 
-    /// Whether it is pure and so cheap that it is done again wherever the graph runs.
+    /// Whether it is done again wherever the graph runs, on what is there then: it decides, and keeps nothing that others
+    /// wait for.
     fn is_repeated(&self) -> bool {
         false
     }

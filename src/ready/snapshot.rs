@@ -20,6 +20,9 @@ pub const BASELINE_FILE: &str = ".day0/quality-baseline.json";
 /// Bytes of a stream that are kept for counting: the beginning, and the end after a flood.
 const HEAD_BYTES: u64 = 64 << 20;
 const TAIL_BYTES: usize = 4 << 20;
+/// Numbers the captures of this process, which may run at the same time.
+static CAPTURES: AtomicUsize = AtomicUsize::new(0);
+
 /// Larger report files are refused.
 const MAX_REPORT_BYTES: u64 = 256 << 20;
 
@@ -107,8 +110,6 @@ fn count(kind: Kind, command: &CountedCommand, dir: &Path) -> Result<Result<Coun
         progress::note(&format!("{}: {run}", kind.as_str()));
         described = format!("`{run}`");
         let timeout = Duration::from_secs_f64(command.timeout_s);
-        // Captures of one process may run at the same time.
-        static CAPTURES: AtomicUsize = AtomicUsize::new(0);
         let number = CAPTURES.fetch_add(1, Ordering::Relaxed);
         let cookie = format!("capture-{}-{number}", std::process::id());
         let (end, captured) = match capture(&Spec::shell(run, dir.to_path_buf(), timeout, &cookie)) {

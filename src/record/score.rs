@@ -32,6 +32,9 @@ impl ScoreResult {
     }
 }
 
+/// What an engine that does not say what it computes on, or how, is known by.
+pub const UNKNOWN: &str = "unknown";
+
 /// What answered: everything that decides whether two sets of numbers may be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineIdentity {

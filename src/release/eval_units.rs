@@ -149,7 +149,10 @@ fn serve_end_node<'a>(build: &'a Build<'a>, job: &EvalJob<'_>, arm: ArmName, noi
         Output::of(&record)
     })
     // An arm that answered in this process has to be asked again whether it stayed up.
-    .verified_by(move |output: &Value| came_up(output) && !build.arm(arm).is_running());
+    .verified_by(move |output: &Value| came_up(output) && !build.arm(arm).is_running())
+    // What was scored again was perhaps answered by another process. The built-in engine is the same in each, and its
+    // result may serve other runs, which need other waves.
+    .reading(if is_shared(build, arm) { Vec::new() } else { job.wave_names() });
     after.push(names::serve(arm));
     after.extend((noise && arm == ArmName::Baseline).then(|| NOISE.to_owned()));
     let node = node(names::serve_end(arm), arm.serve_stage(), after, unit);

@@ -153,7 +153,8 @@ impl<'a> Build<'a> {
             Output::with(&report, if report.pass { Flow::Continue } else { Flow::Halt })
         })
         // Deciding is cheap and pure: a resumed run decides again on the records it has now.
-        .repeated();
+        .repeated()
+        .reading(after.clone());
         node(name.to_owned(), stage, after, unit)
     }
 }

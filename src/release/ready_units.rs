@@ -52,24 +52,34 @@ pub fn add<'a>(graph: &mut Graph<'a>, build: &'a Build<'a>) {
             }
         }
     }
-    graph.add(gate_node(build, GATES[0], "repro", Needs::Candidate, move |context| {
+    let reads = runs.clone();
+    graph.add(gate_node(build, GATES[0], "repro", (Needs::Candidate, reads), move |context| {
         repro_gate(build, &runs, context)
     }));
     if config.qa != Level::Off {
-        graph.add(gate_node(build, GATES[1], "qa", Needs::Acceptance, move |_| qa_gate(build)));
+        graph.add(gate_node(build, GATES[1], "qa", (Needs::Acceptance, Vec::new()), move |_| qa_gate(build)));
     }
+    let counts_read = if wants_counts(config) { vec![COUNTS.to_owned()] } else { Vec::new() };
     if wants_counts(config) {
         // Shown as time of the first gate that asks.
         let stage = if config.diff == Level::Off { "ratchet" } else { "diff" };
         let needs = Needs::Acceptance;
-        graph.add(guarded(COUNTS.to_owned(), stage, key(build, COUNTS), needs, |_| counts(build), None));
+        graph.add(guarded(
+            COUNTS.to_owned(),
+            stage,
+            key(build, COUNTS),
+            (needs, Vec::new()),
+            |_| counts(build),
+            None,
+        ));
     }
     if config.diff != Level::Off {
-        graph.add(gate_node(build, GATES[2], "diff", Needs::Acceptance, |context| diff_gate(build, context)));
+        let needs = (Needs::Acceptance, counts_read.clone());
+        graph.add(gate_node(build, GATES[2], "diff", needs, |context| diff_gate(build, context)));
     }
     if config.ratchet != Level::Off && config.ratchet_file.is_file() {
         let decide = |context: &Context<'_>| ratchet_gate(build, context);
-        graph.add(gate_node(build, GATES[3], "ratchet", Needs::Acceptance, decide));
+        graph.add(gate_node(build, GATES[3], "ratchet", (Needs::Acceptance, counts_read), decide));
     }
 }
 
@@ -112,7 +122,7 @@ fn guarded<'a>(
     name: String,
     stage: &'static str,
     key: KeyBuilder,
-    needs: Needs,
+    (needs, reads): (Needs, Vec<String>),
     run: impl Fn(&Context<'_>) -> Result<Output, Failure> + Send + Sync + 'a,
     holds: Option<fn(&Value) -> bool>,
 ) -> Node<'a> {
@@ -121,7 +131,7 @@ fn guarded<'a>(
         None => run(context),
     })
     .verified_by(move |output: &Value| not_run(output).is_none() && holds.is_some_and(|holds| holds(output)));
-    let unit = if holds.is_none() { unit.repeated() } else { unit };
+    let unit = if holds.is_none() { unit.repeated().reading(reads) } else { unit };
     Node { name, stage, after: Vec::new(), always: true, shared: false, cost: 0, unit: Box::new(unit) }
 }
 
@@ -137,7 +147,7 @@ fn gate_node<'a>(
     build: &'a Build<'a>,
     name: &'static str,
     stage: &'static str,
-    needs: Needs,
+    (needs, reads): (Needs, Vec<String>),
     decide: impl Fn(&Context<'_>) -> Result<GateReport, Failure> + Send + Sync + 'a,
 ) -> Node<'a> {
     let path = build.run.join(format!("gates/{stage}.json"));
@@ -146,7 +156,7 @@ fn gate_node<'a>(
         json_file::write(&path, &report)?;
         Output::of(&report)
     };
-    guarded(name.to_owned(), stage, key(build, name), needs, run, None)
+    guarded(name.to_owned(), stage, key(build, name), (needs, reads), run, None)
 }
 
 fn roundtrip_node<'a>(build: &'a Build<'a>) -> Node<'a> {
@@ -163,7 +173,7 @@ fn roundtrip_node<'a>(build: &'a Build<'a>) -> Node<'a> {
         "repro/roundtrip".to_owned(),
         "repro",
         key(build, "ready-roundtrip/1").part("prompts", ROUNDTRIP_PROMPTS),
-        Needs::Candidate,
+        (Needs::Candidate, Vec::new()),
         run,
         Some(|_| true),
     )
@@ -184,7 +194,7 @@ fn seed_node<'a>(build: &'a Build<'a>, family: &'a str, seed: u64, index: usize)
     };
     let holds =
         |output: &Value| serde_json::from_value::<SeedRun>(output.clone()).is_ok_and(|run| !run.broke_off());
-    guarded(name, "repro", key, Needs::Acceptance, run, Some(holds))
+    guarded(name, "repro", key, (Needs::Acceptance, Vec::new()), run, Some(holds))
 }
 
 fn runner(build: &Build<'_>, family: &Family) -> Result<Box<dyn Runner>, Failure> {

@@ -10,7 +10,7 @@ use super::http::{CallError, Http};
 use super::sglang::{self, Generated};
 use super::{EndpointError, EndpointOptions};
 use crate::base::digest::Digest;
-use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult};
+use crate::record::score::{EngineIdentity, ScoreRequest, ScoreResult, UNKNOWN};
 
 /// Small questions (health, models) are answered at once or not at all.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,8 +34,8 @@ impl ServedModel {
     pub fn identity(&self) -> EngineIdentity {
         EngineIdentity {
             engine: self.engine.clone(),
-            device: self.device.clone().unwrap_or_else(|| "unknown".to_owned()),
-            kernel_path: self.kernel_path.clone().unwrap_or_else(|| "unknown".to_owned()),
+            device: self.device.clone().unwrap_or_else(|| UNKNOWN.to_owned()),
+            kernel_path: self.kernel_path.clone().unwrap_or_else(|| UNKNOWN.to_owned()),
             checkpoint_digest: self.checkpoint_digest.clone(),
             identity_proven: false,
             tokenizer_digest: self.tokenizer_digest.clone(),

@@ -91,7 +91,7 @@ impl Slurm {
             let found = self.named(&how.name)?.into_iter().rfind(|id| !how.known.contains(id));
             Ok(found.map(|id| id.to_string()))
         };
-        let said = call_once("sbatch", &arguments, &newest)?;
+        let said = call_once("sbatch", &arguments, Some(&newest))?;
         // `id` or `id;cluster`.
         let id = said.trim().split(';').next().and_then(|id| id.parse().ok());
         id.map(JobId).ok_or_else(|| {
@@ -194,7 +194,7 @@ impl Refusal {
 
 /// Runs a command of Slurm; tries again while the controller does not answer.
 fn call(command: &str, arguments: &[String]) -> Result<String, Failure> {
-    call_once(command, arguments, &|| Ok(None))
+    call_once(command, arguments, None)
 }
 
 /// The same for what must not be done twice. Once an answer was lost, `done` is asked before every repetition and before
@@ -202,7 +202,7 @@ fn call(command: &str, arguments: &[String]) -> Result<String, Failure> {
 fn call_once(
     command: &str,
     arguments: &[String],
-    done: &dyn Fn() -> Result<Option<String>, Failure>,
+    done: Option<&dyn Fn() -> Result<Option<String>, Failure>>,
 ) -> Result<String, Failure> {
     let mut pause = PAUSE;
     let (mut attempt, mut lost) = (1, false);
@@ -212,14 +212,14 @@ fn call_once(
             Err(Refusal::Down(said)) => said,
             Err(refusal) => return Err(refusal.failure(command)),
         };
-        lost |= is_lost(&said);
+        lost |= done.is_some() && is_lost(&said);
         let is_last = attempt == TRIES || interrupt::received().is_some();
         if lost || !is_last {
             progress::detail(&format!("{command}: {said}; trying again"));
             // The controller may be about to do what it was asked.
             std::thread::sleep(pause);
         }
-        if lost && let Some(said) = done()? {
+        if lost && let Some(said) = done.map_or(Ok(None), |done| done())? {
             return Ok(said);
         }
         if is_last {

@@ -10,7 +10,7 @@ use super::super::findings::Collector;
 use super::identical;
 use super::options::CompareOptions;
 use crate::record::eval::{EvalRecord, ItemRecord, TaskRecord, unknown_digest};
-use crate::record::score::EngineIdentity;
+use crate::record::score::{EngineIdentity, UNKNOWN};
 use crate::record::{FailureClass, Finding, GateName};
 
 /// Adds the first difference of each kind.
@@ -63,17 +63,20 @@ fn identity(out: &mut Collector, baseline: &EngineIdentity, candidate: &EngineId
     ] {
         if a != b {
             let hint = "score both arms with one engine; `day0 compare --across-engines` makes this a note";
-            out.add(differs(check, "engine", a, b).hint(hint));
+            let finding = differs(check, "engine", a, b).hint(hint);
+            // An endpoint that does not say what it computes on contradicts nothing.
+            let is_unsaid = check == "device" && [a, b].iter().any(|said| *said == UNKNOWN);
+            out.add(if is_unsaid { finding.as_note() } else { finding });
         }
     }
     let short = |digest: &Option<crate::base::digest::Digest>| {
-        digest.as_ref().map_or("unknown".to_owned(), |digest| digest.short(16).to_owned())
+        digest.as_ref().map_or(UNKNOWN.to_owned(), |digest| digest.short(16).to_owned())
     };
     let (a, b) = (&baseline.tokenizer_digest, &candidate.tokenizer_digest);
     match (a, b) {
         (Some(a), Some(b)) if a == b => {}
         // Token digests of every item are compared below; the tokenizer's own digest adds the text side.
-        (None, None) => out.add(differs("tokenizer", "tokenizer", "unknown", "unknown").as_note()),
+        (None, None) => out.add(differs("tokenizer", "tokenizer", UNKNOWN, UNKNOWN).as_note()),
         _ => out.add(differs("tokenizer", "tokenizer", &short(a), &short(b))),
     }
     let checkpoint = |observed: &str| {
@@ -92,7 +95,7 @@ fn identity(out: &mut Collector, baseline: &EngineIdentity, candidate: &EngineId
         }
         (Some(_), Some(_)) if baseline.identity_proven && candidate.identity_proven => {}
         (Some(_), Some(_)) => out.add(checkpoint("identity declared, not proven").as_note()),
-        _ => out.add(checkpoint("unknown").hint("name the checkpoint an endpoint serves with --model DIR")),
+        _ => out.add(checkpoint(UNKNOWN).hint("name the checkpoint an endpoint serves with --model DIR")),
     }
 }
 

@@ -264,7 +264,8 @@ fn score(
         records.extend(eval::score_items(scorer, &wanted, &|_| ()));
         progress(chunk.len() as u64);
     }
-    Ok(records)
+    // The last chunk may have been left unfinished.
+    interrupt::received().map_or(Ok(records), |signal| Err(Failure::interrupted(signal)))
 }
 
 fn fold(digest: &mut DigestBuilder, item: &ItemRecord) {

@@ -17,6 +17,7 @@ use crate::record::{Failure, FailureClass};
 use crate::release::conductor::Existing;
 use crate::release::graph::{Build, Jobs};
 use crate::release::jobs::{CLOSEOUT, STAGES};
+use crate::release::last_looks;
 use crate::release::run_dir::RunDir;
 
 /// What `resume` found.
@@ -57,6 +58,8 @@ pub fn resume(existing: &Existing, profile: Option<Profile>) -> Result<Resumed, 
     let strays: Vec<JobId> =
         living(&existing.run, &existing.record.run_id)?.iter().map(|job| job.id).collect();
     Slurm.cancel(&strays)?;
+    // Whoever asks for the run again has mended what kept an engine from staying up.
+    last_looks::forget_failed(&existing.run)?;
     let mut place = same_place(existing.run.path(), &existing.record.run_id, last)?;
     let profile = match profile {
         Some(profile) => {
@@ -136,11 +139,13 @@ pub(super) fn submit_rest(
     let jobs = Jobs::new(&build, quantize_plan);
     let graph = crate::release::graph::build(&build, &jobs);
     let ledger = Ledger::open(&run.ledger())?;
+    // Reads the candidate, which may take longer than a lease holds.
+    let standing = Standing::of(&graph, &ledger, &|_| false)?;
     let key = key(&existing.record.run_id, which.number);
     if let Claim::Busy(owner) = ledger.claim_again(&key, UNIT)? {
         return Err(busy(&owner));
     }
-    let submitted = submit_planned(existing, profile, place, which, &graph, &ledger);
+    let submitted = submit_planned(existing, profile, place, which, (&graph, &standing));
     let noted = match &submitted {
         Ok(record) => ledger.finish(
             &key,
@@ -201,12 +206,11 @@ fn submit_planned(
     profile: &Profile,
     place: &Place,
     which: Which,
-    graph: &Graph<'_>,
-    ledger: &Ledger,
+    (graph, standing): (&Graph<'_>, &Standing),
 ) -> Result<SubmissionRecord, Failure> {
     let dir = SlurmDir::of(&existing.run);
     let mut planned = plan(graph, &existing.inputs, profile, place);
-    let left = unfinished(&planned, &Standing::of(graph, ledger, &|_| false)?);
+    let left = unfinished(&planned, standing);
     let mut record = SubmissionRecord {
         number: which.number,
         submitted_at: clock::now_iso8601(),

@@ -14,7 +14,7 @@ use crate::record::{Classified, FailureClass};
 
 /// How long the requests that are scored together take, about: between two parts a signal is noticed, and what a job has
 /// scored is saved well within the minute that Slurm may give it.
-const PART: Duration = Duration::from_secs(5);
+const PART: Duration = Duration::from_secs(15);
 
 /// Requests that are scored together before it is known how long they take.
 const FIRST_PART: usize = 4;
@@ -133,7 +133,7 @@ mod tests {
             scorer.at_once.load(Ordering::Relaxed)
         };
         for (count, seconds, size) in
-            [(64, 0.0, 256), (64, 5.0, 64), (64, 50.0, 6), (1, 100.0, 1), (3, 0.1, 12)]
+            [(64, 0.0, 256), (64, 15.0, 64), (64, 150.0, 6), (1, 100.0, 1), (3, 0.1, 12)]
         {
             assert_eq!(next(count, seconds), size, "{count} requests in {seconds} s");
         }

@@ -89,7 +89,9 @@ fn logprobs_of_transformers() {
         let activations =
             quantized.is_some_and(|q| q.groups.iter().any(|g| g.scheme.input_activations.is_some()));
         assert!((nll - reference).abs() < if activations { 0.06 } else { 1e-3 });
-        assert!(activations || worst < 2e-4, "{worst}");
+        // Two roundings of an ill-conditioned position lie on both sides of its value.
+        let own: f32 = metadata["own_error"].parse().unwrap();
+        assert!(activations || worst < 2e-4f32.max(3.0 * own), "{worst}, transformers' own {own}");
     }
 }
 

@@ -1,13 +1,10 @@
 //! Matrix products: cuBLASLt's in every kind, and weight-only layers over packed weights.
 
 use day0::device::cuda::{CudaError, DeviceBuffer, Operand, Product, ProductKind, Products, Stream};
-use day0::ops::cuda::{Act, Columns, DeviceWeight, linear_quantized, scale_product};
-use day0::ops::dequantize::Global;
-use day0::ops::float_dtype::FloatDtype;
-use day0::ops::weight_layout::ScaleKind;
+use day0::ops::cuda::{Act, Columns, linear_quantized, scale_product};
 
 use super::measure::Bench;
-use super::weights::{layouts, scales};
+use super::weights::{layouts, scales, weight};
 
 /// The rate of bf16 products of random numbers, with which everything is compared, then the other kinds.
 pub fn run(bench: &mut Bench) -> Result<(), CudaError> {
@@ -60,15 +57,7 @@ fn packed(bench: &Bench) -> Result<(), CudaError> {
         }
         let (bytes, (scale_bytes, _)) = (layout.codes(shape).num_bytes() as usize, scales(&layout, shape));
         let (codes, scales) = (bench.codes(bytes)?, bench.bf16(scale_bytes)?);
-        let weight = DeviceWeight {
-            coding: layout.coding(FloatDtype::Bf16),
-            shape,
-            block: layout.block(shape),
-            global: (layout.scale == ScaleKind::E4m3UnderGlobal).then_some(Global::Divisor(1.0)),
-            codes: &codes,
-            scales: &scales,
-            zero_points: None,
-        };
+        let weight = weight(&layout, shape, (&codes, &scales, None));
         for rows in [1, 64, bench.size(4096, 70)] {
             let (x, y) = (bench.bf16(rows * shape[1])?, bench.room(2 * rows * shape[0])?);
             let at = Operand::from(&y);

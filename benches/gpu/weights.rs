@@ -1,7 +1,7 @@
 //! Weights: amax, quantization and packing of every scheme, and back.
 
 use day0::checkpoint::quant_args::{Dynamic, Format, Observer, QuantType, QuantizationArgs, Strategy};
-use day0::device::cuda::CudaError;
+use day0::device::cuda::{CudaError, DeviceBuffer};
 use day0::ops::cuda::{Act, CudaQuantizer, DeviceWeight, dequantize, launch_amax};
 use day0::ops::dequantize::Global;
 use day0::ops::float_dtype::FloatDtype;
@@ -53,6 +53,23 @@ pub fn scales(layout: &WeightLayout, shape: [usize; 2]) -> (usize, usize) {
     (count * if layout.scale == ScaleKind::Float { 2 } else { 1 }, count)
 }
 
+/// A weight of codes, scales and zero points that stand for nothing.
+pub fn weight<'a>(
+    layout: &WeightLayout,
+    shape: [usize; 2],
+    (codes, scales, zero_points): (&'a DeviceBuffer, &'a DeviceBuffer, Option<&'a DeviceBuffer>),
+) -> DeviceWeight<'a> {
+    DeviceWeight {
+        coding: layout.coding(FloatDtype::Bf16),
+        shape,
+        block: layout.block(shape),
+        global: (layout.scale == ScaleKind::E4m3UnderGlobal).then_some(Global::Divisor(1.0)),
+        codes,
+        scales,
+        zero_points,
+    }
+}
+
 pub fn run(bench: &Bench) -> Result<(), CudaError> {
     // 1 GiB of bf16.
     let shape = [bench.size(1 << 15, 256), bench.size(1 << 14, 256)];
@@ -78,15 +95,7 @@ pub fn run(bench: &Bench) -> Result<(), CudaError> {
             (layout.codes(shape).num_bytes() as usize, scales(&layout, shape));
         let (codes, scales, zero_points) =
             (bench.codes(bytes)?, bench.bf16(scale_bytes)?, bench.room(groups)?);
-        let weight = DeviceWeight {
-            coding: layout.coding(FloatDtype::Bf16),
-            shape,
-            block: layout.block(shape),
-            global: (layout.scale == ScaleKind::E4m3UnderGlobal).then_some(Global::Divisor(1.0)),
-            codes: &codes,
-            scales: &scales,
-            zero_points: Some(&zero_points),
-        };
+        let weight = weight(&layout, shape, (&codes, &scales, Some(&zero_points)));
         bench.bytes(&format!("dequantize {name}"), bytes + scale_bytes + 2 * count, &|stream| {
             // SAFETY: as above.
             unsafe { dequantize(stream, Act::Bf16, &weight, 0..shape[0], (&x).into()) }

@@ -18,7 +18,7 @@ use crate::eval::endpoint::{ApiKey, EndpointOptions, EndpointScorer};
 use crate::eval::local::LocalScorer;
 use crate::eval::probe::{self, ProbeTarget};
 use crate::eval::{self, EvalOptions, OutputInfo, PreparedTask, Scorer};
-use crate::exec::{Graph, Ledger, LocalExecutor, Share};
+use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::gate;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::kernel_path::ComputeDtype;
@@ -181,13 +181,7 @@ fn execute(job: &EvalJob<'_>) -> Result<(), Failure> {
         graph.add(job.wave_node(wave, Vec::new(), false));
     }
     graph.add(job.merge_node("eval".to_owned(), job.wave_names()));
-    let executor = LocalExecutor {
-        ledger: &ledger,
-        shared: None,
-        retries_per_stage: 1,
-        observer: &|_, _| (),
-        share: Share::Whole,
-    };
+    let executor = LocalExecutor { retries_per_stage: 1, ..LocalExecutor::new(&ledger) };
     super::run_graph(&executor, &graph).map(|_| ())
 }
 

@@ -15,7 +15,7 @@ use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::quant_args::Dialect;
 use crate::checkpoint::{Checkpoint, source};
 use crate::device::cuda::DeviceChoice;
-use crate::exec::{Graph, Ledger, LocalExecutor, Share};
+use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::quantize::preflight::{self, PreflightOptions};
 use crate::quantize::{Arithmetic, Gpus, QuantizePlan};
 use crate::recipe::{self, Recipe};
@@ -319,13 +319,7 @@ fn execute(job: &QuantizeJob<'_>, ledger_path: &Path) -> Result<Vec<QuantizeReco
     let ledger = Ledger::open(ledger_path)?.without_sync();
     let mut graph = Graph::default();
     quantize_units::add_quantize(&mut graph, job);
-    let executor = LocalExecutor {
-        ledger: &ledger,
-        shared: None,
-        retries_per_stage: 0,
-        observer: &|_, _| (),
-        share: Share::Whole,
-    };
+    let executor = LocalExecutor::new(&ledger);
     let summary = super::run_graph(&executor, &graph)?;
     let records: Option<Vec<QuantizeRecord>> =
         (0..job.outputs.len()).map(|i| summary.output(&quantize_units::finish_name(i))).collect();

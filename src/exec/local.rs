@@ -131,7 +131,12 @@ impl Executor for LocalExecutor<'_> {
     }
 }
 
-impl LocalExecutor<'_> {
+impl<'a> LocalExecutor<'a> {
+    /// Runs the whole graph on this ledger alone, without a second try, and tells nobody.
+    pub fn new(ledger: &'a Ledger) -> Self {
+        Self { ledger, shared: None, retries_per_stage: 0, observer: &|_, _| (), share: Share::Whole }
+    }
+
     fn run_node(
         &self,
         node: &Node<'_>,
@@ -279,13 +284,7 @@ mod tests {
         graph.add(node("b", &["a"], &runs, ok));
         for (run, reused) in [("one", 0), ("one", 0), ("two", 2)] {
             let ledger = Ledger::open(&dir.path().join(run)).unwrap();
-            let executor = LocalExecutor {
-                ledger: &ledger,
-                shared: Some(&shared),
-                retries_per_stage: 0,
-                observer: &|_, _| (),
-                share: Share::Whole,
-            };
+            let executor = LocalExecutor { shared: Some(&shared), ..LocalExecutor::new(&ledger) };
             let summary = executor.run(&graph).unwrap();
             assert_eq!(summary.outputs.len(), 2);
             assert_eq!(summary.reused.len(), reused);
@@ -302,13 +301,7 @@ mod tests {
         graph.add(node("next", &["gate"], &runs, ok));
         graph.add(Node { always: true, ..node("closeout", &[], &runs, ok) });
         let ledger = Ledger::open(&dir.path().join("l")).unwrap();
-        let executor = LocalExecutor {
-            ledger: &ledger,
-            shared: None,
-            retries_per_stage: 0,
-            observer: &|_, _| (),
-            share: Share::Whole,
-        };
+        let executor = LocalExecutor::new(&ledger);
         let summary = executor.run(&graph).unwrap();
         assert_eq!(summary.skipped, ["next"]);
         assert_eq!(summary.outputs.len(), 2);
@@ -330,13 +323,7 @@ mod tests {
         let run = |names: &[&str]| {
             let part: BTreeSet<String> = names.iter().map(|n| (*n).to_owned()).collect();
             let ledger = Ledger::open(&dir.path().join("l")).unwrap();
-            let executor = LocalExecutor {
-                ledger: &ledger,
-                shared: None,
-                retries_per_stage: 0,
-                observer: &|_, _| (),
-                share: Share::Part(&part),
-            };
+            let executor = LocalExecutor { share: Share::Part(&part), ..LocalExecutor::new(&ledger) };
             executor.run(&graph).unwrap()
         };
         assert_eq!(run(&["end"]).skipped, ["end"], "what others have not done yet cannot be used");
@@ -379,13 +366,7 @@ mod tests {
                 let name = index.to_string();
                 graph.add(Node { name, stage: "test", after, always: false, shared: false, cost: 0, unit });
             }
-            let executor = LocalExecutor {
-                ledger: &ledger,
-                shared: None,
-                retries_per_stage: 0,
-                observer: &|_, _| (),
-                share: Share::Whole,
-            };
+            let executor = LocalExecutor::new(&ledger);
             assert!(executor.run(&graph).unwrap().failure.is_none());
         };
         run(true, 7);
@@ -408,13 +389,7 @@ mod tests {
             let mut graph = Graph::default();
             graph.add(node("a", &[], &runs, move |n| if n < faults { fault() } else { Output::of(&1) }));
             let ledger = Ledger::open(&dir.path().join(format!("{budget}-{faults}"))).unwrap();
-            let executor = LocalExecutor {
-                ledger: &ledger,
-                shared: None,
-                retries_per_stage: budget,
-                observer: &|_, _| (),
-                share: Share::Whole,
-            };
+            let executor = LocalExecutor { retries_per_stage: budget, ..LocalExecutor::new(&ledger) };
             assert_eq!(executor.run(&graph).unwrap().failure.is_none(), succeeds);
         }
     }

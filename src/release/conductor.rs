@@ -216,11 +216,11 @@ pub(super) fn execute<'a>(
     let shared = Ledger::open(&build.inputs.cache.join(format!("baseline/{baseline}.jsonl")))?;
     let lines = StageLines::new(build, say);
     let executor = LocalExecutor {
-        ledger: &ledger,
         shared: Some(&shared),
         retries_per_stage: RETRIES_PER_STAGE,
         observer: &|node, done| lines.done(node, done),
         share,
+        ..LocalExecutor::new(&ledger)
     };
     executor.run(graph)
 }
@@ -228,12 +228,6 @@ pub(super) fn execute<'a>(
 /// What the ledger says of a graph, without running anything.
 pub(super) fn look(graph: &Graph<'_>, ledger: &Ledger) -> Result<RunSummary, Failure> {
     let nothing = BTreeSet::new();
-    let executor = LocalExecutor {
-        ledger,
-        shared: None,
-        retries_per_stage: 0,
-        observer: &|_, _| (),
-        share: Share::Part(&nothing),
-    };
+    let executor = LocalExecutor { share: Share::Part(&nothing), ..LocalExecutor::new(ledger) };
     executor.run(graph)
 }

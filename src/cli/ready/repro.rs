@@ -12,7 +12,7 @@ use crate::base::units::human_seconds;
 use crate::base::{atomic, env_vars, json};
 use crate::checkpoint::{Checkpoint, source};
 use crate::cli::{Settings, output};
-use crate::exec::{Graph, Ledger, LocalExecutor, Share};
+use crate::exec::{Graph, Ledger, LocalExecutor};
 use crate::gate;
 use crate::ops::kernel_path::ComputeDtype;
 use crate::quantize::calibration::CalibrationConfig;
@@ -162,13 +162,7 @@ fn measure(arguments: &MeasureArgs, settings: &Settings) -> Result<u8, Failure> 
         provenance,
     };
     let ledger = Ledger::open(&arguments.out.join("ledger.jsonl"))?;
-    let executor = LocalExecutor {
-        ledger: &ledger,
-        shared: None,
-        retries_per_stage: 1,
-        observer: &|_, _| (),
-        share: Share::Whole,
-    };
+    let executor = LocalExecutor { retries_per_stage: 1, ..LocalExecutor::new(&ledger) };
     let summary = crate::cli::run_graph(&executor, &measure.graph())?;
     let runs = measure.record(&summary)?;
     let path = arguments.out.join(SEED_RUNS);
@@ -224,13 +218,7 @@ fn quantize(recipe: &str, target: &Path, out: &Path, settings: &Settings) -> Res
     let mut graph = Graph::default();
     quantize_units::add_quantize(&mut graph, &job);
     let ledger = Ledger::open(&out.join("ledger.jsonl"))?;
-    let executor = LocalExecutor {
-        ledger: &ledger,
-        shared: None,
-        retries_per_stage: 1,
-        observer: &|_, _| (),
-        share: Share::Whole,
-    };
+    let executor = LocalExecutor { retries_per_stage: 1, ..LocalExecutor::new(&ledger) };
     crate::cli::run_graph(&executor, &graph).map(|_| ())
 }
 

@@ -132,13 +132,7 @@ mod tests {
 
     fn run(graph: &Graph<'_>, ledger: &Ledger, nodes: &[&str]) {
         let nodes: BTreeSet<String> = nodes.iter().map(|name| (*name).to_owned()).collect();
-        let executor = LocalExecutor {
-            ledger,
-            shared: None,
-            retries_per_stage: 0,
-            observer: &|_, _| (),
-            share: Share::Part(&nodes),
-        };
+        let executor = LocalExecutor { share: Share::Part(&nodes), ..LocalExecutor::new(ledger) };
         assert!(executor.run(graph).unwrap().failure.is_none());
     }
 
